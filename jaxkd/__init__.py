@@ -1,0 +1,35 @@
+"""jaxkd: knowledge distillation in JAX, with a temperature that nobody has to tune.
+
+The losses, temperatures and logit functions need jax alone.  Everything else (`models`, `methods`, `data`,
+`teachers`, `report`, `train`, `distill`) is imported when first used, and needs the `train` extra.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from jaxkd import losses, temperature
+from jaxkd.logits import pearson, standardize
+
+__version__ = "0.1.0"
+
+_MODULES = ("data", "methods", "models", "report", "teachers", "training")
+_FUNCTIONS = {"distill": "jaxkd.training", "train": "jaxkd.training"}
+
+__all__ = [  # noqa: RUF022 - the light part first
+    "losses", "pearson", "standardize", "temperature",
+    "data", "distill", "methods", "models", "report", "teachers", "train", "training",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"jaxkd.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    raise AttributeError(f"module 'jaxkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
