@@ -1,0 +1,23 @@
+"""What to say when a part of jaxkd is used whose dependencies are not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+
+DISTRIBUTION = "jaxkd-distillation"
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raises ImportError, with the command to type, if one of `modules` is not installed.
+
+    >>> require("train", "jax")
+    >>> require("train", "no_such_module")
+    Traceback (most recent call last):
+    ...
+    ImportError: this part of jaxkd needs no_such_module; type: pip install 'jaxkd-distillation[train]'
+    """
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    if absent:
+        raise ImportError(
+            f"this part of jaxkd needs {', '.join(absent)}; type: pip install '{DISTRIBUTION}[{extra}]'"
+        )

@@ -1,0 +1,15 @@
+"""Student and teacher networks in Flax Linen, created by name.
+
+Images come in as normalised floats, NHWC; an `Outputs` with logits and named features comes out.  Modules
+carry the names that the PyTorch code of the field gives them (`layer1.0.conv1` is `layer1_0/conv1`), so
+that weights can be exchanged by one rule (`jaxkd.models.torch_names`).
+"""
+
+from jaxkd._extras import require
+
+require("train", "flax")
+
+from jaxkd.models.layers import Outputs  # noqa: E402
+from jaxkd.models.registry import create, initialize, names  # noqa: E402
+
+__all__ = ["Outputs", "create", "initialize", "names"]
