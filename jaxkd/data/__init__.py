@@ -1,0 +1,14 @@
+"""Where images come from, in which order, and which view of each one an epoch sees.
+
+Images are uint8 NHWC from disk to device; they become floats inside the training step.
+"""
+
+from jaxkd._extras import require
+
+require("train", "sklearn", "tensorflow_datasets")
+
+from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names  # noqa: E402
+from jaxkd.data.order import epoch_order  # noqa: E402
+from jaxkd.data.views import View, normalize, view_images  # noqa: E402
+
+__all__ = ["Dataset", "Split", "View", "epoch_order", "from_arrays", "load", "names", "normalize", "view_images"]

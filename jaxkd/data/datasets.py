@@ -1,0 +1,216 @@
+"""Data sets by name: digits (shipped with scikit-learn), CIFAR through TFDS, or any arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxkd.data.tfds_source import read_tfds
+from jaxkd.data.views import View
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images, uint8 `[N, H, W, C]`, and their labels, int32 `[N]`; an example's id is its index."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8 [N, H, W, C], got {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.shape != self.images.shape[:1] or not np.issubdtype(self.labels.dtype, np.integer):
+            raise ValueError(
+                f"labels must be integers [{len(self.images)}], one for each image, "
+                f"got {self.labels.dtype} {list(self.labels.shape)}"
+            )
+        if not len(self.labels):
+            raise ValueError("a split must hold at least one example, got none")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set with what training has to know about it.
+
+    Attributes:
+      name: for the record.
+      splits: "train" and "test" (only those that were asked for).
+      num_classes: how many labels there are, from 0.
+      mean: of each channel, of pixels in [0, 1].
+      std: of each channel, likewise.
+      view: what training does to its images unless told otherwise.
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    view: View
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"{self.name}: labels of split {name!r} reach from {low} to {high}, "
+                    f"but num_classes={self.num_classes} admits 0 to {self.num_classes - 1}"
+                )
+            channels = split.images.shape[-1]
+            if not len(self.mean) == len(self.std) == channels:
+                raise ValueError(
+                    f"{self.name}: mean and std need one value for each of {channels} channels, "
+                    f"got {self.mean} and {self.std}"
+                )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        height, width, channels = next(iter(self.splits.values())).images.shape[1:]
+        return height, width, channels
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of every pixel and label, to tell one data set from another."""
+        sha = hashlib.sha256()
+        for name in sorted(self.splits):
+            sha.update(name.encode())
+            sha.update(np.ascontiguousarray(self.splits[name].images))
+            sha.update(np.ascontiguousarray(self.splits[name].labels, np.int64))
+        return sha.hexdigest()[:16]
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` knows, besides paths of `.npz` files."""
+    return tuple(_LOADERS)
+
+
+def load(
+    name: str, *, data_dir: str | Path | None = None, splits: Sequence[str] = ("train", "test")
+) -> Dataset:
+    """Loads a data set.
+
+    Args:
+      name: "digits" (needs no file and no network), "cifar10", "cifar100", or the path of an `.npz` file with
+        the arrays `train_images`, `train_labels`, `test_images` and `test_labels`.
+      data_dir: for CIFAR, the TFDS folder; by default TFDS's own (`~/tensorflow_datasets`).
+      splits: which splits to read.
+
+    Returns:
+      The data set, in memory.
+
+    Raises:
+      ValueError: the name is unknown, or the arrays do not fit.
+      FileNotFoundError: the data are not there and could not be downloaded.
+
+    >>> from jaxkd import data
+    >>> digits = data.load("digits")
+    >>> len(digits.splits["train"]), len(digits.splits["test"]), digits.image_shape, digits.num_classes
+    (1437, 360, (8, 8, 1), 10)
+    """
+    if name in _LOADERS:
+        return _LOADERS[name](data_dir, splits)
+    if Path(name).suffix == ".npz":
+        return _load_npz(Path(name), splits)
+    raise ValueError(f'unknown data set "{name}". Accepted: {", ".join(_LOADERS)}, or the path of an .npz file')
+
+
+def from_arrays(
+    train: tuple[np.ndarray, np.ndarray] | None,
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    view: View | None = None,
+    name: str = "arrays",
+) -> Dataset:
+    """Makes a data set of arrays.
+
+    Args:
+      train: images, uint8 `[N, H, W, C]`, and labels `[N]`; None if only evaluation is wanted.
+      test: the same for the test split.
+      num_classes: by default the largest label plus one.
+      mean: of each channel of pixels in [0, 1]; by default that of the training images.
+      std: likewise.
+      view: what training does to the images; by default nothing.
+      name: for the record.
+
+    >>> import numpy as np
+    >>> from jaxkd import data
+    >>> images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 1])
+    >>> data.from_arrays((images, labels), (images, labels), mean=(0.5,) * 3, std=(0.2,) * 3).num_classes
+    3
+    """
+    pairs = {"test": test} if train is None else {"train": train, "test": test}
+    splits = {key: Split(np.asarray(x), np.asarray(y)) for key, (x, y) in pairs.items()}
+    measured = next(iter(splits.values())).images
+    return Dataset(
+        name=name,
+        splits=splits,
+        num_classes=num_classes or 1 + max(int(split.labels.max()) for split in splits.values()),
+        mean=_channels(measured.mean((0, 1, 2)) / 255) if mean is None else tuple(mean),
+        std=_channels(np.maximum(measured.std((0, 1, 2)), 1) / 255) if std is None else tuple(std),
+        view=view or View(padding=0, flip=False),
+    )
+
+
+def _channels(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(round(float(value), 4) for value in values)
+
+
+def _load_npz(path: Path, splits: Sequence[str]) -> Dataset:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; name an .npz file that exists, or one of {', '.join(names())}")
+    with np.load(path, allow_pickle=False) as arrays:
+        wanted = [f"{split}_{what}" for split in splits for what in ("images", "labels")]
+        if missing := [key for key in wanted if key not in arrays]:
+            raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
+        pairs = {split: (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in splits}
+    return from_arrays(pairs.get("train"), pairs["test"], name=path.name)
+
+
+def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:
+    """The 1,797 handwritten digits of scikit-learn; in the order of the source, the last fifth is the test set."""
+    import sklearn.datasets
+
+    bunch = sklearn.datasets.load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    cut = len(images) * 4 // 5
+    parts = {"train": Split(images[:cut], labels[:cut]), "test": Split(images[cut:], labels[cut:])}
+    # A mirrored digit is another sign, and four of eight pixels are too many to lose.
+    view = View(padding=1, flip=False)
+    return Dataset("digits", {name: parts[name] for name in splits}, 10, (0.3054,), (0.3753,), view)
+
+
+def _load_cifar(
+    name: str,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    data_dir: str | Path | None,
+    splits: Sequence[str],
+) -> Dataset:
+    parts = {split: Split(*read_tfds(name, split, data_dir)) for split in splits}
+    return Dataset(name, parts, num_classes, mean, std, View(padding=4, flip=True))
+
+
+_LOADERS: dict[str, Callable[[str | Path | None, Sequence[str]], Dataset]] = {
+    "digits": _load_digits,
+    "cifar10": functools.partial(_load_cifar, "cifar10", 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    # The constants of the distillation literature's code.
+    "cifar100": functools.partial(
+        _load_cifar, "cifar100", 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    ),
+}

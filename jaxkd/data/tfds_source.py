@@ -1,0 +1,90 @@
+"""Reads prepared TensorFlow Datasets folders without TensorFlow, and prepares them with it.
+
+Decoding CIFAR's 60,000 PNGs takes half a minute, so the decoded arrays are kept in a cache folder
+(`$XDG_CACHE_HOME/jaxkd`, by default `~/.cache/jaxkd`), under a name that changes with the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxkd._extras import DISTRIBUTION
+
+
+def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Reads one split of a TFDS image classification set.
+
+    Args:
+      name: the builder's name, such as "cifar100".
+      split: "train" or "test".
+      data_dir: the folder that holds the folder `name`; None for TFDS's own.
+
+    Returns:
+      Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`.
+
+    Raises:
+      FileNotFoundError: nothing is prepared there and it cannot be downloaded; the message says what to do.
+    """
+    # TFDS logs, through absl, that it would decode faster with OpenCV.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    folder = Path(builder.data_path)
+    shards = sorted(folder.glob(f"{name}-{split}.array_record-*"))
+    if not shards:
+        _prepare(builder, name, split, folder)
+        shards = sorted(folder.glob(f"{name}-{split}.array_record-*"))
+
+    cache = _cache_file(name, split, shards)
+    if cache.is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError), np.load(cache) as arrays:
+            return arrays["images"], arrays["labels"]
+    source = builder.as_data_source(split)
+    images = np.empty((len(source), *source[0]["image"].shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for index in range(len(source)):
+        example = source[index]
+        images[index], labels[index] = example["image"], example["label"]
+    _keep(cache, images=images, labels=labels)
+    return images, labels
+
+
+def _prepare(builder, name: str, split: str, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    absent = f"no split {split!r} of {name} in {folder} (looked for {name}-{split}.array_record-*)"
+    remedy = "Pass --data-dir (data_dir=) the folder that holds a prepared one in array_record format"
+    if importlib.util.find_spec("tensorflow") is None:
+        raise FileNotFoundError(
+            f"{absent}. {remedy}, or let TFDS download it: pip install '{DISTRIBUTION}[download]'"
+        )
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{absent}, and downloading it failed ({type(error).__name__}: {error}). {remedy}, "
+            "or try again where there is a network"
+        ) from error
+
+
+def _cache_file(name: str, split: str, shards: list[Path]) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    facts = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return root / "jaxkd" / "data" / f"{name}-{split}-{digest}.npz"
+
+
+def _keep(cache: Path, **arrays: np.ndarray) -> None:
+    """Writes the cache whole or not at all; a cache that cannot be written is done without."""
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, **arrays)
+        Path(file.name).replace(cache)

@@ -1,0 +1,74 @@
+"""The views of an image: crop and flip as a pure function of (seed, epoch, example id).
+
+The same pixels come out on one device or eight, in a first run or a resumed one, alone or in a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What training does to an image: zero padding with a random crop, and a random horizontal flip."""
+
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise ValueError(f"padding must be at least 0 pixels, got {self.padding}")
+
+
+def view_images(
+    images: jax.Array, ids: jax.Array, *, seed: jax.typing.ArrayLike, epoch: jax.typing.ArrayLike, view: View
+) -> jax.Array:
+    """The views of some images in one epoch.
+
+    Args:
+      images: uint8, `[B, H, W, C]`.
+      ids: example ids, int32 `[B]`: an image's view depends on its own id, not on its place in the batch.
+      seed: the run's seed.
+      epoch: the epoch, from 1.
+      view: how far to crop, and whether to flip.
+
+    Returns:
+      uint8, `[B, H, W, C]`; pixels from outside the image are 0 (black), as in torchvision.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import data
+    >>> images = jnp.arange(2 * 3 * 3, dtype=jnp.uint8).reshape(2, 3, 3, 1)
+    >>> two = data.view_images(images, jnp.array([7, 9]), seed=0, epoch=1, view=data.View(padding=1))
+    >>> one = data.view_images(images[1:], jnp.array([9]), seed=0, epoch=1, view=data.View(padding=1))
+    >>> bool((two[1] == one[0]).all())
+    True
+    """
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+
+    def one(image: jax.Array, example_id: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(jax.random.fold_in(key, example_id))
+        if view.padding:
+            pad = view.padding
+            corner = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+            image = jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), image.shape)
+        if view.flip:
+            image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+        return image
+
+    return jax.vmap(one)(images, ids)
+
+
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """`(x / 255 - mean) / std` by channel: uint8 `[B, H, W, C]` to float32.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import data
+    >>> print(data.normalize(jnp.full((1, 1, 1, 1), 255, jnp.uint8), (0.5,), (0.25,)).ravel())
+    [2.]
+    """
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    return images.astype(jnp.float32) * scale - jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)

@@ -1,0 +1,98 @@
+"""Putting the pure steps on devices: pmap, replication, several steps a call, sharing out of batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxkd.training.step import AXIS, Network, Task, eval_step, train_step
+from jaxkd.training.state import TrainState
+
+# In one call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
+# naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
+_STEPS_PER_CALL = {"cpu": 1}
+_STEPS_PER_CALL_ELSEWHERE = 25
+
+
+def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
+    """How many training steps one call makes on these devices."""
+    return _STEPS_PER_CALL.get(devices[0].platform, _STEPS_PER_CALL_ELSEWHERE)
+
+
+def choose_devices(count: int | None) -> list[jax.Device]:
+    """The first `count` local devices; all of them for None.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    devices = jax.local_devices()
+    if count is None:
+        return devices
+    if not 1 <= count <= len(devices):
+        raise ValueError(
+            f"devices must be from 1 to {len(devices)} ({devices[0].platform}) on this machine, got {count}"
+        )
+    return devices[:count]
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Puts a copy of every array on every device."""
+    mesh = Mesh(np.array(devices), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def share(ids: np.ndarray, num_devices: int) -> np.ndarray:
+    """Shares out batches of ids `[..., B]` to devices: `[D, ..., B / D]`.
+
+    Raises:
+      ValueError: the batch size is not a multiple of the number of devices.
+
+    >>> share(np.array([[0, 1, 2, 3]]), 2).tolist()
+    [[[0, 1]], [[2, 3]]]
+    """
+    batch_size = ids.shape[-1]
+    if batch_size % num_devices:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be shared equally by {num_devices} devices; "
+            f"choose a multiple of {num_devices} with --batch-size, or fewer devices with --devices"
+        )
+    parts = ids.reshape(*ids.shape[:-1], num_devices, batch_size // num_devices)
+    return np.moveaxis(parts, -2, 0)
+
+
+def pmapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..., TrainState]:
+    """`train_step` on several devices: `(state, teacher_variables, images, labels, ids) -> state`.
+
+    `ids` is `[D, S, B / D]`: S steps are made in one call.  The state's buffers are donated.
+    """
+
+    def steps(state: TrainState, teacher: Any, images: jax.Array, labels: jax.Array, ids: jax.Array) -> TrainState:
+        step = functools.partial(train_step, task)
+        if ids.shape[0] == 1:
+            return step(state, teacher, images, labels, ids[0])
+        return jax.lax.scan(lambda s, i: (step(s, teacher, images, labels, i), None), state, ids)[0]
+
+    return jax.pmap(
+        steps,
+        axis_name=AXIS,
+        in_axes=(None, None, None, None, 0),
+        out_axes=None,  # type: ignore[arg-type]
+        donate_argnums=0,
+        devices=devices,
+    )
+
+
+def pmapped_eval_step(network: Network, devices: Sequence[jax.Device]) -> Callable[..., dict[str, jax.Array]]:
+    """`eval_step` on several devices: `(variables, images, labels, ids [D, B / D]) -> sums`."""
+    return jax.pmap(
+        functools.partial(eval_step, network),
+        axis_name=AXIS,
+        in_axes=(None, None, None, 0),
+        out_axes=None,  # type: ignore[arg-type]
+        devices=devices,
+    )
