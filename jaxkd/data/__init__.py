@@ -11,4 +11,14 @@ from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names  # noqa
 from jaxkd.data.order import epoch_order  # noqa: E402
 from jaxkd.data.views import View, normalize, view_images  # noqa: E402
 
-__all__ = ["Dataset", "Split", "View", "epoch_order", "from_arrays", "load", "names", "normalize", "view_images"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "View",
+    "epoch_order",
+    "from_arrays",
+    "load",
+    "names",
+    "normalize",
+    "view_images",
+]

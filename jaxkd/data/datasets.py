@@ -85,8 +85,8 @@ class Dataset:
         sha = hashlib.sha256()
         for name in sorted(self.splits):
             sha.update(name.encode())
-            sha.update(np.ascontiguousarray(self.splits[name].images))
-            sha.update(np.ascontiguousarray(self.splits[name].labels, np.int64))
+            sha.update(self.splits[name].images.tobytes())
+            sha.update(self.splits[name].labels.astype(np.int64).tobytes())
         return sha.hexdigest()[:16]
 
 
@@ -122,7 +122,9 @@ def load(
         return _LOADERS[name](data_dir, splits)
     if Path(name).suffix == ".npz":
         return _load_npz(Path(name), splits)
-    raise ValueError(f'unknown data set "{name}". Accepted: {", ".join(_LOADERS)}, or the path of an .npz file')
+    raise ValueError(
+        f'unknown data set "{name}". Accepted: {", ".join(_LOADERS)}, or the path of an .npz file'
+    )
 
 
 def from_arrays(
@@ -171,7 +173,9 @@ def _channels(values: np.ndarray) -> tuple[float, ...]:
 
 def _load_npz(path: Path, splits: Sequence[str]) -> Dataset:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; name an .npz file that exists, or one of {', '.join(names())}")
+        raise FileNotFoundError(
+            f"no file {path}; name an .npz file that exists, or one of {', '.join(names())}"
+        )
     with np.load(path, allow_pickle=False) as arrays:
         wanted = [f"{split}_{what}" for split in splits for what in ("images", "labels")]
         if missing := [key for key in wanted if key not in arrays]:
@@ -181,7 +185,7 @@ def _load_npz(path: Path, splits: Sequence[str]) -> Dataset:
 
 
 def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:
-    """The 1,797 handwritten digits of scikit-learn; in the order of the source, the last fifth is the test set."""
+    """The 1,797 handwritten digits of scikit-learn; the last fifth, in its order, is the test set."""
     import sklearn.datasets
 
     bunch = sklearn.datasets.load_digits()
@@ -194,23 +198,30 @@ def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:
     return Dataset("digits", {name: parts[name] for name in splits}, 10, (0.3054,), (0.3753,), view)
 
 
-def _load_cifar(
-    name: str,
-    num_classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    data_dir: str | Path | None,
-    splits: Sequence[str],
-) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a data set before its images are read."""
+
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    view: View
+
+
+# The constants of the distillation literature's code.
+CIFAR = {
+    "cifar10": Facts(10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), View(padding=4, flip=True)),
+    "cifar100": Facts(100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), View(padding=4, flip=True)),
+}
+
+
+def _load_cifar(name: str, data_dir: str | Path | None, splits: Sequence[str]) -> Dataset:
     parts = {split: Split(*read_tfds(name, split, data_dir)) for split in splits}
-    return Dataset(name, parts, num_classes, mean, std, View(padding=4, flip=True))
+    facts = CIFAR[name]
+    return Dataset(name, parts, facts.num_classes, facts.mean, facts.std, facts.view)
 
 
 _LOADERS: dict[str, Callable[[str | Path | None, Sequence[str]], Dataset]] = {
     "digits": _load_digits,
-    "cifar10": functools.partial(_load_cifar, "cifar10", 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
-    # The constants of the distillation literature's code.
-    "cifar100": functools.partial(
-        _load_cifar, "cifar100", 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-    ),
+    **{name: functools.partial(_load_cifar, name) for name in CIFAR},
 }

@@ -54,7 +54,7 @@ def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.nd
     for index in range(len(source)):
         example = source[index]
         images[index], labels[index] = example["image"], example["label"]
-    _keep(cache, images=images, labels=labels)
+    _keep(cache, images, labels)
     return images, labels
 
 
@@ -81,10 +81,10 @@ def _cache_file(name: str, split: str, shards: list[Path]) -> Path:
     return root / "jaxkd" / "data" / f"{name}-{split}-{digest}.npz"
 
 
-def _keep(cache: Path, **arrays: np.ndarray) -> None:
+def _keep(cache: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Writes the cache whole or not at all; a cache that cannot be written is done without."""
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **arrays)
+            np.savez(file, images=images, labels=labels)
         Path(file.name).replace(cache)

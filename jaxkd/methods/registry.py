@@ -34,7 +34,7 @@ def create(name: str, **options: Any) -> Method:
 
     Args:
       name: one of `names()`.
-      **options: attributes to set instead of the recommended ones: `weight`, `ce_weight`, and the method's own.
+      **options: attributes to set instead of the recommended ones: `weight`, `ce_weight`, the method's own.
 
     Returns:
       A Flax Linen module, called as `method(student, teacher, labels, progress) -> (loss, metrics)`.

@@ -58,9 +58,7 @@ class CifarResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None
-    ) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:
         """Maps normalised images `[B, H, W, C]` to `Outputs`; `where` `[B]` marks the examples that count."""
         conv = functools.partial(
             nn.Conv,

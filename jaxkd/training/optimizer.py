@@ -15,12 +15,10 @@ def learning_rate_schedule(learning_rate: float, num_epochs: int, steps_per_epoc
     >>> [round(float(schedule(epoch * 782)), 6) for epoch in (149, 150, 180, 210)]
     [0.05, 0.005, 0.0005, 5e-05]
     """
-    drops = [round(fraction * num_epochs) * steps_per_epoch for fraction in _MILESTONES]
-    # Milestones of very short runs coincide: each of them still counts.
-    scales: dict[int, float] = {}
-    for drop in drops:
-        scales[drop] = scales.get(drop, 1.0) * 0.1
-    return optax.piecewise_constant_schedule(learning_rate, scales)
+    steps = num_epochs * steps_per_epoch
+    return optax.piecewise_constant_schedule(
+        learning_rate, {round(fraction * steps): 0.1 for fraction in _MILESTONES}
+    )
 
 
 def sgd(schedule: optax.Schedule, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:

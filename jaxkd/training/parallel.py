@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd.training.step import AXIS, Network, Task, eval_step, train_step
 from jaxkd.training.state import TrainState
+from jaxkd.training.step import AXIS, Network, Task, eval_step, train_step
 
 # In one call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
 # naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
@@ -71,7 +71,9 @@ def pmapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..
     `ids` is `[D, S, B / D]`: S steps are made in one call.  The state's buffers are donated.
     """
 
-    def steps(state: TrainState, teacher: Any, images: jax.Array, labels: jax.Array, ids: jax.Array) -> TrainState:
+    def steps(
+        state: TrainState, teacher: Any, images: jax.Array, labels: jax.Array, ids: jax.Array
+    ) -> TrainState:
         step = functools.partial(train_step, task)
         if ids.shape[0] == 1:
             return step(state, teacher, images, labels, ids[0])
@@ -81,7 +83,7 @@ def pmapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..
         steps,
         axis_name=AXIS,
         in_axes=(None, None, None, None, 0),
-        out_axes=None,  # type: ignore[arg-type]
+        out_axes=None,
         donate_argnums=0,
         devices=devices,
     )
@@ -93,6 +95,6 @@ def pmapped_eval_step(network: Network, devices: Sequence[jax.Device]) -> Callab
         functools.partial(eval_step, network),
         axis_name=AXIS,
         in_axes=(None, None, None, 0),
-        out_axes=None,  # type: ignore[arg-type]
+        out_axes=None,
         devices=devices,
     )

@@ -57,7 +57,12 @@ class Task:
 
 
 def train_step(
-    task: Task, state: TrainState, teacher_variables: Any, images: jax.Array, labels: jax.Array, ids: jax.Array
+    task: Task,
+    state: TrainState,
+    teacher_variables: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    ids: jax.Array,
 ) -> TrainState:
     """One update of the student.
 

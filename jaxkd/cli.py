@@ -1,0 +1,149 @@
+"""The command line: one subcommand a job, its options made from the dataclasses of `jaxkd.config`.
+
+Exit codes: 0 done; 1 failed, with a message; 2 the options are wrong; 75 stopped by a signal with a
+checkpoint saved, so that the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from jaxkd import config as configs
+from jaxkd.training.signals import Stopped
+
+EXIT_FAILED = 1
+EXIT_STOPPED = 75
+
+_DESCRIPTION = (
+    "Knowledge distillation in JAX with a temperature that nobody has to tune. Begin with `jaxkd compare`. "
+    "Every run can be stopped with Ctrl-C; the same command goes on where it was."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the arguments ask for, and exits with its code."""
+    try:
+        command = _parse(arguments)
+        _COMMANDS[type(command)](command)
+    except Stopped as stopped:
+        _say(str(stopped))
+        sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        _say("stopped at once; what was saved before remains")
+        sys.exit(EXIT_STOPPED)
+    except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
+        sys.exit(_failed(error))
+
+
+def _parse(arguments: Sequence[str] | None) -> Any:
+    names = {
+        "compare": configs.CompareConfig,
+        "train": configs.TrainConfig,
+        "distill": configs.DistillConfig,
+        "evaluate": configs.EvaluateConfig,
+        "import": configs.ImportConfig,
+        "report": configs.ReportConfig,
+    }
+    commands = tuple(
+        Annotated[config, tyro.conf.subcommand(name, prefix_name=False)] for name, config in names.items()
+    )
+    return tyro.cli(Union[commands], prog="jaxkd", description=_DESCRIPTION, args=arguments)  # type: ignore[call-overload]  # noqa: UP007
+
+
+def _compare(config: configs.CompareConfig) -> None:
+    from jaxkd.compare import compare
+
+    table = compare(config, say=_say)
+    _say(f"\n{table}\ntable and figures: {config.folder / 'report'}")
+
+
+def _train(config: configs.TrainConfig) -> None:
+    from jaxkd.training import train
+
+    train(config, say=_say)
+
+
+def _distill(config: configs.DistillConfig) -> None:
+    from jaxkd.training import distill
+
+    distill(config, say=_say)
+
+
+def _evaluate(config: configs.EvaluateConfig) -> None:
+    from jaxkd import data, teachers
+    from jaxkd.training import evaluate
+
+    teacher = teachers.load(config.teacher)
+    dataset = data.load(
+        config.data or teacher.description.data, data_dir=config.data_dir, splits=(config.split,)
+    )
+    scores = evaluate(
+        teacher, dataset, split=config.split, batch_size=config.batch_size, devices=config.devices
+    )
+    count = len(dataset.splits[config.split])
+    _say(f"{teacher.name} on all {count:,} {config.split} images: {_scores(scores)}")
+
+
+def _import(config: configs.ImportConfig) -> None:
+    from jaxkd import data, teachers
+    from jaxkd.data.datasets import CIFAR
+    from jaxkd.training import evaluate
+
+    known = CIFAR[config.data]
+    mean, std = config.mean or known.mean, config.std or known.std
+    variables = teachers.import_torch(config.file, model=config.model, num_classes=known.num_classes)
+    description = teachers.describe_import(
+        config.file, config.model, known.num_classes, config.data, mean, std
+    )
+    folder = config.out or teachers.zoo() / f"{config.data}-{config.model}"
+    teachers.save(folder, variables, description)
+    _say(f"{config.file} imported as {config.model} into {folder}")
+    try:
+        dataset = data.load(config.data, data_dir=config.data_dir, splits=("test",))
+    except FileNotFoundError as error:
+        _say(f"not evaluated: {error}")
+        return
+    scores = evaluate(teachers.load(folder), dataset)
+    teachers.save(folder, variables, dataclasses.replace(description, test_accuracy=scores["accuracy"]))
+    _say(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
+
+
+def _report(config: configs.ReportConfig) -> None:
+    from jaxkd.report import report
+
+    table = report(config.runs, config.out)
+    _say(f"{table}\ntable and figures: {config.out}")
+
+
+_COMMANDS: dict[type, Callable[[Any], None]] = {
+    configs.CompareConfig: _compare,
+    configs.TrainConfig: _train,
+    configs.DistillConfig: _distill,
+    configs.EvaluateConfig: _evaluate,
+    configs.ImportConfig: _import,
+    configs.ReportConfig: _report,
+}
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return (
+        f"accuracy {scores['accuracy']:.2f} %, top-5 {scores['accuracy_top5']:.2f} %, "
+        f"cross-entropy {scores['ce']:.4f}"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _failed(error: Exception) -> int:
+    if os.environ.get("JAXKD_TRACEBACK"):
+        raise error
+    print(f"jaxkd: {error}\n(JAXKD_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
+    return EXIT_FAILED

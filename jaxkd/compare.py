@@ -1,0 +1,47 @@
+"""The comparison that every distillation paper opens with, as four ordinary runs and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxkd.config import CompareConfig, DistillConfig, TrainConfig
+
+
+def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
+    """Runs a comparison and writes its report.
+
+    Args:
+      config: what to do; the same configuration again goes on where it was stopped.
+      say: where progress goes.
+
+    Returns:
+      The Markdown table.
+    """
+    from jaxkd import data, methods, models, teachers
+    from jaxkd.report import report
+    from jaxkd.training import distill, train
+
+    # Everything that can be wrong with names is told before hours are spent.
+    for model in (config.student, *([] if config.teacher else [config.teacher_model])):
+        models.create(model)
+    for method in config.methods:
+        methods.create(method)
+    if config.teacher:
+        teachers.load(config.teacher)
+    dataset = data.load(config.data, data_dir=config.data_dir)
+    shared = config.shared()
+    runs: list[Path] = []
+
+    teacher = config.teacher
+    if teacher is None:
+        runs.append(config.folder / "teacher")
+        train(TrainConfig(**shared, model=config.teacher_model, run=runs[-1]), dataset, say=say)
+        teacher = str(runs[-1])
+    runs.append(config.folder / "alone")
+    train(TrainConfig(**shared, model=config.student, run=runs[-1]), dataset, say=say)
+    for method in config.methods:
+        runs.append(config.folder / method)
+        run = DistillConfig(**shared, teacher=teacher, student=config.student, method=method, run=runs[-1])
+        distill(run, dataset, say=say)
+    return report(runs, config.folder / "report")

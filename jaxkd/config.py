@@ -1,0 +1,240 @@
+"""The configuration of each command, as typed dataclasses; the command line is made from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxkd._extras import require
+
+require("train", "tyro")
+
+from tyro.conf import Positional  # noqa: E402
+
+# Fields that may differ between a run and its resumption: they do not change what is computed.
+_HARMLESS = frozenset(
+    {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
+     "checkpoint_seconds"}
+)  # fmt: skip
+
+_EPOCHS = {"digits": 30}
+_EPOCHS_ELSEWHERE = 240
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What training on labels and distillation share."""
+
+    data: str = "digits"
+    """Data set: digits (needs no download), cifar10, cifar100, or the path of an .npz file with
+    train_images, train_labels, test_images and test_labels."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets (array_record). Default: TFDS's own, ~/tensorflow_datasets."""
+    epochs: int | None = None
+    """Passes over the training images. The learning-rate schedule is stretched to fit. Default: 240, the
+    literature's; 30 for digits."""
+    batch_size: int = 64
+    """Images a step, over all devices together."""
+    learning_rate: float = 0.05
+    """Of SGD; falls to a tenth after 62.5, 75 and 87.5 percent of the epochs. It is not scaled with the batch
+    size. The literature takes 0.01 for MobileNet and ShuffleNet students."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """Added to the gradient of all parameters, biases and batch norm included."""
+    crop_padding: int | None = None
+    """Pixels of zero padding before the random crop. Default: the data set's (CIFAR 4, digits 1)."""
+    flip: bool | None = None
+    """Whether to mirror images at random. Default: the data set's (CIFAR yes, digits no)."""
+    seed: int = 0
+    """Fixes initialisation, order and views; the same seed gives the same data to every method."""
+    run: Path | None = None
+    """Folder for everything that the run leaves behind. Default: under runs/, named after the options."""
+    devices: int | None = None
+    """How many local devices to use. Default: all."""
+    steps_per_call: int | None = None
+    """Training steps inside one call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
+    eval_batch_size: int = 256
+    """Images a step of evaluation, over all devices together."""
+    log_every: int = 100
+    """Steps between lines in metrics.jsonl."""
+    checkpoint_seconds: float = 60.0
+    """A checkpoint is saved when the last one is older than this, and at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size", "log_every", "steps_per_call", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{_flag(name)} must be at least 1, got {value}")
+        for name in ("momentum", "weight_decay", "seed", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+
+    @property
+    def num_epochs(self) -> int:
+        """`epochs`, or the data set's own number."""
+        return self.epochs or _EPOCHS.get(self.data, _EPOCHS_ELSEWHERE)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide on the result, by name."""
+        fields = {key: value for key, value in self.as_dict().items() if key not in _HARMLESS}
+        return {**fields, "epochs": self.num_epochs}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        fields = dataclasses.asdict(self)
+        return {key: str(value) if isinstance(value, Path) else value for key, value in fields.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Train a network on the labels alone: a teacher, or a student to compare with."""
+
+    model: str = "resnet20"
+    """Architecture: resnet8, 14, 20, 32, 44, 56, 110, resnet8x4 or resnet32x4."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return self.run or Path("runs") / f"{_word(self.data)}-{self.model}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig(RunConfig):
+    """Distil a teacher into a student."""
+
+    teacher: str
+    """The folder of a teacher, or of the run that trained it, or a name in the zoo
+    (~/.cache/jaxkd/teachers)."""
+    student: str = "resnet8"
+    """Architecture of the student."""
+    method: str = "atkd"
+    """kd: fixed temperature 4 on raw logits. lskd: temperature 2 on z-scores. atkd: the adaptive temperature,
+    on z-scores."""
+    temperature: str | None = None
+    """A number, max_logit (the adaptive temperature) or max_logit_teacher. Default: the method's."""
+    standardize: bool | None = None
+    """Whether the softmax sees z-scores of the logits. Default: the method's."""
+    kd_weight: float | None = None
+    """Weight of the distillation loss. Default: the method's (kd 0.9, the others 9)."""
+    ce_weight: float | None = None
+    """Weight of the cross-entropy with the labels. Default: the method's (0.1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("kd_weight", "ce_weight"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        teacher = Path(self.teacher).name
+        name = f"{_word(self.data)}-{teacher}-to-{self.student}-{self.method}-seed{self.seed}"
+        return self.run or Path("runs") / name
+
+    def method_options(self) -> dict[str, Any]:
+        """What was set in place of the method's own values."""
+        options = {
+            "temperature": self.temperature,
+            "standardize": self.standardize,
+            "weight": self.kd_weight,
+            "ce_weight": self.ce_weight,
+        }
+        return {key: value for key, value in options.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig(RunConfig):
+    """Compare: teacher, student alone, distilled with a fixed, and with the adaptive temperature; report.
+
+    Four ordinary runs, one after the other, and a table and figures of them. Without options: the digits that
+    scikit-learn ships, in about two minutes on two CPU cores.
+    """
+
+    teacher: str | None = None
+    """The folder of a pretrained teacher, or a name in the zoo. Default: one is trained first."""
+    teacher_model: str = "resnet20"
+    """Architecture of the teacher, if one is trained."""
+    student: str = "resnet8"
+    """Architecture of the students."""
+    methods: tuple[str, ...] = ("kd", "atkd")
+    """Distillation methods to compare."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods:
+            raise ValueError("--methods must name at least one method")
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs and the report go."""
+        return self.run or Path("runs") / f"compare-{_word(self.data)}-seed{self.seed}"
+
+    def shared(self) -> dict[str, Any]:
+        """The options that every run of the comparison gets."""
+        names = {field.name for field in dataclasses.fields(RunConfig)} - {"run"}
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a trained network on every example of a split."""
+
+    teacher: Positional[str]
+    """The folder of a teacher, or of a run, or a name in the zoo."""
+    data: str | None = None
+    """Data set, as for training. Default: the one that the network was trained on."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets (array_record)."""
+    split: Literal["test", "train"] = "test"
+    """Which examples."""
+    batch_size: int = 256
+    """Images a step, over all devices together."""
+    devices: int | None = None
+    """How many local devices to use. Default: all."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Turn a file of PyTorch weights into a teacher, and evaluate it if the data are at hand.
+
+    Nothing in the file is executed, and PyTorch is not needed.
+    """
+
+    file: Positional[Path]
+    """.pt, .pth, .th, .safetensors or .npz; parameter names of RepDistiller, mdistiller or
+    pytorch-cifar-models."""
+    model: str
+    """Architecture, such as resnet56."""
+    data: Literal["cifar10", "cifar100"] = "cifar100"
+    """The data set that it was trained on."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets (array_record)."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of each channel that its inputs were normalised with. Default: the distillation literature's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of each channel, likewise."""
+    out: Path | None = None
+    """Where to put it. Default: the zoo (~/.cache/jaxkd/teachers), under data and model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """A table and figures of some runs, finished or not."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs, in the order of the table."""
+    out: Path = Path("report")
+    """Folder for report.md and the figures."""
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _word(data: str) -> str:
+    return Path(data).stem

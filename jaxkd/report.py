@@ -1,0 +1,171 @@
+"""From run records to a Markdown table and figures that can go into a paper.
+
+Only the files of runs are read; a run that is still going on is reported as far as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxkd._extras import require
+
+require("train", "matplotlib")
+
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+# Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+
+
+def report(runs: Sequence[str | Path], out: str | Path) -> str:
+    """Writes `report.md`, `accuracy.png` and, if there are any, `temperature.png`.
+
+    Args:
+      runs: folders of runs, in the order of the table.
+      out: the folder for the files; it is made.
+
+    Returns:
+      The Markdown table.
+
+    Raises:
+      ValueError: no run is named.
+      FileNotFoundError: a folder is not a run's.
+    """
+    if not runs:
+        raise ValueError("no run is named; name the folders of one or more runs")
+    records = [_read(Path(run)) for run in runs]
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    text = table(records)
+    figures = ["accuracy.png"]
+    _accuracy(records).savefig(out / figures[0], dpi=160)
+    if any("temperature" in record["result"] for record in records):
+        figures.append("temperature.png")
+        _temperature(records).savefig(out / figures[1], dpi=160)
+    pictures = "\n".join(f"![{Path(name).stem}]({name})" for name in figures)
+    notes = (
+        "Accuracy is top-1 on the whole test split, in percent, after the last epoch; the best epoch, chosen "
+        "on the test split itself, is given for comparison only. Temperature: mean over the last epoch's "
+        "training images, with its 5 and 95 % quantiles. Correlation: of student and teacher logits there. "
+        "images/s: training, without compilation and evaluation."
+    )
+    (out / "report.md").write_text(f"{text}\n{notes}\n\n{pictures}\n")
+    return text
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """The Markdown table of some runs' records."""
+    head = ["run", "model", "method", "epochs", "accuracy", "best", "temperature", "correlation", "images/s"]
+    rows = [head, [":--", ":--", ":--", *["--:"] * (len(head) - 3)], *map(_row, records)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no config.json")
+    config = json.loads((folder / "config.json").read_text())["config"]
+    result_file, metrics = folder / "result.json", folder / "metrics.jsonl"
+    result = json.loads(result_file.read_text()) if result_file.is_file() else {}
+    text = metrics.read_text() if metrics.is_file() else ""
+    # A run that is being written may end in half a line.
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    tests = [line for line in map(json.loads, complete) if line["kind"] == "test"]
+    return {"name": folder.name, "config": config, "result": result, "tests": tests}
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    config, result, tests = record["config"], record["result"], record["tests"]
+    accuracies = [line["accuracy"] for line in tests]
+    epoch = tests[-1]["epoch"] if tests else 0
+    running = "" if result else " (running)"
+    temperature = result.get("temperature")
+    correlation = result.get("correlation")
+    spread = "-"
+    if temperature:
+        spread = f"{temperature['mean']:.2f} ({temperature['p5']:.2f}-{temperature['p95']:.2f})"
+    return [
+        record["name"] + running,
+        config.get("model") or config.get("student", "?"),
+        config.get("method", "labels only"),
+        str(epoch),
+        f"{accuracies[-1]:.2f}" if accuracies else "-",
+        f"{max(accuracies):.2f}" if accuracies else "-",
+        spread,
+        "-" if correlation is None else f"{correlation:.3f}",
+        f"{result['images_per_second']:.0f}" if result else "-",
+    ]
+
+
+def _accuracy(records: Sequence[dict[str, Any]]) -> Figure:
+    figure, axes = _figure()
+    for record, colour in zip(records, _cycle(len(records)), strict=True):
+        epochs = [line["epoch"] for line in record["tests"]]
+        accuracies = [line["accuracy"] for line in record["tests"]]
+        label = f"{record['name']}: {accuracies[-1]:.2f} %" if accuracies else record["name"]
+        axes.plot(epochs, accuracies, color=colour, label=label, marker="o" if len(epochs) < 12 else "")
+    low = min((line["accuracy"] for r in records for line in r["tests"][len(r["tests"]) // 3 :]), default=0.0)
+    high = max((line["accuracy"] for r in records for line in r["tests"]), default=100.0)
+    # The first epochs would squeeze what the figure is for into its upper edge.
+    axes.set_ylim(low - 0.15 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5)
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _temperature(records: Sequence[dict[str, Any]]) -> Figure:
+    figure, axes = _figure()
+    for record, colour in zip(records, _cycle(len(records)), strict=True):
+        temperature = record["result"].get("temperature")
+        if not temperature or not temperature["counts"]:
+            continue
+        label = f"{record['name']}: mean {temperature['mean']:.2f}"
+        if len(temperature["counts"]) == 1:  # a fixed temperature: one line says it
+            axes.axvline(temperature["mean"], color=colour, linestyle="--", label=label)
+            continue
+        edges, counts = _merged(temperature["edges"], temperature["counts"])
+        density = [100 * count / sum(counts) for count in counts]
+        axes.stairs(density, edges, color=colour, fill=True, alpha=0.45, label=label)
+    axes.set(
+        xlabel="temperature",
+        ylabel="share of training images (%)",
+        title="Temperatures in the last epoch",
+    )
+    axes.margins(x=0.05)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _merged(
+    edges: Sequence[float], counts: Sequence[float], most: int = 40
+) -> tuple[list[float], list[float]]:
+    """Joins neighbouring bins until at most `most` are left."""
+    width = -(-len(counts) // most)
+    starts = range(0, len(counts), width)
+    return [*(edges[i] for i in starts), edges[-1]], [sum(counts[i : i + width]) for i in starts]
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]

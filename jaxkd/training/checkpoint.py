@@ -1,0 +1,110 @@
+"""Checkpoints of a run: saved by Orbax, verified on restore; a damaged one is named and skipped."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxkd.storage import tree_digest
+from jaxkd.training.state import TrainState
+
+logger = logging.getLogger("jaxkd")
+
+
+class Checkpoints:
+    """The checkpoints of one run; a step's state is all that is needed to go on from it.
+
+    Arrays are saved as NumPy, so a checkpoint from eight devices restores on one and back.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
+        """Opens `folder`; `identity` is stored with each checkpoint and compared on restore."""
+        # A round trip through JSON, so that tuples compare equal to what comes back.
+        self._identity = json.loads(json.dumps(dict(identity)))
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+        )
+
+    def save(self, state: TrainState) -> int:
+        """Saves a state, unless its step is saved already, and returns its step."""
+        host = jax.device_get(state)
+        step = int(host.step)
+        if step not in self._manager.all_steps():
+            about = {"digest": tree_digest(host), "identity": self._identity}
+            items = ocp.args.Composite(state=ocp.args.StandardSave(host), about=ocp.args.JsonSave(about))
+            self._manager.save(step, args=items)
+        return step
+
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """The newest good state, as NumPy arrays; None if there is none.
+
+        Raises:
+          ValueError: a checkpoint is good, but of another run.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._restore(step, like)
+            except _AnotherRunError as error:
+                raise ValueError(str(error)) from None
+            except Exception as error:
+                logger.warning("skipping checkpoint %s/%d: %s", self._folder, step, _first_line(error))
+                continue
+            return state
+        return None
+
+    def _restore(self, step: int, like: TrainState) -> TrainState:
+        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+        stored = about["identity"]
+        if different := differing_keys(stored, self._identity):
+            raise _AnotherRunError(
+                f"checkpoint {self._folder}/{step} is of another run; {describe_differences(different)}. "
+                "Choose another folder with --run"
+            )
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        state = jax.device_get(self._manager.restore(step, args=arguments).state)
+        if tree_digest(state) != about["digest"]:
+            raise ValueError("its contents do not match its digest")
+        return state
+
+    def latest_step(self) -> int | None:
+        """The newest step that is saved; None if there is none."""
+        return self._manager.latest_step()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+
+class _AnotherRunError(Exception):
+    pass
+
+
+def differing_keys(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two runs differ in: key to (stored, wanted).
+
+    >>> differing_keys({"seed": 0, "epochs": 3}, {"seed": 1, "epochs": 3})
+    {'seed': (0, 1)}
+    """
+    keys = sorted({*stored, *wanted})
+    return {k: (stored.get(k), wanted.get(k)) for k in keys if stored.get(k) != wanted.get(k)}
+
+
+def describe_differences(different: Mapping[str, tuple[Any, Any]]) -> str:
+    """Words for what `differing_keys` found.
+
+    >>> describe_differences({"seed": (0, 1)})
+    'different: seed (there 0, here 1)'
+    """
+    return "different: " + ", ".join(f"{key} (there {a}, here {b})" for key, (a, b) in different.items())
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

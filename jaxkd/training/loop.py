@@ -1,0 +1,332 @@
+"""The loop: the only place in training with side effects.
+
+It reads from top to bottom: restore, train an epoch, evaluate, and so on; data, views and randomness are
+functions of the step, so a state is all that it takes to go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd.data import Dataset, Split, epoch_order
+from jaxkd.data.order import batches
+from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training.parallel import pmapped_eval_step, pmapped_train_step, replicate, share
+from jaxkd.training.record import Record
+from jaxkd.training.signals import Stopped, StopRequest
+from jaxkd.training.state import TEMPERATURE_EDGES, TrainState
+from jaxkd.training.step import Network, Task
+
+Say = Callable[[str], None]
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, or the teacher's output, was NaN or infinite."""
+
+
+class Stopwatch:
+    """Adds up the seconds spent under a few names."""
+
+    def __init__(self) -> None:
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self.images = 0
+
+    def images_per_second(self) -> float:
+        """Of training, compilation and evaluation left out; 0 before anything was timed."""
+        return self.images / self.seconds["train"] if self.seconds["train"] else 0.0
+
+
+class Loop:
+    """One run of a task on a data set.
+
+    Args:
+      task: the run's constants.
+      dataset: with the splits "train" and "test".
+      batch_size: over all devices.
+      eval_batch_size: likewise; rounded up to a multiple of the devices.
+      devices: to train on.
+      steps_per_call: training steps inside one call.
+      log_every: steps between two looks at the device.
+      checkpoint_seconds: the age at which a checkpoint is renewed.
+      record: the run's files.
+      checkpoints: the run's checkpoints.
+      learning_rate: the schedule, for the record.
+      say: where progress goes.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        devices: list[jax.Device],
+        steps_per_call: int,
+        log_every: int,
+        checkpoint_seconds: float,
+        record: Record,
+        checkpoints: Checkpoints,
+        learning_rate: Callable[[int], Any],
+        say: Say,
+    ) -> None:
+        self._task = task
+        self._train_split = dataset.splits["train"]
+        self._batch_size = batch_size
+        self._devices = devices
+        self._steps_per_call = steps_per_call
+        self._log_every = log_every
+        self._checkpoint_seconds = checkpoint_seconds
+        self._record = record
+        self._checkpoints = checkpoints
+        self._learning_rate = learning_rate
+        self._say = say
+        self._stop = StopRequest()
+        self._step_function = pmapped_train_step(task, devices)
+        self._evaluator = Evaluator(task.student, dataset.splits["test"], eval_batch_size, devices)
+        self._compiled = False
+        self.stopwatch = Stopwatch()
+
+    def run(self, state: TrainState, teacher_variables: Any) -> TrainState:
+        """Trains from the newest good checkpoint, or from `state`, to the end.
+
+        Raises:
+          Stopped: a signal came; a checkpoint was saved.
+          NonFiniteError: something was not finite; the last checkpoint is from before that.
+        """
+        restored = self._checkpoints.restore_latest(state)
+        if restored is not None:
+            state = restored
+            self._say(f"resuming at step {int(state.step)} of {self._total_steps}")
+        step = int(state.step)
+        self._record.rewind(step)
+        self._progress = Progress(self._say, self._total_steps, step)
+        self._saved_at = time.monotonic()
+        place = lambda tree: replicate(tree, self._devices)  # noqa: E731
+        state, teacher_variables = place(state), place(teacher_variables)
+        data = place(self._train_split.images), place(self._train_split.labels)
+
+        with self._stop:
+            per_epoch = self._task.steps_per_epoch
+            evaluated = {line["epoch"] for line in self._record.lines("test")}
+            if step and step % per_epoch == 0 and step // per_epoch not in evaluated:
+                self._evaluate(state, step // per_epoch)
+            for epoch in range(step // per_epoch + 1, self._task.num_epochs + 1):
+                state = self._train_epoch(state, teacher_variables, data, epoch)
+                self._evaluate(state, epoch)
+                self._stop_if_asked(state)
+        self._checkpoints.save(state)
+        return jax.device_get(state)
+
+    @property
+    def _total_steps(self) -> int:
+        return self._task.num_epochs * self._task.steps_per_epoch
+
+    def _train_epoch(self, state: TrainState, teacher_variables: Any, data: tuple, epoch: int) -> TrainState:
+        step = int(state.step)
+        order = epoch_order(len(self._train_split), seed=self._task.seed, epoch=epoch)
+        todo = batches(order, self._batch_size)[step - (epoch - 1) * self._task.steps_per_epoch :]
+        for chunk in _chunks(todo, step, self._log_every):
+            for ids in _pieces(chunk, self._steps_per_call):
+                state = self._call(state, teacher_variables, data, ids)
+                if self._stop.signal_name:
+                    break
+            self._look(state, epoch)
+            self._stop_if_asked(state)
+            if time.monotonic() - self._saved_at > self._checkpoint_seconds:
+                self._save(state)
+        return state
+
+    def _call(self, state: TrainState, teacher_variables: Any, data: tuple, ids: np.ndarray) -> TrainState:
+        """Some steps; the first call, which compiles, is timed and looked at apart."""
+        shared = share(ids, len(self._devices))
+        start = time.perf_counter()
+        first = not self._compiled
+        if first:
+            self._say("compiling the training step ...")
+        state = self._step_function(state, teacher_variables, *data, shared)
+        if first:
+            self._compiled = True
+            raise_if_not_finite(jax.device_get(state.tally), self._checkpoints.latest_step())
+            self.stopwatch.seconds["compile"] += time.perf_counter() - start
+            self._say(f"compiled, and made the first step, in {self.stopwatch.seconds['compile']:.1f} s")
+            self._since = time.perf_counter()
+        else:
+            self.stopwatch.images += int((ids >= 0).sum())
+        return state
+
+    def _look(self, state: TrainState, epoch: int) -> None:
+        """Waits for the device, checks and records the epoch's averages so far."""
+        tally = jax.device_get(state.tally)
+        now = time.perf_counter()
+        self.stopwatch.seconds["train"] += now - self._since
+        self._since = now
+        raise_if_not_finite(tally, self._checkpoints.latest_step())
+        step = int(state.step)
+        averages = summarize(tally)
+        self._record.write(
+            "train",
+            step,
+            epoch,
+            **averages,
+            learning_rate=float(self._learning_rate(step - 1)),
+            images_per_second=round(self.stopwatch.images_per_second(), 1),
+        )
+        self._progress.report(
+            f"epoch {epoch}/{self._task.num_epochs}", step, averages, self.stopwatch.images_per_second()
+        )
+
+    def _evaluate(self, state: TrainState, epoch: int) -> None:
+        start = time.perf_counter()
+        variables = {"params": state.params["student"], "batch_stats": state.batch_stats}
+        scores = self._evaluator(variables)
+        self._record.write("test", int(state.step), epoch, **scores)
+        self._progress.evaluated(f"epoch {epoch}/{self._task.num_epochs}", scores)
+        self._since = time.perf_counter()
+        self.stopwatch.seconds["evaluate"] += self._since - start
+
+    def _stop_if_asked(self, state: TrainState) -> None:
+        if self._stop.signal_name and int(state.step) < self._total_steps:
+            self._save(state)
+            raise Stopped(
+                f"stopped by {self._stop.signal_name} after step {int(state.step)} of {self._total_steps}; "
+                f"checkpoint saved in {self._record.folder}; the same command goes on from there"
+            )
+
+    def _save(self, state: TrainState) -> None:
+        self._checkpoints.save(state)
+        self._saved_at = time.monotonic()
+        self._since = time.perf_counter()
+
+
+class Evaluator:
+    """Accuracy and cross-entropy of a network over exactly all examples of a split."""
+
+    def __init__(self, network: Network, split: Split, batch_size: int, devices: list[jax.Device]) -> None:
+        rounded = -(-batch_size // len(devices)) * len(devices)
+        self._batches = [
+            share(ids, len(devices))
+            for ids in batches(np.arange(len(split)), min(rounded, _up(split, devices)))
+        ]
+        self._data = replicate((split.images, split.labels), devices)
+        self._devices = devices
+        self._function = pmapped_eval_step(network, devices)
+
+    def __call__(self, variables: Any) -> dict[str, float]:
+        """Returns accuracy and accuracy_top5 in percent, and the mean cross-entropy in nats."""
+        variables = replicate(variables, self._devices)
+        parts = [self._function(variables, *self._data, ids) for ids in self._batches]
+        # In float64 on the host, once: no round trip for each batch, and exact counts.
+        sums = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
+        return {
+            "accuracy": 100 * sums["correct"] / sums["examples"],
+            "accuracy_top5": 100 * sums["correct_top5"] / sums["examples"],
+            "ce": sums["ce"] / sums["examples"],
+        }
+
+
+class Progress:
+    """Says how far a run is: often in the beginning, then at intervals that grow with the time spent."""
+
+    def __init__(self, say: Say, total_steps: int, first_step: int) -> None:
+        self._say = say
+        self._total, self._first = total_steps, first_step
+        self._start = self._said = time.monotonic()
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._said < max(2.0, (now - self._start) / 40):
+            return False
+        self._said = now
+        return True
+
+    def report(self, where: str, step: int, averages: dict[str, float], rate: float) -> None:
+        """A line on training, if one is due."""
+        if not self._is_due():
+            return
+        spent, done = time.monotonic() - self._start, step - self._first
+        left = spent / max(done, 1) * (self._total - step)
+        words = [where, f"step {step}/{self._total}", f"loss {averages['loss']:.4f}"]
+        words += [f"{name} {averages[name]:.4f}" for name in ("ce", "kd") if name in averages]
+        words += [f"train acc {averages['accuracy']:.2f} %"]
+        if "temperature" in averages:
+            low, high = averages["temperature_p5"], averages["temperature_p95"]
+            words += [f"T {averages['temperature']:.2f} ({low:.2f}-{high:.2f})"]
+        if "correlation" in averages:
+            words += [f"corr {averages['correlation']:.3f}"]
+        self._say("  ".join([*words, f"{rate:.0f} images/s", f"{_duration(left)} left"]))
+
+    def evaluated(self, where: str, scores: dict[str, float]) -> None:
+        """A line on evaluation, if one is due."""
+        if self._is_due():
+            self._say(f"{where}  test acc {scores['accuracy']:.2f} %  test ce {scores['ce']:.4f}")
+
+
+def summarize(tally: dict[str, np.ndarray]) -> dict[str, float]:
+    """The averages of an epoch so far; accuracy in percent, the temperature with its 5 and 95 % quantiles."""
+    count = float(tally["examples"])
+    skipped = ("examples", "correct", "nonfinite_step", "nonfinite_teacher", "temperature_histogram")
+    averages = {name: float(value) / count for name, value in tally.items() if name not in skipped}
+    averages["accuracy"] = 100 * float(tally["correct"]) / count
+    if "temperature_histogram" in tally:
+        for percent in (5, 50, 95):
+            averages[f"temperature_p{percent}"] = quantile(tally["temperature_histogram"], percent / 100)
+    return averages
+
+
+def quantile(histogram: np.ndarray, fraction: float) -> float:
+    """A quantile of the temperatures, read from their histogram (right to the width of a bin, 1 %)."""
+    edges = np.concatenate([TEMPERATURE_EDGES[:1], TEMPERATURE_EDGES, TEMPERATURE_EDGES[-1:]])
+    reached = np.concatenate([[0.0], np.cumsum(histogram)])
+    index = int(np.searchsorted(reached, fraction * reached[-1], side="left"))
+    index = max(index, 1)
+    inside = (fraction * reached[-1] - reached[index - 1]) / max(reached[index] - reached[index - 1], 1e-9)
+    return float(edges[index - 1] + inside * (edges[index] - edges[index - 1]))
+
+
+def raise_if_not_finite(tally: dict[str, np.ndarray], last_good: int | None) -> None:
+    """Raises NonFiniteError, naming step, term and last good checkpoint, if something was not finite."""
+    step = int(tally["nonfinite_step"])
+    if step < 0:
+        return
+    if tally["nonfinite_teacher"]:
+        term = f"the teacher's logits are NaN or infinite for {int(tally['nonfinite_teacher'])} examples"
+        remedy = "check the teacher's weights and its normalisation with `jaxkd evaluate`"
+    else:
+        names = [name for name in ("ce", "kd") if name in tally and not np.isfinite(tally[name])]
+        term = f"the loss is NaN or infinite (term: {', '.join(names) or 'total'})"
+        remedy = "lower --learning-rate"
+    kept = (
+        "there is no checkpoint yet" if last_good is None else f"the last good checkpoint is step {last_good}"
+    )
+    raise NonFiniteError(f"step {step}: {term}; {kept}. To mend it, {remedy}")
+
+
+def _chunks(todo: np.ndarray, step: int, log_every: int) -> Iterator[np.ndarray]:
+    """Cuts an epoch's batches at the multiples of `log_every` steps."""
+    start = 0
+    while start < len(todo):
+        end = min(start + log_every - (step + start) % log_every, len(todo))
+        yield todo[start:end]
+        start = end
+
+
+def _pieces(chunk: np.ndarray, steps_per_call: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(chunk), steps_per_call):
+        yield chunk[start : start + steps_per_call]
+
+
+def _up(split: Split, devices: list[jax.Device]) -> int:
+    """The smallest batch that holds the whole split and can be shared out."""
+    return -(-len(split) // len(devices)) * len(devices)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

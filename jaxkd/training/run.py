@@ -1,0 +1,278 @@
+"""What the commands `train`, `distill` and `evaluate` do: from a configuration to a result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import data, methods, models, teachers
+from jaxkd.config import DistillConfig, RunConfig, TrainConfig
+from jaxkd.methods import Method, Progress
+from jaxkd.models import Outputs
+from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training.loop import Evaluator, Loop, Say, summarize
+from jaxkd.training.optimizer import learning_rate_schedule, sgd
+from jaxkd.training.parallel import choose_devices, default_steps_per_call, share
+from jaxkd.training.record import Record
+from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
+from jaxkd.training.step import AXIS, Network, Task
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def train(config: TrainConfig, dataset: data.Dataset | None = None, *, say: Say = _print) -> dict[str, Any]:
+    """Trains a network on labels alone.
+
+    Args:
+      config: what to do.
+      dataset: instead of loading `config.data`; its digest is part of the run's identity.
+      say: where progress goes, a line at a time.
+
+    Returns:
+      What `result.json` holds; the trained network lies in the run's folder `model`, ready to be a teacher.
+
+    Raises:
+      Stopped: a signal came; a checkpoint was saved, and the same call goes on.
+      ValueError: the configuration contradicts itself, the data, or the run that is there.
+    """
+    return _fit(config, config.model, config.folder, None, None, dataset, say)
+
+
+def distill(
+    config: DistillConfig, dataset: data.Dataset | None = None, *, say: Say = _print
+) -> dict[str, Any]:
+    """Distils a teacher into a student.
+
+    Args and errors are those of `train`; besides, ValueError if the teacher does not fit the data.
+
+    Returns:
+      What `result.json` holds; the student lies in the run's folder `model`.
+    """
+    teacher = teachers.load(config.teacher)
+    method = methods.create(config.method, **config.method_options())
+    return _fit(config, config.student, config.folder, teacher, method, dataset, say)
+
+
+def evaluate(
+    teacher: teachers.Teacher,
+    dataset: data.Dataset,
+    *,
+    split: str = "test",
+    batch_size: int = 256,
+    devices: int | None = None,
+) -> dict[str, float]:
+    """Evaluates a network on exactly all examples of a split.
+
+    Args:
+      teacher: what `teachers.load` returned.
+      dataset: with that split.
+      split: its name.
+      batch_size: over all devices.
+      devices: how many local devices to use; all by default.
+
+    Returns:
+      `accuracy` and `accuracy_top5` in percent, `ce` (cross-entropy) in nats.
+
+    Raises:
+      ValueError: the network does not fit the data.
+    """
+    _require_fit(teacher, dataset)
+    evaluator = Evaluator(_network(teacher), dataset.splits[split], batch_size, choose_devices(devices))
+    return evaluator(teacher.variables)
+
+
+def _fit(
+    config: RunConfig,
+    model_name: str,
+    folder: Path,
+    teacher: teachers.Teacher | None,
+    method: Method | None,
+    dataset: data.Dataset | None,
+    say: Say,
+) -> dict[str, Any]:
+    devices = choose_devices(config.devices)
+    share(np.zeros(config.batch_size, np.int32), len(devices))
+    models.create(model_name)  # an unknown name is told before the data are read
+    dataset = dataset or data.load(config.data, data_dir=config.data_dir)
+    if teacher is not None:
+        _require_fit(teacher, dataset)
+
+    identity = {**config.identity(), "data_digest": dataset.digest}
+    if teacher is not None:
+        identity["teacher_digest"] = teacher.digest
+    record = Record(folder)
+    record.open(config.as_dict(), identity, devices)
+    if (result := record.result()) is not None:
+        say(f"{folder} is done already: last accuracy {result['last_accuracy']:.2f} %")
+        return result
+
+    steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
+    schedule = learning_rate_schedule(config.learning_rate, config.num_epochs, steps_per_epoch)
+    student = models.create(model_name, dataset.num_classes, axis_name=AXIS)
+    own = dataset.view
+    task = Task(
+        student=Network(student, dataset.mean, dataset.std),
+        teacher=_network(teacher) if teacher else None,
+        method=method,
+        optimizer=sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay),
+        view=data.View(
+            own.padding if config.crop_padding is None else config.crop_padding,
+            own.flip if config.flip is None else config.flip,
+        ),
+        seed=config.seed,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    state = initial_state(task, dataset)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
+    learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
+    say(
+        f"{folder}: {model_name} ({parameters:,} parameters){learned_from} on {dataset.name}, "
+        f"{len(dataset.splits['train']):,} images; {config.num_epochs} epochs of {steps_per_epoch} steps, "
+        f"batch {config.batch_size} on {len(devices)} x {devices[0].device_kind}"
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", identity)
+    loop = Loop(
+        task,
+        dataset,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        devices=devices,
+        steps_per_call=config.steps_per_call or default_steps_per_call(devices),
+        log_every=config.log_every,
+        checkpoint_seconds=config.checkpoint_seconds,
+        record=record,
+        checkpoints=checkpoints,
+        learning_rate=schedule,
+        say=say,
+    )
+    try:
+        state = loop.run(state, teacher.variables if teacher else None)
+    finally:
+        checkpoints.close()
+        record.close()
+
+    tests = record.lines("test")
+    best = max(tests, key=lambda line: line["accuracy"])
+    source = (
+        f"distilled from {teacher.name} with {config.identity()['method']}"
+        if teacher
+        else "trained on labels"
+    )
+    teachers.save(
+        folder / "model",
+        {"params": state.params["student"], "batch_stats": state.batch_stats},
+        teachers.Description(
+            model=model_name,
+            num_classes=dataset.num_classes,
+            image_shape=dataset.image_shape,
+            mean=dataset.mean,
+            std=dataset.std,
+            data=dataset.name,
+            test_accuracy=tests[-1]["accuracy"],
+            source=source,
+        ),
+    )
+    result = {
+        "model": model_name,
+        "parameters": parameters,
+        "data": dataset.name,
+        "epochs": config.num_epochs,
+        "seed": config.seed,
+        "last_accuracy": tests[-1]["accuracy"],
+        "best_accuracy": best["accuracy"],
+        "best_epoch": best["epoch"],
+        "last_ce": tests[-1]["ce"],
+        **_method_result(teacher, method, state.tally),
+        "images_per_second": round(loop.stopwatch.images_per_second(), 1),
+        "seconds": {name: round(value, 2) for name, value in loop.stopwatch.seconds.items()},
+    }
+    record.finish(result)
+    last, best_accuracy = result["last_accuracy"], result["best_accuracy"]
+    say(f"{folder}: done, last accuracy {last:.2f} % (best {best_accuracy:.2f} %)")
+    return result
+
+
+def initial_state(task: Task, dataset: data.Dataset) -> TrainState:
+    """The state at step 0: a function of the task's seed."""
+    student = models.initialize(task.student.module, seed=task.seed, image_shape=dataset.image_shape)
+    method_variables: dict[str, Any] = {}
+    metrics: tuple[str, ...] = ()
+    if task.method is not None and task.teacher is not None:
+        images = jnp.zeros((2, *dataset.image_shape), jnp.float32)
+
+        def abstract(module: nn.Module) -> Outputs:
+            return jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), images)[0])
+
+        example = (
+            abstract(task.student.module),
+            abstract(task.teacher.module),
+            jax.ShapeDtypeStruct((2,), jnp.int32),
+            Progress(jnp.ones((), jnp.int32), task.num_epochs),
+        )
+        method_variables = dict(task.method.lazy_init(jax.random.key(task.seed), *example))
+        _, shapes = jax.eval_shape(lambda *args: task.method.apply(method_variables, *args), *example)  # type: ignore[union-attr]
+        metrics = tuple(shapes)
+    params = {"student": student["params"], "method": method_variables.pop("params", {})}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=student["batch_stats"],
+        method_state=method_variables,
+        opt_state=task.optimizer.init(params),
+        tally=empty_tally(metrics),
+    )
+
+
+def _network(teacher: teachers.Teacher) -> Network:
+    return Network(teacher.model, teacher.description.mean, teacher.description.std)
+
+
+def _require_fit(teacher: teachers.Teacher, dataset: data.Dataset) -> None:
+    if teacher.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"teacher {teacher.name} has {teacher.num_classes} classes and {dataset.name} has "
+            f"{dataset.num_classes}; they must be the same: choose a teacher trained on {dataset.name}"
+        )
+    channels = teacher.description.image_shape[-1]
+    if channels != dataset.image_shape[-1]:
+        raise ValueError(
+            f"teacher {teacher.name} takes images with {channels} channels, and those of {dataset.name} have "
+            f"{dataset.image_shape[-1]}; choose a teacher trained on {dataset.name}"
+        )
+
+
+def _method_result(
+    teacher: teachers.Teacher | None, method: Method | None, tally: dict[str, Any]
+) -> dict[str, Any]:
+    """What a result says of the distillation; the temperatures are those of the last epoch's training."""
+    if teacher is None or method is None:
+        return {"method": "labels only"}
+    averages = summarize(tally)
+    about: dict[str, Any] = {
+        "method": type(method).__name__,
+        "teacher": teacher.name,
+        "teacher_model": teacher.description.model,
+        "teacher_accuracy": teacher.description.test_accuracy,
+        "weight": method.weight,
+        "ce_weight": method.ce_weight,
+        "correlation": averages.get("correlation"),
+    }
+    if "temperature" in averages:
+        histogram = tally["temperature_histogram"]
+        used = np.flatnonzero(histogram[1:-1])
+        bins = slice(used[0], used[-1] + 1) if used.size else slice(0, 0)
+        about["temperature"] = {
+            "mean": averages["temperature"],
+            **{name: averages[f"temperature_{name}"] for name in ("p5", "p50", "p95")},
+            "counts": histogram[1:-1][bins].tolist(),
+            "edges": TEMPERATURE_EDGES[bins.start : bins.stop + 1].tolist(),
+        }
+    return about
