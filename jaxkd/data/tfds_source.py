@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.nd
 
     cache = _cache_file(name, split, shards)
     if cache.is_file():
-        with contextlib.suppress(OSError, ValueError, KeyError), np.load(cache) as arrays:
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as arrays:
             return arrays["images"], arrays["labels"]
     source = builder.as_data_source(split)
     images = np.empty((len(source), *source[0]["image"].shape), np.uint8)

@@ -1,0 +1,33 @@
+"""Eight devices on the CPU and one compilation cache for all tests, set before jax is imported."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Many tests run the same training step, in this process and in children: compile it once.
+CACHE = tempfile.TemporaryDirectory(prefix="jaxkd-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import numpy as np
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+# Real data and pretrained teachers, kept beside the repository; most machines do not have them.
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data: {SHARED} does not exist")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def model_fixtures() -> dict[str, np.ndarray]:
+    with np.load(FIXTURES / "models.npz") as arrays:
+        return dict(arrays)

@@ -1,0 +1,94 @@
+"""Where images come from, and what is said when they do not come."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+
+from jaxkd import data
+
+
+def test_digits_are_real_and_described_rightly() -> None:
+    digits = data.load("digits")
+    images = np.concatenate([digits.splits[name].images for name in ("train", "test")])
+    assert images.shape == (1797, 8, 8, 1)
+    assert images.dtype == np.uint8
+    train = digits.splits["train"].images / 255
+    assert digits.mean == pytest.approx((train.mean(),), abs=1e-4)
+    assert digits.std == pytest.approx((train.std(),), abs=1e-4)
+    assert np.bincount(digits.splits["test"].labels, minlength=10).min() > 30
+
+
+def test_cifar100_is_read_without_tensorflow(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    decoded = data.load("cifar100", data_dir=shared_data / "tfds", splits=("test",))
+    assert decoded.splits["test"].images.shape == (10_000, 32, 32, 3)
+    assert np.bincount(decoded.splits["test"].labels).tolist() == [100] * 100
+    assert len(list((tmp_path / "jaxkd" / "data").glob("cifar100-test-*.npz"))) == 1
+    cached = data.load("cifar100", data_dir=shared_data / "tfds", splits=("test",))
+    assert cached.digest == decoded.digest
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_damaged_cache_is_read_anew(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = data.load("cifar10", data_dir=shared_data / "tfds", splits=("test",))
+    (cache,) = (tmp_path / "jaxkd" / "data").glob("*.npz")
+    cache.write_bytes(cache.read_bytes()[:1000])
+    assert data.load("cifar10", data_dir=shared_data / "tfds", splits=("test",)).digest == first.digest
+
+
+def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no split 'train' of cifar100 in .*--data-dir"):
+        data.load("cifar100", data_dir=tmp_path)
+
+
+def test_npz_files(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    path = helpers.write_npz(tmp_path / "tiny.npz", dataset)
+    loaded = data.load(str(path))
+    assert loaded.digest == dataset.digest
+    assert loaded.num_classes == 3
+    np.savez(tmp_path / "half.npz", train_images=dataset.splits["train"].images)
+    with pytest.raises(
+        ValueError, match=r"half\.npz lacks the arrays train_labels, test_images, test_labels"
+    ):
+        data.load(str(tmp_path / "half.npz"))
+    with pytest.raises(FileNotFoundError, match=r"no file .*absent\.npz"):
+        data.load("absent.npz")
+
+
+def test_unknown_data_sets_are_refused() -> None:
+    with pytest.raises(ValueError, match=r'unknown data set "mnist"\. Accepted: digits, cifar10, cifar100'):
+        data.load("mnist")
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 1])
+    good = (images, labels)
+    for bad, message in (
+        ((images.astype(np.float32), labels), r"images must be uint8 \[N, H, W, C\], got float32"),
+        ((images[..., 0], labels), r"images must be uint8"),
+        ((images, labels[:3]), r"labels must be integers \[4\]"),
+        ((images, labels.astype(float)), r"labels must be integers"),
+        ((images[:0], labels[:0]), r"at least one example"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.from_arrays(bad, good)
+    with pytest.raises(ValueError, match=r"labels of split 'train' reach from 0 to 2, but num_classes=2"):
+        data.from_arrays(good, good, num_classes=2)
+    with pytest.raises(ValueError, match="one value for each of 3 channels"):
+        data.from_arrays(good, good, mean=(0.5,), std=(0.5,))
+
+
+def test_the_digest_tells_data_sets_apart() -> None:
+    first, same, other = (helpers.tiny_dataset(seed=seed) for seed in (0, 0, 1))
+    assert first.digest == same.digest != other.digest

@@ -1,0 +1,82 @@
+"""Views and orders depend on (seed, epoch, example id) and on nothing else."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import data
+from jaxkd.data.order import batches
+
+IMAGES = jax.random.randint(jax.random.key(0), (32, 8, 8, 3), 1, 256).astype(jnp.uint8)
+IDS = jnp.arange(100, 132)
+VIEW = data.View(padding=2, flip=True)
+
+
+def views(images: jax.Array, ids: jax.Array, seed: int = 1, epoch: int = 1) -> jax.Array:
+    return data.view_images(images, ids, seed=seed, epoch=epoch, view=VIEW)
+
+
+def test_a_view_does_not_depend_on_batch_jit_or_devices() -> None:
+    whole = views(IMAGES, IDS)
+    shuffled = jnp.array([5, 3, 31, 0])
+    np.testing.assert_array_equal(views(IMAGES[shuffled], IDS[shuffled]), whole[shuffled])
+    np.testing.assert_array_equal(jax.jit(views)(IMAGES, IDS), whole)
+    shared = jax.pmap(views)(IMAGES.reshape(8, 4, 8, 8, 3), IDS.reshape(8, 4))
+    np.testing.assert_array_equal(shared.reshape(whole.shape), whole)
+
+
+def test_seed_epoch_and_id_change_it() -> None:
+    whole = views(IMAGES, IDS)
+    for other in (views(IMAGES, IDS, seed=2), views(IMAGES, IDS, epoch=2), views(IMAGES, IDS + 1)):
+        assert (np.asarray(other) != np.asarray(whole)).any(axis=(1, 2, 3)).mean() > 0.9
+
+
+def test_every_view_is_a_crop_of_the_padded_image_and_all_of_them_occur() -> None:
+    image = np.asarray(IMAGES[0])
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    crops = {padded[y : y + 8, x : x + 8].tobytes(): (y, x, 0) for y in range(5) for x in range(5)}
+    crops |= {padded[y : y + 8, x : x + 8][:, ::-1].tobytes(): (y, x, 1) for y in range(5) for x in range(5)}
+    count = 4000
+    many = jax.jit(views)(jnp.broadcast_to(IMAGES[0], (count, 8, 8, 3)), jnp.arange(count))
+    seen = np.array([crops[np.asarray(view).tobytes()] for view in many])
+    counts = np.unique(seen, axis=0, return_counts=True)[1]
+    # 50 equally likely views: 80 of each expected, standard deviation 9.
+    assert len(counts) == 50
+    assert counts.min() > 40
+    assert counts.max() < 125
+
+
+def test_no_padding_and_no_flip_leave_images_alone() -> None:
+    same = data.view_images(IMAGES, IDS, seed=0, epoch=1, view=data.View(padding=0, flip=False))
+    np.testing.assert_array_equal(same, IMAGES)
+    with pytest.raises(ValueError, match="padding must be at least 0 pixels, got -1"):
+        data.View(padding=-1)
+
+
+def test_normalize_is_the_textbook_formula() -> None:
+    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    expected = (np.asarray(IMAGES, np.float64) / 255 - mean) / std
+    np.testing.assert_allclose(data.normalize(IMAGES, mean, std), expected, atol=2e-6)
+
+
+def test_an_order_is_a_permutation_of_its_own() -> None:
+    order = functools.partial(data.epoch_order, 1000)
+    first = order(seed=0, epoch=1)
+    assert sorted(first) == list(range(1000))
+    np.testing.assert_array_equal(order(seed=0, epoch=1), first)
+    for other in (order(seed=1, epoch=1), order(seed=0, epoch=2)):
+        assert (other == first).mean() < 0.02
+    # Raw Philox words never change: neither may the order of a recorded run.
+    assert data.epoch_order(8, seed=0, epoch=1).tolist() == [5, 3, 7, 2, 4, 1, 0, 6]
+
+
+def test_batches_hold_every_example_once() -> None:
+    cut = batches(data.epoch_order(29, seed=0, epoch=1), 8)
+    assert cut.shape == (4, 8)
+    assert sorted(cut[cut >= 0]) == list(range(29))
+    assert (cut[:3] >= 0).all()

@@ -1,0 +1,90 @@
+"""Small data sets, teachers and command lines that several tests need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxkd import data, models, teachers
+
+
+def tiny_dataset(
+    num_train: int = 40, num_test: int = 19, *, num_classes: int = 3, seed: int = 0
+) -> data.Dataset:
+    """Noisy 8x8 images whose brightness tells the class; sizes that no batch divides."""
+    rng = np.random.default_rng(seed)
+
+    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = rng.integers(num_classes, size=count)
+        labels[:num_classes] = np.arange(num_classes)
+        noise = rng.integers(0, 60, (count, 8, 8, 1))
+        return (noise + 60 * labels[:, None, None, None]).astype(np.uint8), labels
+
+    view = data.View(padding=1, flip=True)
+    return data.from_arrays(
+        split(num_train), split(num_test), num_classes=num_classes, view=view, name="tiny"
+    )
+
+
+def write_npz(path: Path, dataset: data.Dataset) -> Path:
+    """Writes a data set as the .npz file that `--data` takes."""
+    train, test = dataset.splits["train"], dataset.splits["test"]
+    np.savez(
+        path,
+        train_images=train.images,
+        train_labels=train.labels,
+        test_images=test.images,
+        test_labels=test.labels,
+    )
+    return path
+
+
+def untrained_teacher(folder: Path, dataset: data.Dataset, model: str = "resnet8", **changes: Any) -> Path:
+    """Saves a teacher with fresh weights that fits a data set."""
+    network = models.create(model, changes.pop("num_classes", dataset.num_classes))
+    variables = models.initialize(network, seed=5, image_shape=dataset.image_shape)
+    variables = changes.pop("change", lambda tree: tree)(variables)
+    description = teachers.Description(
+        model, network.num_classes, dataset.image_shape, dataset.mean, dataset.std, dataset.name
+    )
+    teachers.save(folder, variables, description)
+    return folder
+
+
+def deterministic_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The weight rule of tests/fixtures/README.md: a torch name and shape decide on the numbers."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    last = name.rsplit(".", 1)[-1]
+    if last == "running_var":
+        array = 0.5 + rng.random(shape)
+    elif last in ("running_mean", "bias"):
+        array = 0.1 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        array = 1 + 0.1 * rng.standard_normal(shape)
+    else:
+        array = np.sqrt(2 / np.prod(shape[1:])) * rng.standard_normal(shape)
+    return array.astype(np.float32)
+
+
+def start_jaxkd(*arguments: object, devices: int = 1) -> subprocess.Popen[str]:
+    """Starts the command line in a child process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxkd", *map(str, arguments)],
+        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_jaxkd(*arguments: object, devices: int = 1) -> tuple[int, str, str]:
+    """Runs the command line in a child process; returns its exit code, output and error output."""
+    with start_jaxkd(*arguments, devices=devices) as child:
+        output, errors = child.communicate(timeout=300)
+        return child.returncode, output, errors

@@ -1,0 +1,54 @@
+"""The rule between torch's names and Flax's, and what is said when weights do not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jaxkd.models.torch_names import to_flax, unwrap
+
+WEIGHTS = {
+    "layer1.0.conv1.weight": np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7),
+    "layer1.0.bn1.weight": np.ones(2, np.float32),
+    "layer1.0.bn1.running_var": np.full(2, 4, np.float32),
+    "layer1.0.bn1.num_batches_tracked": np.array(9),
+    "linear.weight": np.arange(6, dtype=np.float32).reshape(3, 2),
+}
+LIKE = {
+    "params": {
+        "layer1_0": {"conv1": {"kernel": np.zeros((5, 7, 3, 2))}, "bn1": {"scale": np.zeros(2)}},
+        "fc": {"kernel": np.zeros((2, 3))},
+    },
+    "batch_stats": {"layer1_0": {"bn1": {"var": np.zeros(2)}}},
+}
+
+
+def test_names_and_layouts() -> None:
+    variables = to_flax(WEIGHTS, LIKE)
+    kernel = variables["params"]["layer1_0"]["conv1"]["kernel"]
+    assert kernel[4, 6, 2, 1] == WEIGHTS["layer1.0.conv1.weight"][1, 2, 4, 6]
+    # The head is called fc here and linear there.
+    np.testing.assert_array_equal(variables["params"]["fc"]["kernel"], WEIGHTS["linear.weight"].T)
+    assert variables["batch_stats"]["layer1_0"]["bn1"]["var"].tolist() == [4, 4]
+
+
+def test_all_misfits_are_listed_at_once() -> None:
+    weights = {**WEIGHTS, "extra.weight": np.zeros((2, 2)), "linear.weight": np.zeros((4, 2), np.float32)}
+    del weights["layer1.0.bn1.weight"]
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        to_flax(weights, LIKE)
+    message = str(caught.value)
+    assert "missing: params/layer1_0/bn1/scale" in message
+    assert "not in the model: extra.weight" in message
+    assert "linear.weight is (2, 4), the model needs (2, 3)" in message
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "net"])
+def test_wrappers_and_prefixes(wrapper: str) -> None:
+    prefixed = {f"module.{name}": array for name, array in WEIGHTS.items()}
+    assert unwrap({wrapper: prefixed, "epoch": 3}).keys() == WEIGHTS.keys()
+
+
+def test_a_file_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="no weights found: the file holds epoch, lr"):
+        unwrap({"epoch": 3, "lr": 0.1})

@@ -1,0 +1,182 @@
+"""The command line for real, in child processes: whole jobs, signals, and every message for bad input."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+from helpers import run_jaxkd, start_jaxkd
+
+from jaxkd import data, teachers
+
+COMMANDS = "compare", "train", "distill", "evaluate", "import", "report"
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    return helpers.tiny_dataset()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset) -> Path:
+    return helpers.write_npz(tmp_path_factory.mktemp("data") / "tiny.npz", dataset)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    return helpers.untrained_teacher(tmp_path_factory.mktemp("teacher") / "untrained", data.load(str(tiny)))
+
+
+def test_help_teaches() -> None:
+    code, output, _ = run_jaxkd("--help")
+    assert code == 0
+    assert all(f"• {command} " in output for command in COMMANDS)
+    code, output, _ = run_jaxkd("distill", "--help")
+    assert code == 0
+    words = " ".join(output.replace("│", " ").split())
+    assert "on z-scores" in words
+    for option in ("--teacher STR", "--temperature", "--epochs", "--data-dir", "--checkpoint-seconds"):
+        assert option in words
+
+
+def test_compare_trains_four_networks_and_reports_them(tmp_path: Path, tiny: Path) -> None:
+    arguments = [
+        "compare",
+        "--data",
+        tiny,
+        "--epochs",
+        2,
+        "--teacher-model",
+        "resnet14",
+        "--run",
+        tmp_path / "all",
+    ]
+    code, output, errors = run_jaxkd(*arguments)
+    assert code == 0, errors
+    report = (tmp_path / "all" / "report" / "report.md").read_text()
+    rows = [line.split("|")[1:4] for line in report.splitlines() if line.startswith("| ")][2:]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["teacher", "resnet14", "labels only"],
+        ["alone", "resnet8", "labels only"],
+        ["kd", "resnet8", "kd"],
+        ["atkd", "resnet8", "atkd"],
+    ]
+    assert report.splitlines()[0] in output
+    for figure in ("accuracy.png", "temperature.png"):
+        assert (tmp_path / "all" / "report" / figure).read_bytes().startswith(b"\x89PNG")
+    code, output, _ = run_jaxkd(*arguments)
+    assert code == 0
+    assert output.count("is done already") == 4
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_run_that_is_stopped_ends_with_the_same_bits(
+    tmp_path: Path, tiny: Path, teacher: Path, name: str
+) -> None:
+    def arguments(folder: str) -> list[object]:
+        options = ["--data", tiny, "--teacher", teacher, "--batch-size", 8, "--log-every", 1, "--epochs", 12]
+        return ["distill", *options, "--checkpoint-seconds", 0, "--run", tmp_path / folder]
+
+    code, _, errors = run_jaxkd(*arguments("whole"))
+    assert code == 0, errors
+    with start_jaxkd(*arguments("cut")) as child:
+        metrics = tmp_path / "cut" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and (not metrics.is_file() or metrics.read_text().count("\n") < 25):
+            time.sleep(0.002)
+        child.send_signal(signal.Signals[name])
+        output, errors = child.communicate(timeout=60)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    if name == "SIGKILL":
+        assert child.returncode == -signal.SIGKILL
+    else:
+        assert child.returncode == 75, errors
+        assert f"stopped by {name} after step" in output
+        assert "the same command goes on from there" in output
+    code, output, errors = run_jaxkd(*arguments("cut"))
+    assert code == 0, errors
+    assert "resuming at step" in output
+    whole, cut = (teachers.load(tmp_path / folder) for folder in ("whole", "cut"))
+    assert cut.digest == whole.digest
+    results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("whole", "cut")]
+    assert results[0]["temperature"] == results[1]["temperature"]
+
+
+def test_evaluate_and_report_on_a_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
+    code, output, errors = run_jaxkd("evaluate", teacher, "--data", tiny, devices=8)
+    assert code == 0, errors
+    assert "untrained on all 19 test images: accuracy" in output
+    code, output, errors = run_jaxkd(
+        "distill", "--data", tiny, "--teacher", teacher, "--epochs", 1, "--method", "lskd",
+        "--temperature", 3, "--run", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0, errors
+    code, output, errors = run_jaxkd("report", tmp_path / "run", "--out", tmp_path / "report")
+    assert code == 0, errors
+    assert "| run | resnet8 | lskd   |      1 |" in output
+    assert "| 3.00 (" in output
+
+
+def test_import_writes_a_teacher_with_its_accuracy(shared_data: Path, tmp_path: Path) -> None:
+    code, output, errors = run_jaxkd(
+        "import", shared_data / "teachers" / "cifar100_resnet56.npz", "--model", "resnet56",
+        "--out", tmp_path / "t", "--data-dir", shared_data / "tfds", "--mean", 0.5070, 0.4865, 0.4409, "--std", 0.2673, 0.2564, 0.2761,
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "on all 10,000 test images: accuracy 72.63 %, top-5 91.94 %, cross-entropy 1.2946" in output
+    assert teachers.load(tmp_path / "t").description.test_accuracy == pytest.approx(72.63)
+
+
+def test_every_mistake_has_its_message(tmp_path: Path, tiny: Path, teacher: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 this is no checkpoint")
+    distill = ["distill", "--data", tiny, "--teacher", teacher]
+    for arguments, code, message in (
+        (["train", "--model", "resnet21"], 1, 'unknown model "resnet21"'),
+        (["train", "--data", "mnist"], 1, 'unknown data set "mnist". Accepted: digits, cifar10, cifar100'),
+        (
+            ["train", "--data", "cifar100", "--data-dir", tmp_path / "empty"],
+            1,
+            "no split 'train' of cifar100 in",
+        ),
+        (["distill", "--data", "digits", "--teacher", teacher], 1, "has 3 classes and digits has 10"),
+        ([*distill, "--batch-size", 12], 1, "a batch of 12 cannot be shared equally by 8 devices"),
+        ([*distill, "--temperature", "hot"], 1, "temperature must be a positive number, max_logit"),
+        ([*distill, "--method", "kdd"], 1, 'unknown method "kdd"'),
+        (["distill", "--teacher", "nobody"], 1, 'no teacher "nobody"'),
+        (
+            ["import", tmp_path / "broken.pt", "--model", "resnet8"],
+            1,
+            "is damaged or not a .pt file of weights",
+        ),
+        (["report", tmp_path / "empty"], 1, "is not the folder of a run"),
+        (["train", "--epochs", "0"], 1, "--epochs must be at least 1, got 0"),
+        (["train", "--epochs", "many"], 2, "--epochs"),
+        (["distill"], 2, "--teacher"),
+        (["fly"], 2, "fly"),
+    ):
+        run = [] if arguments[0] in ("import", "report", "fly") else ["--run", tmp_path / "never"]
+        got, output, errors = run_jaxkd(*arguments, *run, devices=8)
+        assert got == code, (arguments, errors)
+        assert message in " ".join((output + errors).replace("│", " ").split()), arguments
+        assert "Traceback" not in errors, arguments
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_poisoned_teacher_is_named(tmp_path: Path, tiny: Path) -> None:
+    def poison(variables: dict) -> dict:
+        variables["params"]["fc"]["bias"] = np.full(3, np.nan, np.float32)
+        return variables
+
+    poisoned = helpers.untrained_teacher(tmp_path / "poisoned", data.load(str(tiny)), change=poison)
+    code, _, errors = run_jaxkd("distill", "--data", tiny, "--teacher", poisoned, "--run", tmp_path / "run")
+    assert code == 1
+    assert (
+        "step 0: the teacher's logits are NaN or infinite for 40 examples; there is no checkpoint yet"
+        in errors
+    )

@@ -1,0 +1,59 @@
+"""Tables and figures from run records, finished or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxkd.report import report
+
+
+def write_run(folder: Path, accuracies: list[float], result: dict[str, Any] | None, tail: str = "") -> Path:
+    folder.mkdir()
+    config = {"student": "resnet8", "method": "atkd"}
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    lines = [
+        {"kind": kind, "step": 10 * epoch, "epoch": epoch, "accuracy": accuracy}
+        for epoch, accuracy in enumerate(accuracies, 1)
+        for kind in ("train", "test")
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+RESULT = {
+    "images_per_second": 123.4,
+    "correlation": 0.91234,
+    "temperature": {"mean": 6.5, "p5": 5.0, "p95": 8.25, "counts": [3.0, 0.0, 5.0], "edges": [5, 6, 7, 8]},
+}
+
+
+def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "done", [50.0, 71.25, 70.5], RESULT),
+        write_run(tmp_path / "going", [40.0], None, tail='{"kind": "te'),
+        write_run(tmp_path / "begun", [], None),
+    ]
+    rows = [line.split("|")[1:-1] for line in report(runs, tmp_path / "out").splitlines()]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells[2] == ["done", "resnet8", "atkd", "3", "70.50", "71.25", "6.50 (5.00-8.25)", "0.912", "123"]
+    assert cells[3] == ["going (running)", "resnet8", "atkd", "1", "40.00", "40.00", "-", "-", "-"]
+    assert cells[4] == ["begun (running)", "resnet8", "atkd", "0", "-", "-", "-", "-", "-"]
+    assert len({len(line) for line in report(runs, tmp_path / "out").splitlines()}) == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.md",
+        "accuracy.png",
+        "temperature.png",
+    }
+
+
+def test_folders_that_are_not_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is not the folder of a run: it has no config\.json"):
+        report([tmp_path], tmp_path / "out")
+    with pytest.raises(ValueError, match="no run is named"):
+        report([], tmp_path / "out")

@@ -1,0 +1,103 @@
+"""Reading PyTorch's files without PyTorch, and without running what is in them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxkd import torch_files
+
+
+class Exploit:
+    """Pickles to a call that creates a file: what a malicious checkpoint does."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.victim}",)
+
+
+def write_zip(path: Path, pickled: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return path
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_a_malicious_file_is_refused_and_does_not_run(tmp_path: Path, container: str) -> None:
+    victim, path = tmp_path / "owned", tmp_path / "evil.pt"
+    pickled = pickle.dumps({"state_dict": Exploit(victim)})
+    if container == "zip":
+        write_zip(path, pickled)
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(ValueError, match=r"refused to read .*(posix|nt)\.system.*could run code"):
+        torch_files.read(path)
+    assert not victim.exists()
+    pickle.loads(pickled)  # the attack is a real one
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("constructor", ["builtins.eval", "torch.load", "numpy.core.multiarray._reconstruct"])
+def test_other_constructors_are_refused(tmp_path: Path, constructor: str) -> None:
+    module, _, name = constructor.rpartition(".")
+    path = write_zip(tmp_path / "odd.pt", f"c{module}\n{name}\n.".encode())
+    with pytest.raises(ValueError, match=f"it asks for {constructor}"):
+        torch_files.read(path)
+
+
+def test_both_torch_containers_and_npz_agree(shared_data: Path) -> None:
+    folder = shared_data / "teachers"
+    weights = torch_files.read(folder / "cifar100_resnet56.pt")
+    with np.load(folder / "cifar100_resnet56.npz") as arrays:
+        for name in arrays:
+            np.testing.assert_array_equal(weights[name], arrays[name])
+    legacy = torch_files.read(folder / "cifar10_resnet20_optionA.th")
+    assert legacy["state_dict"]["module.conv1.weight"].shape == (16, 3, 3, 3)
+    assert (
+        sum(array.size for name, array in legacy["state_dict"].items() if name.endswith("weight")) > 260_000
+    )
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    arrays = {"fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    safetensors.numpy.save_file(arrays, tmp_path / "net.safetensors")
+    read = torch_files.read(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(read["fc.weight"], arrays["fc.weight"])
+
+
+@pytest.mark.parametrize("name", ["cifar100_resnet56.pt", "cifar10_resnet20_optionA.th"])
+def test_truncated_files_are_told(shared_data: Path, tmp_path: Path, name: str) -> None:
+    whole = (shared_data / "teachers" / name).read_bytes()
+    for fraction in (0.01, 0.5, 0.99):
+        path = tmp_path / name
+        path.write_bytes(whole[: int(len(whole) * fraction)])
+        with pytest.raises(ValueError, match=r"damaged .*download it again"):
+            torch_files.read(path)
+
+
+def test_a_flipped_bit_is_told(shared_data: Path, tmp_path: Path) -> None:
+    contents = bytearray((shared_data / "teachers" / "cifar100_resnet56.pt").read_bytes())
+    contents[len(contents) // 2] ^= 1  # inside the numbers: the zip's checksum tells
+    path = tmp_path / "flipped.pt"
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match="damaged"):
+        torch_files.read(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pt"):
+        torch_files.read(tmp_path / "absent.pt")
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"the ending must be one of \.pt"):
+        torch_files.read(tmp_path / "net.onnx")
+    write_zip(tmp_path / "list.pt", pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match="holds a list, not a dictionary"):
+        torch_files.read(tmp_path / "list.pt")

@@ -1,0 +1,224 @@
+"""Whole runs in this process: evaluation, records, resumption, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxkd
+from jaxkd import data, teachers
+from jaxkd.config import DistillConfig, TrainConfig
+from jaxkd.training import NonFiniteError, Stopped, evaluate
+from jaxkd.training.loop import Progress, quantile
+from jaxkd.training.state import TEMPERATURE_EDGES
+
+
+def config(folder: Path, teacher: Path | None = None, **changes: Any) -> Any:
+    common = {"run": folder, "epochs": 3, "batch_size": 16, "devices": 1, "log_every": 2, **changes}
+    if teacher is None:
+        return TrainConfig(model="resnet8", **common)
+    return DistillConfig(teacher=str(teacher), student="resnet8", **common)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in read]
+
+
+class StopAt:
+    """Says nothing; asks for a stop when a line about a step after `step` would be said."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        import signal
+
+        def report(_: Progress, __: str, now: int, *___: object) -> None:
+            if now == step:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(Progress, "report", report)
+
+    def __call__(self, _: str) -> None:
+        pass
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("stop_step", [2, 3, 4])  # inside an epoch, at its end, after it
+def test_a_stopped_run_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int
+) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    whole = jaxkd.distill(config(tmp_path / "whole", teacher), dataset, say=silent)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped, match=f"stopped by SIGINT after step {stop_step} of 9"),
+    ):
+        jaxkd.distill(config(tmp_path / "cut", teacher), dataset, say=StopAt(patch, stop_step))
+    assert not (tmp_path / "cut" / "result.json").exists()
+    said: list[str] = []
+    resumed = jaxkd.distill(config(tmp_path / "cut", teacher), dataset, say=said.append)
+    assert f"resuming at step {stop_step} of 9" in said
+
+    digests = [teachers.load(tmp_path / name).digest for name in ("whole", "cut")]
+    assert digests[0] == digests[1]
+    assert lines(tmp_path / "cut")[-2:] == lines(tmp_path / "whole")[-2:]
+    assert [line["step"] for line in lines(tmp_path / "cut") if line["kind"] == "test"] == [3, 6, 9]
+    for result in (whole, resumed):
+        del result["images_per_second"], result["seconds"]
+    assert whole == resumed
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    first = jaxkd.train(config(tmp_path / "run", epochs=1), dataset, say=silent)
+    said: list[str] = []
+    assert jaxkd.train(config(tmp_path / "run", epochs=1), dataset, say=said.append) == first
+    assert len(said) == 1
+    assert "is done already" in said[0]
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    result = jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "model",
+    }  # fmt: skip
+    assert json.loads((folder / "result.json").read_text()) == result
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["config"]["method"] == "atkd"
+    assert stored["environment"]["jax"] == jax.__version__
+    assert stored["identity"]["data_digest"] == dataset.digest
+    train = [line for line in lines(folder) if line["kind"] == "train"]
+    assert [line["step"] for line in train] == [2, 3, 4, 6, 8, 9]
+    assert {"loss", "ce", "kd", "temperature", "temperature_p95", "correlation", "learning_rate"} <= train[
+        0
+    ].keys()
+    # The bounds of the adaptive temperature for three classes, from the sum of squares of z-scores.
+    spread = result["temperature"]
+    assert (
+        1.366 * (2 / 3) ** 0.5 - 1e-3
+        <= spread["p5"]
+        <= spread["mean"]
+        <= spread["p95"]
+        <= 1.366 * 2 / 3**0.5 + 0.02
+    )
+    assert sum(spread["counts"]) == len(dataset.splits["train"])
+    assert len(spread["edges"]) == len(spread["counts"]) + 1
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [5, 16, 1000])
+def test_evaluation_counts_every_example_once(tmp_path: Path, devices: int, batch_size: int) -> None:
+    dataset = helpers.tiny_dataset(num_test=29)
+    teacher = teachers.load(helpers.untrained_teacher(tmp_path / "teacher", dataset))
+    test = dataset.splits["test"]
+    logits = np.asarray(teacher.logits(test.images), np.float64)
+    scores = evaluate(teacher, dataset, batch_size=batch_size, devices=devices)
+    assert scores["accuracy"] == pytest.approx(100 * (logits.argmax(1) == test.labels).mean(), abs=1e-9)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert scores["ce"] == pytest.approx(-log_p[np.arange(29), test.labels].mean(), rel=1e-5)
+
+
+def test_resuming_with_another_seed_teacher_or_data_is_refused(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    other = helpers.untrained_teacher(tmp_path / "other", dataset, model="resnet14")
+    jaxkd.distill(config(tmp_path / "run", teacher, epochs=1), dataset, say=silent)
+    for changed, arguments, keys in (
+        (config(tmp_path / "run", teacher, epochs=1, seed=1), dataset, r"seed \(there 0, here 1\)"),
+        (config(tmp_path / "run", other, epochs=1), dataset, r"teacher_digest"),
+        (config(tmp_path / "run", teacher, epochs=1), helpers.tiny_dataset(seed=1), "data_digest"),
+        (config(tmp_path / "run", teacher, epochs=2, method="kd"), dataset, "epochs .*method"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run; different: {keys}.*--run"):
+            jaxkd.distill(changed, arguments, say=silent)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    jaxkd.train(config(tmp_path / "one", epochs=1), dataset, say=silent)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "checkpoints").rename(tmp_path / "two" / "checkpoints")
+    with pytest.raises(ValueError, match=r"holds checkpoints, but no config\.json"):
+        jaxkd.train(config(tmp_path / "two", epochs=1, seed=1), dataset, say=silent)
+    stored = json.loads((tmp_path / "one" / "config.json").read_text())
+    stored["identity"]["seed"] = 1
+    (tmp_path / "two" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        ValueError, match=r"checkpoint .*/3 is of another run; different: seed \(there 0, here 1\)"
+    ):
+        jaxkd.train(config(tmp_path / "two", epochs=1, seed=1), dataset, say=silent)
+
+
+def test_nan_in_the_teacher_stops_at_its_step_and_says_so(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+
+    def poison(variables: dict[str, Any]) -> dict[str, Any]:
+        return jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), variables)
+
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset, change=poison)
+    with pytest.raises(
+        NonFiniteError, match=r"step 0: the teacher's logits are NaN or infinite for 16 examples"
+    ):
+        jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
+    assert not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_divergence_names_the_step_the_term_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    with pytest.raises(
+        NonFiniteError, match=r"step \d+: the loss is NaN or infinite \(term: ce\); the last good"
+    ):
+        jaxkd.train(
+            config(tmp_path / "run", epochs=50, learning_rate=1e18, log_every=1, checkpoint_seconds=0),
+            dataset,
+            say=silent,
+        )
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset, num_classes=4)
+    with pytest.raises(ValueError, match="teacher teacher has 4 classes and tiny has 3"):
+        jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
+    colour = data.from_arrays(
+        *[(np.repeat(s.images, 3, -1), s.labels) for s in (dataset.splits["train"], dataset.splits["test"])]
+    )
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    with pytest.raises(ValueError, match="takes images with 1 channels, and those of arrays have 3"):
+        jaxkd.distill(config(tmp_path / "run", teacher), colour, say=silent)
+
+
+def test_bad_configurations_are_refused() -> None:
+    for changes, message in (
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"batch_size": -4}, "--batch-size must be at least 1, got -4"),
+        ({"learning_rate": 0.0}, "--learning-rate must be positive"),
+        ({"weight_decay": -1.0}, "--weight-decay must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**changes)
+    with pytest.raises(ValueError, match=r"devices must be from 1 to 8 \(cpu\) on this machine, got 9"):
+        jaxkd.train(TrainConfig(devices=9), helpers.tiny_dataset(), say=silent)
+    with pytest.raises(ValueError, match="a batch of 12 cannot be shared equally by 8 devices"):
+        jaxkd.train(TrainConfig(batch_size=12, devices=8), helpers.tiny_dataset(), say=silent)
+
+
+def test_quantiles_are_those_of_the_sample_to_a_bin() -> None:
+    sample = np.random.default_rng(0).lognormal(1.0, 0.3, 20_000)
+    bins = np.searchsorted(TEMPERATURE_EDGES, sample)
+    histogram = np.bincount(bins, minlength=len(TEMPERATURE_EDGES) + 1)
+    for fraction in (0.05, 0.5, 0.95):
+        assert quantile(histogram, fraction) == pytest.approx(np.quantile(sample, fraction), rel=0.01)

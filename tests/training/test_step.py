@@ -1,0 +1,176 @@
+"""The pure step: its mathematics, and that devices do not matter."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxkd import data, methods, models
+from jaxkd.data.order import batches
+from jaxkd.training.optimizer import learning_rate_schedule, sgd
+from jaxkd.training.parallel import pmapped_train_step, replicate, share
+from jaxkd.training.run import initial_state
+from jaxkd.training.step import AXIS, Network, Task, train_step
+
+BATCH = 16
+
+
+def task(dataset: data.Dataset, method: str | None = "atkd", **changes: Any) -> Task:
+    student = models.create("resnet8", dataset.num_classes, axis_name=AXIS)
+    teacher = Network(models.create("resnet14", dataset.num_classes), (0.4,), (0.3,))
+    made = Task(
+        student=Network(student, dataset.mean, dataset.std),
+        teacher=teacher if method else None,
+        method=methods.create(method) if method else None,
+        optimizer=sgd(optax.constant_schedule(0.05), momentum=0.9, weight_decay=5e-4),
+        view=dataset.view,
+        seed=0,
+        num_epochs=10,
+        steps_per_epoch=-(-len(dataset.splits["train"]) // BATCH),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def teacher_variables(dataset: data.Dataset) -> dict[str, Any]:
+    return models.initialize(
+        models.create("resnet14", dataset.num_classes), seed=9, image_shape=dataset.image_shape
+    )
+
+
+def run(
+    made: Task, dataset: data.Dataset, num_devices: int, num_steps: int, per_call: int = 1
+) -> tuple[Any, list]:
+    """Runs some steps and returns the state and each step's mean loss."""
+    devices = jax.local_devices()[:num_devices]
+    step = pmapped_train_step(made, devices)
+    train = dataset.splits["train"]
+    state, teacher, images, labels = replicate(
+        (
+            jax.device_get(initial_state(made, dataset)),
+            teacher_variables(dataset),
+            train.images,
+            train.labels,
+        ),
+        devices,
+    )
+    ids = np.concatenate(
+        [batches(data.epoch_order(len(train), seed=0, epoch=epoch), BATCH) for epoch in range(1, 20)]
+    )[:num_steps]
+    losses, before = [], (0.0, 0.0)
+    for start in range(0, num_steps, per_call):
+        state = step(state, teacher, images, labels, share(ids[start : start + per_call], num_devices))
+        sums = float(state.tally["loss"]), float(state.tally["examples"])
+        if start % made.steps_per_epoch == 0:
+            before = (0.0, 0.0)
+        losses.append((sums[0] - before[0]) / (sums[1] - before[1]))
+        before = sums
+    return jax.device_get(state), losses
+
+
+def test_one_and_eight_devices_give_the_same_losses_over_twenty_steps() -> None:
+    # 40 images in batches of 16: the last batch of each epoch leaves four devices without an example.
+    dataset = helpers.tiny_dataset()
+    made = task(dataset)
+    one, losses_of_one = run(made, dataset, 1, 20)
+    eight, losses_of_eight = run(made, dataset, 8, 20)
+    np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-4)
+    assert losses_of_one[-1] < 0.7 * losses_of_one[0]
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_several_steps_in_one_call_are_the_same_steps() -> None:
+    dataset = helpers.tiny_dataset()
+    made = task(dataset)
+    single, _ = run(made, dataset, 1, 6)
+    scanned, _ = run(made, dataset, 1, 6, per_call=3)
+    assert int(scanned.step) == 6
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_body_works_under_shard_map() -> None:
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, method=None)
+    train = dataset.splits["train"]
+    ids = batches(data.epoch_order(len(train), seed=0, epoch=1), BATCH)[0]
+    mesh = Mesh(np.array(jax.local_devices()[:4]), (AXIS,))
+    everywhere = PartitionSpec()
+    mapped = jax.shard_map(
+        functools.partial(train_step, made),
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, everywhere, everywhere, PartitionSpec(AXIS)),
+        out_specs=everywhere,
+        check_vma=False,  # with it, psum of gradients gives another sum (jax 0.10)
+    )
+    state = jax.jit(mapped)(initial_state(made, dataset), None, train.images, train.labels, ids)
+    expected, _ = run(made, dataset, 4, 1)
+    for a, b in zip(jax.tree.leaves(expected.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_one_update_is_the_textbook_one() -> None:
+    """The first update, written out: plain images, plain cross-entropy, SGD with decay."""
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, method=None, view=data.View(0, False))
+    state = jax.device_get(initial_state(made, dataset))
+    after, losses = run(made, dataset, 1, 1)
+    train = dataset.splits["train"]
+    ids = data.epoch_order(len(train), seed=0, epoch=1)[:BATCH]
+    images = (train.images[ids] / 255 - np.array(dataset.mean)) / np.array(dataset.std)
+    network = models.create("resnet8", dataset.num_classes)
+
+    def loss(params: Any) -> jax.Array:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        out, _ = network.apply(variables, jnp.float32(images), train=True, mutable=["batch_stats"])
+        picked = jax.nn.log_softmax(out.logits)[jnp.arange(BATCH), train.labels[ids]]
+        return -picked.mean()
+
+    value, gradient = jax.value_and_grad(loss)(state.params["student"])
+    assert losses[0] == pytest.approx(float(value), rel=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.05 * (g + 5e-4 * p), state.params["student"], gradient)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), after.params["student"], expected)
+
+
+def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
+    """Its output is that of its running statistics, and it does not depend on the rest of the batch."""
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, method="kd", view=data.View(0, False))
+    _, losses = run(made, dataset, 1, 1)
+    train = dataset.splits["train"]
+    ids = data.epoch_order(len(train), seed=0, epoch=1)[:BATCH]
+    state = initial_state(made, dataset)
+    teacher = made.teacher
+    assert teacher is not None
+    t = teacher.apply(teacher_variables(dataset), jnp.asarray(train.images[ids])).logits
+    network = Network(models.create("resnet8", dataset.num_classes), dataset.mean, dataset.std)
+    variables = {"params": state.params["student"], "batch_stats": state.batch_stats}
+    s = network.apply(variables, jnp.asarray(train.images[ids]), train=True, mutable=["batch_stats"])[
+        0
+    ].logits
+    p, q = jax.nn.softmax(t / 4), jax.nn.softmax(s / 4)
+    kd = 16 * (p * jnp.log(p / q)).sum(-1).mean()
+    ce = -jax.nn.log_softmax(s)[jnp.arange(BATCH), train.labels[ids]].mean()
+    assert losses[0] == pytest.approx(float(0.1 * ce + 0.9 * kd), rel=1e-4)
+
+
+def test_the_schedule_stretches_with_the_epochs() -> None:
+    schedule = learning_rate_schedule(0.1, num_epochs=8, steps_per_epoch=10)
+    rates = [float(schedule(step)) for step in (0, 49, 50, 59, 60, 69, 70, 79)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4], rtol=1e-5)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"a batch of 12 cannot be shared equally by 8 devices.*--batch-size"
+    ):
+        share(np.arange(12), 8)
