@@ -17,7 +17,7 @@ import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Real data and pretrained teachers, kept beside the repository; most machines do not have them.
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("JAXKD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import helpers
 import jax
 import numpy as np
 import pytest
-from training.test_step import run, task
+from steps import run, task
 
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.state import TrainState
