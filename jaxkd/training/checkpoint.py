@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxkd.storage import tree_digest
@@ -44,20 +45,24 @@ class Checkpoints:
         return step
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
-        """The newest good state, as NumPy arrays; None if there is none.
+        """The newest good state, as NumPy arrays; None if nothing was ever saved.
 
         Raises:
-          ValueError: a checkpoint is good, but of another run.
+          ValueError: a checkpoint is of another run, or there are some and all of them are damaged.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
-                state = self._restore(step, like)
+                return self._restore(step, like)
             except _AnotherRunError as error:
                 raise ValueError(str(error)) from None
             except Exception as error:
                 logger.warning("skipping checkpoint %s/%d: %s", self._folder, step, _first_line(error))
-                continue
-            return state
+        if steps:
+            raise ValueError(
+                f"all checkpoints in {self._folder} are damaged (steps {steps}); "
+                "move that folder away to begin from step 0"
+            )
         return None
 
     def _restore(self, step: int, like: TrainState) -> TrainState:
@@ -68,7 +73,8 @@ class Checkpoints:
                 f"checkpoint {self._folder}/{step} is of another run; {describe_differences(different)}. "
                 "Choose another folder with --run"
             )
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        target = jax.tree.map(np.asarray, like)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         state = jax.device_get(self._manager.restore(step, args=arguments).state)
         if tree_digest(state) != about["digest"]:
             raise ValueError("its contents do not match its digest")

@@ -68,6 +68,19 @@ def test_an_empty_folder_does_not_count(tmp_path: Path, states: list[TrainState]
     assert int(restored.step) == 2
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(
+    tmp_path: Path, states: list[TrainState]
+) -> None:
+    Checkpoints(tmp_path, IDENTITY).save(states[0])
+    for path in (tmp_path / "2" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"all checkpoints in .* are damaged \(steps \[2\]\); move that folder"
+    ):
+        Checkpoints(tmp_path, IDENTITY).restore_latest(states[0])
+
+
 def test_another_run_is_refused(tmp_path: Path, states: list[TrainState]) -> None:
     Checkpoints(tmp_path, IDENTITY).save(states[0])
     with pytest.raises(ValueError, match=r"is of another run; different: seed \(there 0, here 3\)"):
