@@ -80,7 +80,7 @@ def test_one_update_is_the_textbook_one() -> None:
         picked = jax.nn.log_softmax(out.logits)[jnp.arange(BATCH), train.labels[ids]]
         return -picked.mean()
 
-    value, gradient = jax.value_and_grad(loss)(state.params["student"])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.params["student"])
     assert losses[0] == pytest.approx(float(value), rel=1e-5)
     expected = jax.tree.map(lambda p, g: p - 0.05 * (g + 5e-4 * p), state.params["student"], gradient)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), after.params["student"], expected)
@@ -96,12 +96,12 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     state = initial_state(made, dataset)
     teacher = made.teacher
     assert teacher is not None
-    t = teacher.apply(teacher_variables(dataset), jnp.asarray(train.images[ids])).logits
+    images = jnp.asarray(train.images[ids])
+    t = jax.jit(teacher.apply)(teacher_variables(dataset), images).logits
     network = Network(models.create("resnet8", dataset.num_classes), dataset.mean, dataset.std)
     variables = {"params": state.params["student"], "batch_stats": state.batch_stats}
-    s = network.apply(variables, jnp.asarray(train.images[ids]), train=True, mutable=["batch_stats"])[
-        0
-    ].logits
+    apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])
+    s = jax.jit(apply)(variables, images)[0].logits
     p, q = jax.nn.softmax(t / 4), jax.nn.softmax(s / 4)
     kd = 16 * (p * jnp.log(p / q)).sum(-1).mean()
     ce = -jax.nn.log_softmax(s)[jnp.arange(BATCH), train.labels[ids]].mean()
