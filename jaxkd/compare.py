@@ -38,6 +38,8 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
         runs.append(config.folder / "teacher")
         train(TrainConfig(**shared, model=config.teacher_model, run=runs[-1]), dataset, say=say)
         teacher = str(runs[-1])
+    else:
+        runs.append(teachers.locate(teacher))
     runs.append(config.folder / "alone")
     train(TrainConfig(**shared, model=config.student, run=runs[-1]), dataset, say=say)
     for method in config.methods:

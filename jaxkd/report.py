@@ -6,6 +6,7 @@ Only the files of runs are read; a run that is still going on is reported as far
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 
 
 def report(runs: Sequence[str | Path], out: str | Path) -> str:
-    """Writes `report.md`, `accuracy.png` and, if there are any, `temperature.png`.
+    """Writes `report.md`, `accuracy.png` and, if there are any temperatures, `temperature.png`.
 
     Args:
-      runs: folders of runs, in the order of the table.
+      runs: folders of runs, or of pretrained teachers, in the order of the table.
       out: the folder for the files; it is made.
 
     Returns:
@@ -34,7 +35,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> str:
 
     Raises:
       ValueError: no run is named.
-      FileNotFoundError: a folder is not a run's.
+      FileNotFoundError: a folder is neither.
     """
     if not runs:
         raise ValueError("no run is named; name the folders of one or more runs")
@@ -49,7 +50,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> str:
         figures.append("temperature.png")
         _temperature(records).savefig(out / figures[1], dpi=160)
     pictures = "\n".join(f"![{Path(name).stem}]({name})" for name in figures)
-    notes = (
+    notes = _sampling_error(records) + (
         "Accuracy is top-1 on the whole test split, in percent, after the last epoch; the best epoch, chosen "
         "on the test split itself, is given for comparison only. Temperature: mean over the last epoch's "
         "training images, with its 5 and 95 % quantiles. Correlation: of student and teacher logits there. "
@@ -74,9 +75,27 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "".join(lines)
 
 
+def _sampling_error(records: Sequence[dict[str, Any]]) -> str:
+    """A sentence on how far accuracies can differ by the choice of the test images alone."""
+    results = [record["result"] for record in records if record["result"]]
+    if not results:
+        return ""
+    count = min(result["test_examples"] for result in results)
+    share = sum(result["last_accuracy"] for result in results) / len(results) / 100
+    error = 100 * math.sqrt(share * (1 - share) / count)
+    return (
+        f"With {count:,} test images, one standard error of these accuracies is {error:.2f} points, and runs "
+        "with other seeds differ besides: smaller differences say nothing. "
+    )
+
+
 def _read(folder: Path) -> dict[str, Any]:
+    if (folder / "teacher.json").is_file():
+        return _read_teacher(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no config.json")
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a run, nor of a teacher: it has neither config.json nor teacher.json"
+        )
     config = json.loads((folder / "config.json").read_text())["config"]
     result_file, metrics = folder / "result.json", folder / "metrics.jsonl"
     result = json.loads(result_file.read_text()) if result_file.is_file() else {}
@@ -87,7 +106,24 @@ def _read(folder: Path) -> dict[str, Any]:
     return {"name": folder.name, "config": config, "result": result, "tests": tests}
 
 
+def _read_teacher(folder: Path) -> dict[str, Any]:
+    description = json.loads((folder / "teacher.json").read_text())
+    name = folder.parent.name if folder.name == "model" else folder.name
+    config = {"model": description["model"], "method": "pretrained"}
+    return {
+        "name": name,
+        "config": config,
+        "result": {},
+        "tests": [],
+        "pretrained_accuracy": description["test_accuracy"],
+    }
+
+
 def _row(record: dict[str, Any]) -> list[str]:
+    if "pretrained_accuracy" in record:
+        accuracy = record["pretrained_accuracy"]
+        shown = "-" if accuracy is None else f"{accuracy:.2f}"
+        return [record["name"], record["config"]["model"], "pretrained", "-", shown, "-", "-", "-", "-"]
     config, result, tests = record["config"], record["result"], record["tests"]
     accuracies = [line["accuracy"] for line in tests]
     epoch = tests[-1]["epoch"] if tests else 0
@@ -113,13 +149,18 @@ def _row(record: dict[str, Any]) -> list[str]:
 def _accuracy(records: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = _figure()
     for record, colour in zip(records, _cycle(len(records)), strict=True):
+        if record.get("pretrained_accuracy") is not None:
+            accuracy = record["pretrained_accuracy"]
+            axes.axhline(accuracy, color=colour, linestyle="--", label=f"{record['name']}: {accuracy:.2f} %")
+            continue
         epochs = [line["epoch"] for line in record["tests"]]
         accuracies = [line["accuracy"] for line in record["tests"]]
         label = f"{record['name']}: {accuracies[-1]:.2f} %" if accuracies else record["name"]
         axes.plot(epochs, accuracies, color=colour, label=label, marker="o" if len(epochs) < 12 else "")
-    low = min((line["accuracy"] for r in records for line in r["tests"][len(r["tests"]) // 3 :]), default=0.0)
-    high = max((line["accuracy"] for r in records for line in r["tests"]), default=100.0)
     # The first epochs would squeeze what the figure is for into its upper edge.
+    late = [line["accuracy"] for r in records for line in r["tests"][len(r["tests"]) // 3 :]]
+    known = late + [r["pretrained_accuracy"] for r in records if r.get("pretrained_accuracy") is not None]
+    low, high = min(known, default=0.0), max(known, default=100.0)
     axes.set_ylim(low - 0.15 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

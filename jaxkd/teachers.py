@@ -139,6 +139,18 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
     )
 
 
+def locate(path_or_name: str | Path) -> Path:
+    """Finds the folder of a teacher; arguments and errors are those of `load`."""
+    candidates = [Path(path_or_name), Path(path_or_name) / "model", zoo() / path_or_name]
+    for folder in candidates:
+        if (folder / _DESCRIPTION).is_file():
+            return folder
+    raise FileNotFoundError(
+        f'no teacher "{path_or_name}": looked for {_DESCRIPTION} in {", ".join(map(str, candidates))}; '
+        "train one with `jaxkd train`, or bring one with `jaxkd import`"
+    )
+
+
 def load(path_or_name: str | Path) -> Teacher:
     """Loads a teacher.
 
@@ -152,13 +164,7 @@ def load(path_or_name: str | Path) -> Teacher:
       FileNotFoundError: there is no teacher there.
       ValueError: it is damaged, or of a format that this version does not know.
     """
-    candidates = [Path(path_or_name), Path(path_or_name) / "model", zoo() / path_or_name]
-    folder = next((path for path in candidates if (path / _DESCRIPTION).is_file()), None)
-    if folder is None:
-        raise FileNotFoundError(
-            f'no teacher "{path_or_name}": looked for {_DESCRIPTION} in {", ".join(map(str, candidates))}; '
-            "train one with `jaxkd train`, or bring one with `jaxkd import`"
-        )
+    folder = locate(path_or_name)
     fields = json.loads((folder / _DESCRIPTION).read_text())
     if fields.pop("format", None) != _FORMAT:
         raise ValueError(f"{folder / _DESCRIPTION} is not of format {_FORMAT}; save the teacher again")

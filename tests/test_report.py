@@ -27,6 +27,8 @@ def write_run(folder: Path, accuracies: list[float], result: dict[str, Any] | No
 
 
 RESULT = {
+    "test_examples": 400,
+    "last_accuracy": 80.0,
     "images_per_second": 123.4,
     "correlation": 0.91234,
     "temperature": {"mean": 6.5, "p5": 5.0, "p95": 8.25, "counts": [3.0, 0.0, 5.0], "edges": [5, 6, 7, 8]},
@@ -44,6 +46,10 @@ def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
     assert cells[2] == ["done", "resnet8", "atkd", "3", "70.50", "71.25", "6.50 (5.00-8.25)", "0.912", "123"]
     assert cells[3] == ["going (running)", "resnet8", "atkd", "1", "40.00", "40.00", "-", "-", "-"]
     assert cells[4] == ["begun (running)", "resnet8", "atkd", "0", "-", "-", "-", "-", "-"]
+    assert (
+        "With 400 test images, one standard error of these accuracies is 2.00 points"
+        in (tmp_path / "out" / "report.md").read_text()
+    )
     assert len({len(line) for line in report(runs, tmp_path / "out").splitlines()}) == 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "report.md",
@@ -52,8 +58,17 @@ def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
     }
 
 
+def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    description = {"model": "resnet56", "test_accuracy": 72.63}
+    (tmp_path / "big" / "teacher.json").write_text(json.dumps(description))
+    text = report([tmp_path / "big", write_run(tmp_path / "run", [50.0], RESULT)], tmp_path / "out")
+    cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
+    assert cells == ["big", "resnet56", "pretrained", "-", "72.63", "-", "-", "-", "-"]
+
+
 def test_folders_that_are_not_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"is not the folder of a run: it has no config\.json"):
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run, nor of a teacher"):
         report([tmp_path], tmp_path / "out")
     with pytest.raises(ValueError, match="no run is named"):
         report([], tmp_path / "out")

@@ -13,10 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd.config import RunConfig
 from jaxkd.data import Dataset, Split, epoch_order
 from jaxkd.data.order import batches
 from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.parallel import pmapped_eval_step, pmapped_train_step, replicate, share
+from jaxkd.training.parallel import (
+    default_steps_per_call,
+    pmapped_eval_step,
+    pmapped_train_step,
+    replicate,
+    share,
+)
 from jaxkd.training.record import Record
 from jaxkd.training.signals import Stopped, StopRequest
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState
@@ -30,11 +37,22 @@ class NonFiniteError(FloatingPointError):
 
 
 class Stopwatch:
-    """Adds up the seconds spent under a few names."""
+    """Adds up the seconds spent under a few names, each from the last `start` or `stop`."""
 
     def __init__(self) -> None:
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
         self.images = 0
+        self.start()
+
+    def start(self) -> None:
+        """Drops the time since the last reading: it belongs to no name."""
+        self._since = time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        """Adds the time since the last reading to a name."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self._since
+        self._since = now
 
     def images_per_second(self) -> float:
         """Of training, compilation and evaluation left out; 0 before anything was timed."""
@@ -47,15 +65,11 @@ class Loop:
     Args:
       task: the run's constants.
       dataset: with the splits "train" and "test".
-      batch_size: over all devices.
-      eval_batch_size: likewise; rounded up to a multiple of the devices.
+      config: batch sizes, and how often to look, evaluate and save.
       devices: to train on.
-      steps_per_call: training steps inside one call.
-      log_every: steps between two looks at the device.
-      checkpoint_seconds: the age at which a checkpoint is renewed.
       record: the run's files.
       checkpoints: the run's checkpoints.
-      learning_rate: the schedule, for the record.
+      schedule: the learning rate by step, for the record.
       say: where progress goes.
     """
 
@@ -64,32 +78,28 @@ class Loop:
         task: Task,
         dataset: Dataset,
         *,
-        batch_size: int,
-        eval_batch_size: int,
+        config: RunConfig,
         devices: list[jax.Device],
-        steps_per_call: int,
-        log_every: int,
-        checkpoint_seconds: float,
         record: Record,
         checkpoints: Checkpoints,
-        learning_rate: Callable[[int], Any],
+        schedule: Callable[[int], Any],
         say: Say,
     ) -> None:
         self._task = task
         self._train_split = dataset.splits["train"]
-        self._batch_size = batch_size
+        self._config = config
         self._devices = devices
-        self._steps_per_call = steps_per_call
-        self._log_every = log_every
-        self._checkpoint_seconds = checkpoint_seconds
+        self._steps_per_call = config.steps_per_call or default_steps_per_call(devices)
         self._record = record
         self._checkpoints = checkpoints
-        self._learning_rate = learning_rate
+        self._schedule = schedule
         self._say = say
+        self._lines = ProgressLines(say)
         self._stop = StopRequest()
         self._step_function = pmapped_train_step(task, devices)
-        self._evaluator = Evaluator(task.student, dataset.splits["test"], eval_batch_size, devices)
-        self._compiled = False
+        self._evaluator = Evaluator(task.student, dataset.splits["test"], config.eval_batch_size, devices)
+        self._total_steps = task.num_epochs * task.steps_per_epoch
+        self._saved_at = time.monotonic()
         self.stopwatch = Stopwatch()
 
     def run(self, state: TrainState, teacher_variables: Any) -> TrainState:
@@ -105,8 +115,7 @@ class Loop:
             self._say(f"resuming at step {int(state.step)} of {self._total_steps}")
         step = int(state.step)
         self._record.rewind(step)
-        self._progress = Progress(self._say, self._total_steps, step)
-        self._saved_at = time.monotonic()
+        self._lines.begin(step, self._total_steps)
         place = lambda tree: replicate(tree, self._devices)  # noqa: E731
         state, teacher_variables = place(state), place(teacher_variables)
         data = place(self._train_split.images), place(self._train_split.labels)
@@ -123,39 +132,32 @@ class Loop:
         self._checkpoints.save(state)
         return jax.device_get(state)
 
-    @property
-    def _total_steps(self) -> int:
-        return self._task.num_epochs * self._task.steps_per_epoch
-
     def _train_epoch(self, state: TrainState, teacher_variables: Any, data: tuple, epoch: int) -> TrainState:
         step = int(state.step)
         order = epoch_order(len(self._train_split), seed=self._task.seed, epoch=epoch)
-        todo = batches(order, self._batch_size)[step - (epoch - 1) * self._task.steps_per_epoch :]
-        for chunk in _chunks(todo, step, self._log_every):
+        todo = batches(order, self._config.batch_size)[step - (epoch - 1) * self._task.steps_per_epoch :]
+        for chunk in _chunks(todo, step, self._config.log_every):
             for ids in _pieces(chunk, self._steps_per_call):
                 state = self._call(state, teacher_variables, data, ids)
                 if self._stop.signal_name:
                     break
             self._look(state, epoch)
             self._stop_if_asked(state)
-            if time.monotonic() - self._saved_at > self._checkpoint_seconds:
+            if time.monotonic() - self._saved_at > self._config.checkpoint_seconds:
                 self._save(state)
         return state
 
     def _call(self, state: TrainState, teacher_variables: Any, data: tuple, ids: np.ndarray) -> TrainState:
         """Some steps; the first call, which compiles, is timed and looked at apart."""
-        shared = share(ids, len(self._devices))
-        start = time.perf_counter()
-        first = not self._compiled
+        first = not self.stopwatch.seconds["compile"]
         if first:
             self._say("compiling the training step ...")
-        state = self._step_function(state, teacher_variables, *data, shared)
+            self.stopwatch.start()
+        state = self._step_function(state, teacher_variables, *data, share(ids, len(self._devices)))
         if first:
-            self._compiled = True
             raise_if_not_finite(jax.device_get(state.tally), self._checkpoints.latest_step())
-            self.stopwatch.seconds["compile"] += time.perf_counter() - start
+            self.stopwatch.stop("compile")
             self._say(f"compiled, and made the first step, in {self.stopwatch.seconds['compile']:.1f} s")
-            self._since = time.perf_counter()
         else:
             self.stopwatch.images += int((ids >= 0).sum())
         return state
@@ -163,9 +165,7 @@ class Loop:
     def _look(self, state: TrainState, epoch: int) -> None:
         """Waits for the device, checks and records the epoch's averages so far."""
         tally = jax.device_get(state.tally)
-        now = time.perf_counter()
-        self.stopwatch.seconds["train"] += now - self._since
-        self._since = now
+        self.stopwatch.stop("train")
         raise_if_not_finite(tally, self._checkpoints.latest_step())
         step = int(state.step)
         averages = summarize(tally)
@@ -174,21 +174,20 @@ class Loop:
             step,
             epoch,
             **averages,
-            learning_rate=float(self._learning_rate(step - 1)),
+            learning_rate=float(self._schedule(step - 1)),
             images_per_second=round(self.stopwatch.images_per_second(), 1),
         )
-        self._progress.report(
+        self._lines.trained(
             f"epoch {epoch}/{self._task.num_epochs}", step, averages, self.stopwatch.images_per_second()
         )
 
     def _evaluate(self, state: TrainState, epoch: int) -> None:
-        start = time.perf_counter()
+        self.stopwatch.start()
         variables = {"params": state.params["student"], "batch_stats": state.batch_stats}
         scores = self._evaluator(variables)
         self._record.write("test", int(state.step), epoch, **scores)
-        self._progress.evaluated(f"epoch {epoch}/{self._task.num_epochs}", scores)
-        self._since = time.perf_counter()
-        self.stopwatch.seconds["evaluate"] += self._since - start
+        self._lines.evaluated(f"epoch {epoch}/{self._task.num_epochs}", scores)
+        self.stopwatch.stop("evaluate")
 
     def _stop_if_asked(self, state: TrainState) -> None:
         if self._stop.signal_name and int(state.step) < self._total_steps:
@@ -201,7 +200,7 @@ class Loop:
     def _save(self, state: TrainState) -> None:
         self._checkpoints.save(state)
         self._saved_at = time.monotonic()
-        self._since = time.perf_counter()
+        self.stopwatch.start()
 
 
 class Evaluator:
@@ -230,12 +229,16 @@ class Evaluator:
         }
 
 
-class Progress:
+class ProgressLines:
     """Says how far a run is: often in the beginning, then at intervals that grow with the time spent."""
 
-    def __init__(self, say: Say, total_steps: int, first_step: int) -> None:
+    def __init__(self, say: Say) -> None:
         self._say = say
-        self._total, self._first = total_steps, first_step
+        self.begin(0, 1)
+
+    def begin(self, first_step: int, total_steps: int) -> None:
+        """Starts the clock."""
+        self._first, self._total = first_step, total_steps
         self._start = self._said = time.monotonic()
 
     def _is_due(self) -> bool:
@@ -245,7 +248,7 @@ class Progress:
         self._said = now
         return True
 
-    def report(self, where: str, step: int, averages: dict[str, float], rate: float) -> None:
+    def trained(self, where: str, step: int, averages: dict[str, float], rate: float) -> None:
         """A line on training, if one is due."""
         if not self._is_due():
             return

@@ -17,7 +17,7 @@ from jaxkd.models import Outputs
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.loop import Evaluator, Loop, Say, summarize
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
-from jaxkd.training.parallel import choose_devices, default_steps_per_call, share
+from jaxkd.training.parallel import choose_devices, share
 from jaxkd.training.record import Record
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 from jaxkd.training.step import AXIS, Network, Task
@@ -142,15 +142,11 @@ def _fit(
     loop = Loop(
         task,
         dataset,
-        batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size,
+        config=config,
         devices=devices,
-        steps_per_call=config.steps_per_call or default_steps_per_call(devices),
-        log_every=config.log_every,
-        checkpoint_seconds=config.checkpoint_seconds,
         record=record,
         checkpoints=checkpoints,
-        learning_rate=schedule,
+        schedule=schedule,
         say=say,
     )
     try:
@@ -184,6 +180,7 @@ def _fit(
         "model": model_name,
         "parameters": parameters,
         "data": dataset.name,
+        "test_examples": len(dataset.splits["test"]),
         "epochs": config.num_epochs,
         "seed": config.seed,
         "last_accuracy": tests[-1]["accuracy"],

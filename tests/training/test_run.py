@@ -16,7 +16,7 @@ import jaxkd
 from jaxkd import data, teachers
 from jaxkd.config import DistillConfig, TrainConfig
 from jaxkd.training import NonFiniteError, Stopped, evaluate
-from jaxkd.training.loop import Progress, quantile
+from jaxkd.training.loop import ProgressLines, quantile
 from jaxkd.training.state import TEMPERATURE_EDGES
 
 
@@ -38,11 +38,11 @@ class StopAt:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         import signal
 
-        def report(_: Progress, __: str, now: int, *___: object) -> None:
+        def trained(_: ProgressLines, __: str, now: int, *___: object) -> None:
             if now == step:
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(Progress, "report", report)
+        monkeypatch.setattr(ProgressLines, "trained", trained)
 
     def __call__(self, _: str) -> None:
         pass
