@@ -94,7 +94,7 @@ def _read(folder: Path) -> dict[str, Any]:
         return _read_teacher(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} is not the folder of a run, nor of a teacher: it has neither config.json nor teacher.json"
+            f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
         )
     config = json.loads((folder / "config.json").read_text())["config"]
     result_file, metrics = folder / "result.json", folder / "metrics.jsonl"
