@@ -155,7 +155,7 @@ def test_every_mistake_has_its_message(tmp_path: Path, tiny: Path, teacher: Path
             "is damaged or not a .pt file of weights",
         ),
         (["report", tmp_path / "empty"], 1, "is not the folder of a run"),
-        (["train", "--epochs", "0"], 1, "--epochs must be at least 1, got 0"),
+        (["train", "--epochs", "0"], 2, "--epochs must be at least 1, got 0"),
         (["train", "--epochs", "many"], 2, "--epochs"),
         (["distill"], 2, "--teacher"),
         (["fly"], 2, "fly"),
