@@ -19,6 +19,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+_LONG = 12  # epochs
 # Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 
@@ -132,7 +133,9 @@ def _row(record: dict[str, Any]) -> list[str]:
     correlation = result.get("correlation")
     spread = "-"
     if temperature:
-        spread = f"{temperature['mean']:.2f} ({temperature['p5']:.2f}-{temperature['p95']:.2f})"
+        spread = f"{temperature['mean']:.2f}"
+        if len(temperature["counts"]) > 1:  # a fixed temperature falls into one bin
+            spread += f" ({temperature['p5']:.2f}-{temperature['p95']:.2f})"
     return [
         record["name"] + running,
         config.get("model") or config.get("student", "?"),
@@ -156,16 +159,21 @@ def _accuracy(records: Sequence[dict[str, Any]]) -> Figure:
         epochs = [line["epoch"] for line in record["tests"]]
         accuracies = [line["accuracy"] for line in record["tests"]]
         label = f"{record['name']}: {accuracies[-1]:.2f} %" if accuracies else record["name"]
-        axes.plot(epochs, accuracies, color=colour, label=label, marker="o" if len(epochs) < 12 else "")
-    # The first epochs would squeeze what the figure is for into its upper edge.
-    late = [line["accuracy"] for r in records for line in r["tests"][len(r["tests"]) // 3 :]]
+        axes.plot(epochs, accuracies, color=colour, label=label, marker="o" if len(epochs) < _LONG else "")
+    # In a long run the first epochs would squeeze what the figure is for into its upper edge.
+    late = [line["accuracy"] for r in records for line in r["tests"][_early_epochs(r) :]]
     known = late + [r["pretrained_accuracy"] for r in records if r.get("pretrained_accuracy") is not None]
     low, high = min(known, default=0.0), max(known, default=100.0)
     axes.set_ylim(low - 0.15 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure
+
+
+def _early_epochs(record: dict[str, Any]) -> int:
+    count = len(record["tests"])
+    return count // 3 if count >= _LONG else 0
 
 
 def _temperature(records: Sequence[dict[str, Any]]) -> Figure:
@@ -187,7 +195,7 @@ def _temperature(records: Sequence[dict[str, Any]]) -> Figure:
         title="Temperatures in the last epoch",
     )
     axes.margins(x=0.05)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
