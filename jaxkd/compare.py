@@ -23,7 +23,7 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
     from jaxkd.training import distill, train
 
     # Everything that can be wrong with names is told before hours are spent.
-    for model in (config.student, *([] if config.teacher else [config.teacher_model])):
+    for model in (config.student, *([] if config.teacher else [config.teacher_architecture])):
         models.create(model)
     for method in config.methods:
         methods.create(method)
@@ -36,7 +36,7 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
     teacher = config.teacher
     if teacher is None:
         runs.append(config.folder / "teacher")
-        train(TrainConfig(**shared, model=config.teacher_model, run=runs[-1]), dataset, say=say)
+        train(TrainConfig(**shared, model=config.teacher_architecture, run=runs[-1]), dataset, say=say)
         teacher = str(runs[-1])
     else:
         runs.append(teachers.locate(teacher))
