@@ -465,7 +465,9 @@ def resolve(
     return per_example("temperature", temperature, student)
 
 
-def per_example(name: str, value: jax.typing.ArrayLike, logits: jax.Array) -> jax.Array:
+def per_example(
+    name: str, value: jax.typing.ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct
+) -> jax.Array:
     """Returns a positive number or array in shape `[..., 1]`, one value per example; raises if it cannot."""
     require_positive(name, value)
     array = jnp.asarray(value, logits.dtype)

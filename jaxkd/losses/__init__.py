@@ -5,6 +5,7 @@ be imported.
 """
 
 from jaxkd.losses.decoupled import dkd, normdkd
+from jaxkd.losses.from_hidden import kd_from_hidden
 from jaxkd.losses.logit import (
     correlation,
     dtkd,
@@ -31,6 +32,7 @@ __all__ = [
     "dtkd",
     "jensen_shannon",
     "kd",
+    "kd_from_hidden",
     "mlkd",
     "mse",
     "normdkd",

@@ -31,8 +31,8 @@ def dkd(
 
     `L_i = T_i^2 [alpha KL(b || b') + beta KL(p~ || q~)]`.  With p and q the softened teacher and student as
     in `kd` and y the label, `b = (p_y, 1 - p_y)` and b' the same of q (TCKD), p~ and q~ the softmaxes over
-    the classes other than y (NCKD).  For alpha = 1 and beta = 1 - p_y it is `kd`.  All by log-sum-exp, so that
-    a certain teacher gives no NaN.  With two classes NCKD is 0 and TCKD is `kd`.
+    the classes other than y (NCKD).  For alpha = 1 and beta = 1 - p_y it is `kd`.  All by log-sum-exp: a
+    certain teacher gives no NaN.  With two classes NCKD is 0 and TCKD is `kd`.
 
     Args:
       student: student logits, floating, shape `[..., K]`.

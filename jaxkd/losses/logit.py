@@ -62,7 +62,8 @@ def kd(
     >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 2.0]])
     >>> print(f"{losses.kd(student, teacher, temperature=4.0).mean():.3f}")
     0.794
-    >>> print(f"{losses.kd(student, teacher, temperature=temperature.max_logit, standardize=True).mean():.3f}")
+    >>> adaptive = losses.kd(student, teacher, temperature=temperature.max_logit, standardize=True)
+    >>> print(f"{adaptive.mean():.3f}")
     1.322
 
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2; Sun et al. 2024 (arXiv 2403.01427) for z-scores;
@@ -279,7 +280,7 @@ def dtkd(
 ) -> jax.Array:
     """DTKD: KL divergence with a temperature for each network, in the ratio of their largest logits.
 
-    `L_i = alpha T_i T'_i KL(softmax(t_i / T_i) || softmax(s_i / T'_i)) + beta kd_i(T)`, where `T_i` and `T'_i`
+    `L_i = alpha T_i T'_i KL(softmax(t_i / T_i) || softmax(s_i / T'_i)) + beta kd_i(T)`, where T_i and T'_i
     are `jaxkd.temperature.max_ratio` with the reference T.  It tells the networks' overall sharpness apart
     from their opinion.  Where a largest logit is not positive, both temperatures are the reference.
 

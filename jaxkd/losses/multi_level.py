@@ -108,8 +108,8 @@ def mlkd(
         example_factor = class_factor = jnp.ones((), base_weak.dtype)
         chosen_examples, chosen_classes = confident, classes
     else:
-        example_factor = _fraction(confident, weak.examples)
-        class_factor = _fraction(classes, _classes_in_use(weak))
+        example_factor = _fraction(confident, weak.examples).astype(base_weak.dtype)
+        class_factor = _fraction(classes, _classes_in_use(weak)).astype(base_weak.dtype)
 
     total = jnp.zeros((), base_weak.dtype)
     for tau in (base_weak, *fixed.values()):
@@ -280,4 +280,5 @@ def _count(keep: jax.Array | None, like: jax.Array) -> jax.Array:
 
 
 def _fraction(chosen: jax.Array, keep: jax.Array | None) -> jax.Array:
-    return jnp.sum(chosen) / _count(keep, chosen.astype(jnp.result_type(float)))
+    of = chosen.astype(jnp.result_type(float))
+    return jnp.sum(of) / _count(keep, of)

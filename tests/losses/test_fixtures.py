@@ -232,7 +232,7 @@ def test_kd_tends_to_the_correlation_with_its_first_order_term(data):
             jnp.asarray(temperatures)
         )
         curve = np.asarray(curve)
-        limit = jnp.mean(losses.correlation(student, teacher))
+        limit = float(jnp.mean(losses.correlation(student, teacher)))
     np.testing.assert_allclose(curve, FIXTURES[f"{B8}{data}/loss"], rtol=1e-7)
     np.testing.assert_allclose(limit, FIXTURES[f"{B8}{data}/limit_bessel"], rtol=1e-7)
     coefficient = FIXTURES[f"{B8}{data}/coef_1_over_T"]
