@@ -27,10 +27,10 @@ def kd_from_hidden(
     """`kd` of the logits `hidden @ head`, which never exist for more than `chunk_size` tokens at a time.
 
     `L_i = kd(student_hidden_i @ student_head, teacher_hidden_i @ teacher_head)`, value and gradient.  Beside
-    its arguments and their gradients it takes memory for a few arrays of `chunk_size` x K, however many tokens
-    there are.  The gradient is worked out chunk by chunk in the forward pass, while the logits are there.
-    That is all the work if the loss is then summed or averaged over the tokens (of which some may be masked);
-    if they are weighted unevenly, the logits are computed a second time for the gradient of the head.
+    its arguments and their gradients it takes memory for a few arrays of `chunk_size` x K, however many
+    tokens there are.  The gradient is worked out chunk by chunk in the forward pass, while the logits are
+    there.  That is all the work if the loss is then summed or averaged over the tokens (of which some may be
+    masked); if they are weighted unevenly, the logits are computed again for the gradient of the head.
 
     Args:
       student_hidden: floating, shape `[..., D]`, what the student's output matrix is applied to.
