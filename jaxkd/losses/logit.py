@@ -7,6 +7,7 @@ teacher's logits never receive a gradient.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
-from jaxkd.losses import _inputs
+from jaxkd.losses import _blocks, _inputs
 
 
 def kd(
@@ -69,9 +70,29 @@ def kd(
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2; Sun et al. 2024 (arXiv 2403.01427) for z-scores;
     Matsuyama et al. 2025 (arXiv 2503.09030) for the adaptive temperature.
     """
-    x, tau = soften(student, teacher, temperature, standardize, ensemble, axis, where)
+    x = _inputs.prepare(student, teacher, axis, where, ensemble)
+    if x.classes is None and x.teacher.ndim == x.student.ndim:
+        rows = _blocks.rows_per_block(x.student.shape, temperature)
+        if rows:
+            loss = functools.partial(_kd_of_rows, temperature=temperature, standardize=standardize)
+            return _inputs.mask_examples(_blocks.by_blocks(loss, rows, x.student, x.teacher), x.examples)
+    return _kd(x, temperature, standardize)
+
+
+def _kd(x: _inputs.Inputs, temperature: _temperature.Temperature, standardize: bool) -> jax.Array:
+    x, tau = _softened(x, temperature, standardize)
     log_p, log_q = _inputs.log_probabilities(x)
     return _inputs.mask_examples(_squared(tau) * _inputs.expectation(log_p, log_p - log_q), x.examples)
+
+
+def _kd_of_rows(
+    student: jax.Array,
+    teacher: jax.Array,
+    *,
+    temperature: _temperature.Temperature,
+    standardize: bool,
+) -> jax.Array:
+    return _kd(_inputs.Inputs(student, teacher, None, None), temperature, standardize)
 
 
 def reverse_kl(
@@ -521,7 +542,12 @@ def soften(
     where: jax.typing.ArrayLike | None,
 ) -> tuple[_inputs.Inputs, jax.Array]:
     """Checked logits over their temperature, and the temperature."""
-    x = _inputs.prepare(student, teacher, axis, where, ensemble)
+    return _softened(_inputs.prepare(student, teacher, axis, where, ensemble), temperature, standardize)
+
+
+def _softened(
+    x: _inputs.Inputs, temperature: _temperature.Temperature, standardize: bool
+) -> tuple[_inputs.Inputs, jax.Array]:
     if standardize:
         x = _inputs.standardize_both(x)
     tau = _inputs.resolve_temperature(temperature, x, standardize)

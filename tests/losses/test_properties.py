@@ -267,6 +267,7 @@ def test_pmap_and_shard_map(name):
     expected, expected_gradient = map(
         np.stack, zip(*(run(*piece) for piece in zip(*pieces, strict=True)), strict=True)
     )
+    run = run.__wrapped__
     values, gradient = jax.pmap(run)(*pieces)
     np.testing.assert_allclose(values, expected, rtol=2e-4, atol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-3, atol=2e-5)
