@@ -8,7 +8,8 @@ Each row is value and gradient of the batch mean, jitted, compile time apart.  T
 losses, so that a change in the machine's load meets them all; medians are reported, and ratios to the
 cross-entropy with integer labels of optax, which is measured in the same rounds.  PyTorch runs the same
 formulas (plain code, written here), eager and through `torch.compile`, with one thread and with all; the
-faster of the two counts.  Writes `results/losses.json` and `results/losses.md`.
+faster of the two counts (at the largest size, all threads, and one compiled loss).  Writes
+`results/losses.json` and `results/losses.md` after each size, and keeps what they hold of other sizes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,18 @@ import time
 RESULTS = pathlib.Path(__file__).parent / "results"
 SIZES = ("256x100", "256x1000", "4096x32000")
 CROSS_ENTROPY = "cross-entropy (optax)"
-# K x K matrices: 4 GB each at 32,000 classes.
-NOT_FOR_LARGE = ("mlkd",)
+# One of each kind at the largest size, where a step takes seconds (and MLKD has K x K matrices of 4 GB).
+FOR_LARGE = (
+    CROSS_ENTROPY,
+    "kd",
+    "kd standardised",
+    "kd adaptive",
+    "dkd",
+    "ttm",
+    "normkd",
+    "mse",
+    "correlation",
+)
 LARGE = 10_000_000
 # Compiling takes PyTorch seconds for each loss and size: these are enough to judge by.
 TORCH_COMPILED = ("cross-entropy", "kd", "kd adaptive", "dkd")
@@ -56,7 +67,7 @@ def rounds(functions: dict, repeats: int, seconds: float) -> dict[str, list[floa
         inner[name] = max(1, min(50, int(0.002 / max(time.perf_counter() - start, 1e-6))))
     end = time.perf_counter() + seconds
     for done in range(repeats):
-        if done >= 3 and time.perf_counter() > end:
+        if done >= 2 and time.perf_counter() > end:
             break
         for name, call in functions.items():
             start = time.perf_counter()
@@ -96,7 +107,7 @@ def measure_jax(size: str, repeats: int, seconds: float) -> list[dict]:
         "correlation": lambda s, t, y: losses.correlation(s, t),
     }
     if student.size > LARGE:
-        table = {name: loss for name, loss in table.items() if name not in NOT_FOR_LARGE}
+        table = {name: loss for name, loss in table.items() if name in FOR_LARGE}
     calls, rows = {}, {}
     for name, loss in table.items():
         step = jax.jit(jax.value_and_grad(lambda s, t, y, loss=loss: jnp.mean(loss(s, t, y))))
@@ -190,16 +201,19 @@ def measure_torch(size: str, repeats: int, seconds: float) -> list[dict]:
         return run
 
     rows = []
+    large = student.numel() > LARGE
+    if large:
+        table = {name: table[name] for name in TORCH_COMPILED}
     for mode in ("eager", "compile"):
         best: dict[str, dict] = {}
-        for threads in sorted({1, os.cpu_count() or 1}):
+        for threads in sorted({os.cpu_count() or 1} if large else {1, os.cpu_count() or 1}):
             torch.set_num_threads(threads)
             torch.compiler.reset()
             calls = {}
             for name, loss in table.items():
                 if mode == "eager":
                     calls[name] = step(loss)
-                elif name in TORCH_COMPILED:
+                elif name == "kd adaptive" or (name in TORCH_COMPILED and not large):
                     calls[name] = step(torch.compile(loss, dynamic=False))
                     try:
                         calls[name]()
@@ -234,7 +248,9 @@ def table(result: dict) -> str:
         "",
         f"Value and gradient of the batch mean, float32; milliseconds are medians. {result['machine']}, "
         f"{result['cores']} cores, jax {result['jax']}, PyTorch {result['torch_version']}. Written by "
-        "`experiments/speed/losses.py`; compile time is not in the milliseconds.",
+        "`experiments/speed/losses.py`; compile time is not in the milliseconds.  Load average: "
+        + ", ".join(f"{load:.1f} at {size}" for size, load in result["load"].items())
+        + " (above the number of cores, other work shared them, and the times are too long).",
         "",
         "| size | loss | ms | / cross-entropy | temporary MiB | compile s | PyTorch eager ms | "
         "PyTorch compile ms | n |",
@@ -274,24 +290,31 @@ def main() -> None:
         return
     import jax
 
-    result = {
+    description = {
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "torch_version": None,
-        "jaxkd": [],
-        "torch": [],
     }
-    for size in args.sizes:
-        result["jaxkd"] += measure_jax(size, args.repeats, args.seconds)
-        if not args.no_torch:
-            result["torch_version"], rows = torch_in(args.torch_python, size, args.repeats, args.seconds)
-            result["torch"] += rows
+    file = args.out / "losses.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    if {key: result.get(key) for key in description} != description:
+        result = description | {"torch_version": None, "load": {}, "jaxkd": [], "torch": []}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "losses.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "losses.md").write_text(table(result))
+    for size in args.sizes:
+        rows = {"jaxkd": measure_jax(size, args.repeats, args.seconds), "torch": []}
+        if not args.no_torch:
+            result["torch_version"], rows["torch"] = torch_in(
+                args.torch_python, size, args.repeats, args.seconds
+            )
+        # What else was running, as the operating system's load average at the end.
+        result["load"][size] = os.getloadavg()[0]
+        for key, new in rows.items():
+            kept = [row for row in result[key] if row["size"] != size]
+            result[key] = sorted(kept + new, key=lambda row: SIZES.index(row["size"]))
+        file.write_text(json.dumps(result, indent=1) + "\n")
+        (args.out / "losses.md").write_text(table(result))
     print(table(result))
 
 

@@ -2,8 +2,8 @@
 
 Private to `jaxkd.losses`.  Softmaxes of a gigabyte of logits are bound by the memory's speed on a CPU, and
 XLA goes over the whole array for each of a dozen reductions.  In blocks of a few rows they all find the data
-in the cache: at 4096 x 32000 on two cores, half the time and a sixth of the temporary memory.  On accelerators
-whole arrays are better, and left alone.
+in the cache: at 4096 x 32000 on two cores, half the time and a sixth of the temporary memory.  On
+accelerators whole arrays are better, and left alone.
 """
 
 from __future__ import annotations
