@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 # Stands for minus infinity where an infinity would make 0 * inf = NaN: exp of it is exactly 0 in every
 # supported precision, and differences of two of them stay finite.
-_MASKED_LOGIT = -1e30
+MASKED_LOGIT = -1e30
 
 
 def as_logits(name: str, logits: jax.typing.ArrayLike) -> jax.Array:
@@ -70,9 +70,31 @@ def standardize(
     x = as_logits("logits", logits)
     _require_classes(x, axis)
     centered, variance = _center(x, axis, where)
-    # sqrt has an infinite slope at 0: take it of 1 there, and put the 0 back.
-    spread = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
-    return centered / (spread + eps)
+    spread = _sqrt(variance)
+    return jnp.where(spread > 0, centered / jnp.where(spread > 0, spread + eps, 1.0), 0.0)
+
+
+def deviation(logits: jax.Array, *, axis: int = -1, where: jax.typing.ArrayLike | None = None) -> jax.Array:
+    """Bessel-corrected standard deviation over the classes, the class axis kept with length 1.
+
+    Args:
+      logits: floating, shape `[..., K]`, K at least 2.
+      axis: the class axis.
+      where: optional boolean mask that broadcasts to `logits`.
+
+    Returns:
+      Array of shape `[..., 1]`; 0, with a gradient of 0, for constant logits.
+
+    Raises:
+      ValueError: fewer than two classes.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd.logits import deviation
+    >>> print(deviation(jnp.array([1.0, 2.0, 3.0])))
+    [1.]
+    """
+    _require_classes(logits, axis)
+    return _sqrt(_center(logits, axis, where)[1])
 
 
 def pearson(
@@ -108,7 +130,10 @@ def pearson(
     Source: Huang et al. 2022 (arXiv 2205.10536), Eq. 6.
     """
     x, y = as_logits("a", a), as_logits("b", b)
-    require_same_shape("a", x, "b", y)
+    if x.shape != y.shape:
+        raise ValueError(
+            f"a and b must have the same shape, got {x.shape} and {y.shape}; both hold one logit per class"
+        )
     _require_classes(x, axis)
     x, variance_x = _center(x, axis, where)
     y, variance_y = _center(y, axis, where)
@@ -135,17 +160,8 @@ def log_softmax(logits: jax.Array, where: jax.Array | None = None) -> jax.Array:
     [0.5 0.5 0. ]
     """
     if where is not None:
-        logits = jnp.where(where, logits, _MASKED_LOGIT)
+        logits = jnp.where(where, logits, MASKED_LOGIT)
     return jax.nn.log_softmax(logits, axis=-1)
-
-
-def require_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> None:
-    """Raises ValueError, naming both shapes, unless they are equal."""
-    if a.shape != b.shape:
-        raise ValueError(
-            f"{name_a} and {name_b} must have the same shape, got {a.shape} and {b.shape}; "
-            "both hold one logit per class, so the two networks must share their classes"
-        )
 
 
 def _require_classes(logits: jax.Array, axis: int) -> None:
@@ -154,6 +170,11 @@ def _require_classes(logits: jax.Array, axis: int) -> None:
             f"at least 2 classes are needed along axis {axis}, got shape {logits.shape}; "
             "if the classes lie on another axis, name it with axis="
         )
+
+
+def _sqrt(x: jax.Array) -> jax.Array:
+    # The slope of sqrt is infinite at 0: take it of 1 there, and put the 0 back.
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
 def _degrees_of_freedom(x: jax.Array, axis: int, where: jax.typing.ArrayLike | None) -> jax.typing.ArrayLike:
@@ -165,12 +186,16 @@ def _degrees_of_freedom(x: jax.Array, axis: int, where: jax.typing.ArrayLike | N
 
 def _center(x: jax.Array, axis: int, where: jax.typing.ArrayLike | None) -> tuple[jax.Array, jax.Array]:
     """Returns `x` minus its mean (0 in masked classes) and its Bessel-corrected variance, axis kept."""
+    # One entry is taken off first, so that constant logits centre to exactly 0 and not to the rounding error
+    # of their mean, whose reciprocal would then scale the gradient.
     if where is None:
+        x = x - jax.lax.stop_gradient(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
         centered = x - jnp.mean(x, axis=axis, keepdims=True)
     else:
         mask = jnp.broadcast_to(jnp.asarray(where), x.shape)
-        x = jnp.where(mask, x, 0.0)
-        count = jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1)
+        top = jnp.max(x, axis=axis, keepdims=True, where=mask, initial=-jnp.inf)
+        x = jnp.where(mask, x - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0)), 0.0)
+        count = jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1).astype(x.dtype)
         centered = jnp.where(mask, x - jnp.sum(x, axis=axis, keepdims=True) / count, 0.0)
     variance = jnp.sum(centered**2, axis=axis, keepdims=True) / _degrees_of_freedom(x, axis, where)
     return centered, variance

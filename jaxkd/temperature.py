@@ -1,11 +1,14 @@
 """Temperature rules: pure functions from the two networks' logits to one temperature per example.
 
 A rule is any callable `(student_logits, teacher_logits) -> [..., 1]`; every loss of `jaxkd.losses` that
-has a temperature takes one.  Only jax and `jaxkd.logits` may be imported here.
+has a temperature takes one.  `functools.partial` sets a rule's options.  What a training loop changes from
+step to step (CTKD's learned scalar, DTS's schedule) comes as pure functions whose result is passed to the
+loss as a number or an array.  Only jax and `jaxkd.logits` may be imported here.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -13,8 +16,26 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
-from jaxkd.logits import as_logits, require_same_shape
+from jaxkd import logits as _logits
+from jaxkd.logits import as_logits
+
+__all__ = [
+    "MAX_LOGIT_FACTOR",
+    "Rule",
+    "Temperature",
+    "constant",
+    "cosine_decay",
+    "gradient_reversal",
+    "learned",
+    "linear_decay",
+    "max_logit",
+    "max_ratio",
+    "resolve",
+    "scheduled",
+    "standard_deviation",
+]
 
 Rule = Callable[..., jax.Array]
 Temperature = float | jax.typing.ArrayLike | Rule
@@ -62,15 +83,349 @@ def max_logit(
     Source: Matsuyama et al. 2025 (arXiv 2503.09030), as in the authors' code; the derivation of the factor
     is ours.
     """
-    if of not in ("both", "teacher"):
-        raise ValueError(f'of must be "both" or "teacher", got {of!r}')
+    _require_word("of", of, ("both", "teacher"))
     s, t = as_logits("student", student), as_logits("teacher", teacher)
-    require_same_shape("student", s, "teacher", t)
+    _require_same_shape(s, t)
     magnitude = jnp.abs(t) if of == "teacher" else jnp.maximum(jnp.abs(s), jnp.abs(t))
     if where is not None:
         magnitude = jnp.where(where, magnitude, 0.0)
     largest = jax.lax.stop_gradient(jnp.max(magnitude, axis=axis, keepdims=True))
     return jnp.where(largest > 0, largest * MAX_LOGIT_FACTOR, 1.0)
+
+
+def constant(
+    student: jax.typing.ArrayLike,
+    teacher: jax.typing.ArrayLike,
+    *,
+    value: jax.typing.ArrayLike = 4.0,
+    axis: int = -1,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """The same temperature for every example; what a number passed as `temperature=` stands for.
+
+    `T_i = value`.
+
+    Args:
+      student: logits that the softmax will see, floating, shape `[..., K]`; only its shape counts.
+      teacher: the same for the teacher, same shape.
+      value: the temperature, positive; a number or an array of shape `[]`.
+      axis: the class axis.
+      where: accepted as in every rule, and without effect.
+
+    Returns:
+      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), without unit.
+
+    Raises:
+      ValueError: the shapes differ, or the value is not positive.
+      TypeError: an input is not floating.
+
+    >>> import functools, jax.numpy as jnp
+    >>> from jaxkd import temperature
+    >>> rule = functools.partial(temperature.constant, value=2.0)
+    >>> print(rule(jnp.ones((2, 3)), jnp.ones((2, 3))))
+    [[2.]
+     [2.]]
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
+    """
+    del where
+    s, t = as_logits("student", student), as_logits("teacher", teacher)
+    _require_same_shape(s, t)
+    require_positive("value", value)
+    shape = list(s.shape)
+    shape[axis] = 1
+    return jnp.broadcast_to(jnp.asarray(value, s.dtype), shape)
+
+
+def standard_deviation(
+    student: jax.typing.ArrayLike,
+    teacher: jax.typing.ArrayLike,
+    *,
+    of: Literal["student", "teacher"] = "teacher",
+    scale: float = 2.0,
+    axis: int = -1,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """NormKD's temperature: a multiple of the standard deviation of one network's logits.
+
+    `T_i = scale * std(x_i)` with Bessel's correction, x the student's or the teacher's logits.  As in the
+    source, it is not detached: with `of="student"` the gradient flows through it.  `losses.normkd` uses one
+    such temperature for each network.  It is meant for raw logits: standardised ones all have deviation 1.
+    Where the logits are constant it is 1.
+
+    Args:
+      student: logits that the softmax will see, floating, shape `[..., K]`.
+      teacher: the same for the teacher, same shape.
+      of: whose logits are measured, "student" or "teacher".
+      scale: the temperature of logits with a standard deviation of 1; positive.
+      axis: the class axis.
+      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
+
+    Returns:
+      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), in logit units.
+
+    Raises:
+      ValueError: `of` is another word, the scale is not positive, the shapes differ, or there are fewer than
+        two classes.
+      TypeError: an input is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import temperature
+    >>> student, teacher = jnp.array([[0.0, 0.0, 3.0]]), jnp.array([[1.0, 2.0, 3.0]])
+    >>> print(temperature.standard_deviation(student, teacher))
+    [[2.]]
+
+    Source: Chi et al. 2023 (arXiv 2308.00520), the authors' code.
+    """
+    _require_word("of", of, ("student", "teacher"))
+    require_positive("scale", scale)
+    s, t = as_logits("student", student), as_logits("teacher", teacher)
+    _require_same_shape(s, t)
+    spread = _logits.deviation(s if of == "student" else t, axis=axis, where=where)
+    return jnp.where(spread > 0, scale * spread, 1.0)
+
+
+def max_ratio(
+    student: jax.typing.ArrayLike,
+    teacher: jax.typing.ArrayLike,
+    *,
+    of: Literal["student", "teacher"] = "teacher",
+    reference: float = 4.0,
+    axis: int = -1,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """DTKD's temperature: a reference, shared out between the networks in the ratio of their largest logits.
+
+    `T_i = 2 reference max(x_i) / (max(s_i) + max(t_i))`, x the logits of the network that `of` names; the two
+    temperatures add up to twice the reference.  The largest logit is signed, as in the source, and the
+    gradient flows through it.  `losses.dtkd` uses one such temperature for each network.  Where a largest
+    logit is not positive the ratio has no meaning as a temperature, and the reference itself is returned
+    (never so for standardised logits, unless they are constant).
+
+    Args:
+      student: logits that the softmax will see, floating, shape `[..., K]`.
+      teacher: the same for the teacher, same shape.
+      of: whose temperature is returned, "student" or "teacher".
+      reference: the temperature of two networks whose largest logits are equal; positive.
+      axis: the class axis.
+      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
+
+    Returns:
+      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), in the unit of `reference`.
+
+    Raises:
+      ValueError: `of` is another word, the reference is not positive, or the shapes differ.
+      TypeError: an input is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import temperature
+    >>> student, teacher = jnp.array([[0.0, 0.5, 1.0]]), jnp.array([[0.0, 3.0, 1.0]])
+    >>> print(temperature.max_ratio(student, teacher), temperature.max_ratio(student, teacher, of="student"))
+    [[6.]] [[2.]]
+
+    Source: Wei and Bai 2024 (arXiv 2404.12711), as in public code of the method.
+    """
+    _require_word("of", of, ("student", "teacher"))
+    require_positive("reference", reference)
+    s, t = as_logits("student", student), as_logits("teacher", teacher)
+    _require_same_shape(s, t)
+    if where is not None:
+        # An absent class must not be the largest, and -inf in it must not reach the arithmetic.
+        s, t = jnp.where(where, s, -jnp.inf), jnp.where(where, t, -jnp.inf)
+    top_s, top_t = jnp.max(s, axis=axis, keepdims=True), jnp.max(t, axis=axis, keepdims=True)
+    defined = (top_s > 0) & (top_t > 0)
+    top_s, top_t = jnp.where(defined, top_s, 1.0), jnp.where(defined, top_t, 1.0)
+    return 2 * reference * (top_s if of == "student" else top_t) / (top_s + top_t)
+
+
+def scheduled(
+    previous: jax.typing.ArrayLike,
+    progress: jax.typing.ArrayLike,
+    divergence: jax.typing.ArrayLike,
+    *,
+    initial: float = 4.0,
+    minimum: float = 2.0,
+    maximum: float = 4.0,
+    curve: float = 1.0,
+    adjust: bool = False,
+) -> jax.Array:
+    """DTS's schedule: the temperature after one more step, from the one before and the training's progress.
+
+    `T' = 0.9 T + 0.1 clip(initial c a, minimum, maximum)`, with `c = (1 + cos(curve pi progress)) / 2`.  The
+    factor a is 1; with `adjust=True` it is r = d / (d + 1) of the divergence d where r > 1 (that is where
+    d < -1), and 1.35 where r > 2.  No gradient flows through it.  Start with `previous=initial`, and pass the
+    result to a loss as its `temperature=`.
+
+    Args:
+      previous: the temperature before the step, any shape.
+      progress: part of the training that is done, epoch / epochs, in [0, 1].
+      divergence: cross-entropy of the teacher minus that of the student on this batch, in nats.
+      initial: the temperature that the cosine starts from.
+      minimum: lower clip of the target.
+      maximum: upper clip of the target.
+      curve: how many half periods of the cosine the training spans.
+      adjust: whether the divergence has an effect.
+
+    Returns:
+      The temperature after the step, float32 (float64 for float64), in the inputs' common shape.
+
+    Raises:
+      ValueError: the bounds are not positive, or not in order.
+
+    >>> from jaxkd import temperature
+    >>> print(f"{temperature.scheduled(4.0, 0.5, 0.2):.3f}")
+    3.800
+
+    Source: Dynamic Temperature Scheduler, 2025 (arXiv 2511.13767), as in public code of the method; the
+    formula of the article itself was not available.
+    """
+    require_positive("minimum", minimum)
+    if minimum > maximum:
+        raise ValueError(f"minimum must not exceed maximum, got {minimum} and {maximum}")
+    t, x, d = jnp.asarray(previous), jnp.asarray(progress), jnp.asarray(divergence)
+    dtype = jnp.promote_types(jnp.result_type(float), jnp.result_type(t, x, d))
+    t, x, d = (jax.lax.stop_gradient(a.astype(dtype)) for a in (t, x, d))
+    target = initial * 0.5 * (1 + jnp.cos(curve * jnp.pi * x))
+    if adjust:
+        # At d = -1 the ratio has a pole, with no value to take: leave the target alone.
+        ratio = jnp.where(d == -1, 0.0, d / jnp.where(d == -1, 1.0, d + 1))
+        target = target * jnp.where(ratio > 2, 1.35, jnp.maximum(ratio, 1.0))
+    return 0.9 * t + 0.1 * jnp.clip(target, minimum, maximum)
+
+
+def learned(
+    theta: jax.typing.ArrayLike,
+    strength: jax.typing.ArrayLike = -1.0,
+    *,
+    start: float = 1.0,
+    end: float = 20.0,
+) -> jax.Array:
+    """CTKD's learned temperature: a squashed scalar whose gradient is multiplied by `strength`.
+
+    `T = start + end * sigmoid(theta)`; going backward, the gradient of theta is multiplied by `strength`
+    (lambda), which is at most 0, so that gradient descent on theta *raises* the distillation loss.
+
+    Args:
+      theta: the parameter, floating, any shape that broadcasts to `[..., 1]`; CTKD starts at 1.
+      strength: lambda, at most 0 in CTKD; see `cosine_decay`.
+      start: the lowest temperature, positive.
+      end: the width of the range, so that T < start + end.
+
+    Returns:
+      The temperature, in the shape of `theta`: pass it to a loss as its `temperature=`.
+
+    Raises:
+      TypeError: theta is not floating.
+      ValueError: `start` or `end` is not positive.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxkd import losses, temperature
+    >>> print(f"{temperature.learned(1.0):.3f}")
+    15.621
+    >>> s, t = jnp.array([[0.0, 1.0, 5.0]]), jnp.array([[4.0, 1.0, 0.0]])
+    >>> def loss(theta, strength):
+    ...     return losses.kd(s, t, temperature=temperature.learned(theta, strength)).mean()
+    >>> bool(jax.grad(loss)(1.0, -1.0) == -jax.grad(loss)(1.0, 1.0))
+    True
+
+    Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
+    """
+    require_positive("start", start)
+    require_positive("end", end)
+    value = jnp.asarray(theta)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"theta must be floating, got dtype {value.dtype}; it is a parameter to be learned")
+    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return start + end * jax.nn.sigmoid(gradient_reversal(value, strength))
+
+
+@jax.custom_jvp
+def gradient_reversal(x: jax.typing.ArrayLike, strength: jax.typing.ArrayLike = -1.0) -> jax.Array:
+    """Returns `x` unchanged, and multiplies its gradient by `strength`.
+
+    `y = x`, and `dL/dx = strength * dL/dy`.
+
+    Args:
+      x: floating, any shape.
+      strength: a number or an array that broadcasts to `x`; it receives no gradient.
+
+    Returns:
+      An array equal to `x`.
+
+    >>> import jax
+    >>> from jaxkd import temperature
+    >>> print(jax.grad(lambda x: 3 * temperature.gradient_reversal(x, -0.5))(1.0))
+    -1.5
+
+    Source: Ganin and Lempitsky 2015 (arXiv 1409.7495), section 3.2.
+    """
+    return jnp.asarray(x)
+
+
+@gradient_reversal.defjvp
+def _gradient_reversal_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    x, strength = jnp.asarray(primals[0]), primals[1]
+    return x, tangents[0] * jnp.asarray(strength, x.dtype)
+
+
+def cosine_decay(
+    epoch: jax.typing.ArrayLike, *, maximum: float = 0.0, minimum: float = -1.0, epochs: int = 10
+) -> jax.Array:
+    """CTKD's schedule of lambda: from `maximum` to `minimum` along half a cosine, then constant.
+
+    `lambda = minimum + (maximum - minimum) (1 + cos(pi min(epoch, epochs) / epochs)) / 2`.
+
+    Args:
+      epoch: how many epochs have begun: CTKD counts from 1.  Any shape.
+      maximum: the value at epoch 0.
+      minimum: the value from `epochs` on.
+      epochs: length of the decay, at least 1.
+
+    Returns:
+      The `strength` for `learned`, in the shape of `epoch`.
+
+    Raises:
+      ValueError: `epochs` is not positive.
+
+    >>> from jaxkd import temperature
+    >>> print(temperature.cosine_decay(5).round(3), temperature.cosine_decay(20))
+    -0.5 -1.0
+
+    Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
+    """
+    require_positive("epochs", epochs)
+    done = jnp.clip(jnp.asarray(epoch) / epochs, 0, 1)
+    return minimum + (maximum - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+
+def linear_decay(
+    epoch: jax.typing.ArrayLike, *, maximum: float = 0.0, minimum: float = -1.0, epochs: int = 10
+) -> jax.Array:
+    """CTKD's other schedule of lambda: a straight line that stops one step before its end.
+
+    `lambda = -min(epoch, epochs - 1) (maximum - minimum) / epochs`.  As in the source, `maximum` enters
+    through the difference alone, and the last step is not taken; CTKD's own command uses `cosine_decay`.
+
+    Args:
+      epoch: how many epochs have begun.  Any shape.
+      maximum: upper end of the range.
+      minimum: lower end of the range.
+      epochs: length of the decay, at least 1.
+
+    Returns:
+      The `strength` for `learned`, in the shape of `epoch`.
+
+    Raises:
+      ValueError: `epochs` is not positive.
+
+    >>> from jaxkd import temperature
+    >>> print(f"{temperature.linear_decay(5):.1f} {temperature.linear_decay(20):.1f}")
+    -0.5 -0.9
+
+    Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
+    """
+    require_positive("epochs", epochs)
+    return -jnp.clip(jnp.asarray(epoch), 0, epochs - 1) * ((maximum - minimum) / epochs)
 
 
 def resolve(
@@ -85,11 +440,16 @@ def resolve(
     Args:
       temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule.
       student: the logits that the softmax will see, classes on the last axis.
-      teacher: the same for the teacher.
+      teacher: the same for the teacher.  With one axis more in front it is an ensemble: a rule is then asked
+        about each teacher, and the largest temperature taken, so that a bound on logit / T holds for all.
       where: optional mask of classes; a rule is then called with `where=`.
 
+    Returns:
+      Temperatures, shape `[..., 1]`, in the precision of the logits.
+
     Raises:
-      ValueError: a known temperature is not positive and finite, or the shape does not fit.
+      ValueError: a known temperature is not positive and finite, or the shape does not fit.  Under `jit` the
+        values are not known: there, `jax.experimental.checkify` reports them.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -98,20 +458,54 @@ def resolve(
     """
     if callable(temperature):
         mask = {} if where is None else {"where": where}
+        if teacher.ndim > student.ndim:
+            each = [resolve(temperature(student, one, **mask), student, one) for one in teacher]
+            return functools.reduce(jnp.maximum, each)
         temperature = temperature(student, teacher, **mask)
-    if not isinstance(temperature, jax.core.Tracer):
-        known = np.asarray(temperature)
-        if not np.all((known > 0) & np.isfinite(known)):
-            raise ValueError(f"temperature must be positive and finite, got {known}")
-    value = jnp.asarray(temperature, student.dtype)
-    expected = (*student.shape[:-1], 1)
+    return per_example("temperature", temperature, student)
+
+
+def per_example(
+    name: str, value: jax.typing.ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct
+) -> jax.Array:
+    """Returns a positive number or array in shape `[..., 1]`, one value per example; raises if it cannot."""
+    require_positive(name, value)
+    array = jnp.asarray(value, logits.dtype)
+    expected = (*logits.shape[:-1], 1)
     try:
-        fits = jnp.broadcast_shapes(value.shape, expected) == expected
+        fits = jnp.broadcast_shapes(array.shape, expected) == expected
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
-            f"temperature must broadcast to {expected} (one value per example, the class axis kept with "
-            f"length 1), got shape {value.shape}; add the axis with temperature[..., None]"
+            f"{name} must broadcast to {expected} (one value per example, the class axis kept with "
+            f"length 1), got shape {array.shape}; add the axis with {name}[..., None]"
         )
-    return jnp.broadcast_to(value, expected)
+    return jnp.broadcast_to(array, expected)
+
+
+def require_positive(name: str, value: jax.typing.ArrayLike) -> None:
+    """Raises ValueError unless every value is positive and finite; under `jit`, lets checkify report it."""
+    if isinstance(value, jax.core.Tracer):
+        checkify.debug_check(
+            jnp.all((value > 0) & jnp.isfinite(value)),
+            f"{name} must be positive and finite, got {{value}}",
+            value=value,
+        )
+        return
+    known = np.asarray(value)
+    if not np.all((known > 0) & np.isfinite(known)):
+        raise ValueError(f"{name} must be positive and finite, got {known}")
+
+
+def _require_word(name: str, word: str, accepted: tuple[str, ...]) -> None:
+    if word not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {word!r}")
+
+
+def _require_same_shape(student: jax.Array, teacher: jax.Array) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher must have the same shape, got {student.shape} and {teacher.shape}; "
+            "both hold one logit per class, so the two networks must share their classes"
+        )

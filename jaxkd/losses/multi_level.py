@@ -1,0 +1,284 @@
+"""Multi-level logit distillation (MLKD): predictions, their class correlations and their batch correlations.
+
+Scalars of a whole batch by nature.  With data parallelism they are computed per device, unless the caller
+gathers the logits first.  All leading axes count as one batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import temperature as _temperature
+from jaxkd.losses import _inputs
+from jaxkd.losses.logit import soften
+
+# The temperatures beside the base one, as published: on the weak view all four, on the strong view the first
+# two.  The two last terms that the source computes for the "strong" view use the weak logits.
+_WEAK_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
+_STRONG_TEMPERATURES = (3.0, 5.0)
+_AGAIN_ON_WEAK = (2.0, 6.0)
+
+
+def mlkd(
+    student: jax.typing.ArrayLike,
+    teacher: jax.typing.ArrayLike,
+    student_strong: jax.typing.ArrayLike,
+    teacher_strong: jax.typing.ArrayLike,
+    *,
+    temperature: _temperature.Temperature = 4.0,
+    standardize: bool | Literal["kd"] = False,
+    true_mask: bool = False,
+    ensemble: _inputs.Ensemble = "probabilities",
+    axis: int = -1,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """MLKD, a scalar of the whole batch: KD at five temperatures on two views, and two Gram matrices.
+
+    With the weak view w, the strong view v, T0 the temperature and S = {T0, 3, 5, 2, 6},
+
+    `L = m1 sum_S [KD_T(w) + BC_T(w)] + m2 sum_S CC_T(w) + KD_T0(v) + KD_3(v) + KD_5(v) + KD_2(w) + KD_6(w)`
+
+    where KD_T is the batch mean of `kd` and CC_T, BC_T are `class_correlation` and `batch_correlation`.  This
+    is what the authors' code computes: the last two KD terms take the weak view, and the masks of confident
+    examples and classes do not select anything but come out as their mean: m1 is the part of the examples
+    whose teacher's largest probability is at most the batch's median, m2 the part of the classes whose summed
+    teacher probability is at most the median, both about 1/2.
+
+    Args:
+      student: student logits of the weakly augmented view, floating, shape `[..., K]`; all leading axes
+        count as one batch.
+      teacher: teacher logits of the same view, same shape, or an ensemble `[M, ..., K]`; no gradient.
+      student_strong: student logits of the strongly augmented view of the same images.
+      teacher_strong: teacher logits of that view.
+      temperature: T0: a positive number, an array that broadcasts to `[..., 1]`, or a rule, which is asked
+        for each view.  The other temperatures stay fixed.
+      standardize: False; True for z-scores everywhere (Matsuyama et al.); or "kd" for z-scores in the KD
+        terms alone, Gram matrices and masks on raw logits (Sun et al.).
+      true_mask: whether the masks really select: the examples in KD_T(w) and BC_T, the classes in CC_T,
+        whose sums are divided as before.  This is not what was published.
+      ensemble: how several teachers are averaged, as in `kd`.
+      axis: the class axis.
+      where: optional boolean mask, of classes (the rank of the logits) or of examples (one axis fewer), as
+        in `kd`, for both views; masked examples do not belong to the batch.
+
+    Returns:
+      A scalar, in nats times squared logit units; float32 (float64 for float64).
+
+    Raises:
+      TypeError, ValueError: as `kd`; ValueError also where the two views differ in shape, and for another
+        word in `standardize`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student = jnp.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    >>> teacher = jnp.array([[3.0, 2.0, 2.0], [2.0, 3.0, 1.0]])
+    >>> print(f"{losses.mlkd(student, teacher, student - 0.5, teacher * 2.0):.3f}")
+    6.608
+
+    Source: Jin et al. 2023, "Multi-Level Logit Distillation" (CVPR), the authors' code; the standardised
+    variants as in the codes of arXiv 2403.01427 ("kd") and arXiv 2503.09030 (True).
+    """
+    if standardize not in (False, True, "kd"):
+        raise ValueError(f'standardize must be False, True or "kd", got {standardize!r}')
+    if jnp.shape(student) != jnp.shape(student_strong):
+        raise ValueError(
+            f"student and student_strong must have the same shape, got {jnp.shape(student)} and "
+            f"{jnp.shape(student_strong)}; they are two views of the same images"
+        )
+    weak = _inputs.prepare(student, teacher, axis, where, ensemble)
+    strong = _inputs.prepare(student_strong, teacher_strong, axis, where, ensemble)
+    if standardize is True:
+        weak, strong = _inputs.standardize_both(weak), _inputs.standardize_both(strong)
+    weak_kd, strong_kd = weak, strong
+    if standardize == "kd":
+        weak_kd, strong_kd = _inputs.standardize_both(weak), _inputs.standardize_both(strong)
+    base_weak = _inputs.resolve_temperature(temperature, weak_kd, standardize)
+    base_strong = _inputs.resolve_temperature(temperature, strong_kd, standardize)
+    weak, weak_kd, strong_kd = _flat(weak), _flat(weak_kd), _flat(strong_kd)
+    base_weak, base_strong = base_weak.reshape(-1, 1), base_strong.reshape(-1, 1)
+    fixed = {t: jnp.full_like(base_weak, t) for t in _WEAK_TEMPERATURES}
+
+    confident, classes = _low_confidence(weak)
+    chosen_examples: jax.Array | None = None
+    chosen_classes: jax.Array | None = None
+    if true_mask:
+        example_factor = class_factor = jnp.ones((), base_weak.dtype)
+        chosen_examples, chosen_classes = confident, classes
+    else:
+        example_factor = _fraction(confident, weak.examples).astype(base_weak.dtype)
+        class_factor = _fraction(classes, _classes_in_use(weak)).astype(base_weak.dtype)
+
+    total = jnp.zeros((), base_weak.dtype)
+    for tau in (base_weak, *fixed.values()):
+        p, q = _probabilities(_inputs.scaled(weak, tau, tau))
+        total += example_factor * _mean_kd(weak_kd, tau, chosen_examples)
+        total += class_factor * _gram_distance(p.T, q.T, _count(_classes_in_use(weak), p[0]), chosen_classes)
+        total += example_factor * _gram_distance(p, q, _count(weak.examples, p[:, 0]), chosen_examples)
+    for tau in (base_strong, *(fixed[t] for t in _STRONG_TEMPERATURES)):
+        total += _mean_kd(strong_kd, tau, None)
+    for t in _AGAIN_ON_WEAK:
+        total += _mean_kd(weak_kd, fixed[t], None)
+    return total
+
+
+def class_correlation(
+    student: jax.typing.ArrayLike,
+    teacher: jax.typing.ArrayLike,
+    *,
+    temperature: _temperature.Temperature = 4.0,
+    standardize: bool = False,
+    ensemble: _inputs.Ensemble = "probabilities",
+    axis: int = -1,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """MLKD's class level, a scalar of the whole batch: distance of the classes' Gram matrices.
+
+    `L = |P^T P - Q^T Q|^2 / K` (Frobenius), P and Q the B x K matrices of softened teacher and student
+    probabilities.  There is no factor T^2.  It takes memory for K x K numbers.
+
+    Args:
+      student: student logits, floating, shape `[..., K]`; all leading axes count as one batch.
+      teacher: teacher logits, same shape, or an ensemble `[M, ..., K]`; no gradient flows into them.
+      temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule, as in `kd`.
+      standardize: whether to take z-scores of both first.
+      ensemble: how several teachers are averaged, as in `kd`.
+      axis: the class axis.
+      where: optional boolean mask, of classes (the rank of the logits) or of examples (one axis fewer), as
+        in `kd`; masked examples do not belong to the batch.
+
+    Returns:
+      A scalar, without unit; float32 (float64 for float64).
+
+    Raises:
+      TypeError, ValueError: as `kd`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student, teacher = jnp.array([[0.0, 9.0], [9.0, 0.0]]), jnp.array([[0.0, 0.0], [0.0, 0.0]])
+    >>> print(losses.class_correlation(student, teacher, temperature=0.1))
+    0.5
+
+    Source: Jin et al. 2023, "Multi-Level Logit Distillation" (CVPR), the authors' code.
+    """
+    x, _ = soften(student, teacher, temperature, standardize, ensemble, axis, where)
+    x = _flat(x)
+    p, q = _probabilities(x)
+    return _gram_distance(p.T, q.T, _count(_classes_in_use(x), p[0]), None)
+
+
+def batch_correlation(
+    student: jax.typing.ArrayLike,
+    teacher: jax.typing.ArrayLike,
+    *,
+    temperature: _temperature.Temperature = 4.0,
+    standardize: bool = False,
+    ensemble: _inputs.Ensemble = "probabilities",
+    axis: int = -1,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """MLKD's batch level, a scalar of the whole batch: distance of the examples' Gram matrices.
+
+    `L = |P P^T - Q Q^T|^2 / B` (Frobenius), P and Q the B x K matrices of softened teacher and student
+    probabilities.  There is no factor T^2.  It takes memory for B x B numbers.
+
+    Args:
+      student: student logits, floating, shape `[..., K]`; all leading axes count as one batch.
+      teacher: teacher logits, same shape, or an ensemble `[M, ..., K]`; no gradient flows into them.
+      temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule, as in `kd`.
+      standardize: whether to take z-scores of both first.
+      ensemble: how several teachers are averaged, as in `kd`.
+      axis: the class axis.
+      where: optional boolean mask, of classes (the rank of the logits) or of examples (one axis fewer), as
+        in `kd`; masked examples do not belong to the batch.
+
+    Returns:
+      A scalar, without unit; float32 (float64 for float64).
+
+    Raises:
+      TypeError, ValueError: as `kd`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student, teacher = jnp.array([[0.0, 9.0], [9.0, 0.0]]), jnp.array([[0.0, 0.0], [0.0, 0.0]])
+    >>> print(losses.batch_correlation(student, teacher, temperature=0.1))
+    0.5
+
+    Source: Jin et al. 2023, "Multi-Level Logit Distillation" (CVPR), the authors' code.
+    """
+    x, _ = soften(student, teacher, temperature, standardize, ensemble, axis, where)
+    x = _flat(x)
+    p, q = _probabilities(x)
+    return _gram_distance(p, q, _count(x.examples, p[:, 0]), None)
+
+
+def _flat(x: _inputs.Inputs) -> _inputs.Inputs:
+    """All leading axes made one, an ensemble's axis kept in front."""
+    num_classes = x.student.shape[-1]
+    shape = (-1, num_classes)
+    return _inputs.Inputs(
+        x.student.reshape(shape),
+        x.teacher.reshape(*x.teacher.shape[: x.teacher.ndim - x.student.ndim], *shape),
+        None if x.classes is None else x.classes.reshape(shape),
+        None if x.examples is None else x.examples.reshape(-1),
+    )
+
+
+def _probabilities(x: _inputs.Inputs) -> tuple[jax.Array, jax.Array]:
+    """Teacher's and student's B x K probabilities from scaled logits; the rows of masked examples are 0."""
+    p, q = (jnp.exp(log) for log in _inputs.log_probabilities(x))
+    if x.examples is None:
+        return p, q
+    keep = x.examples[:, None]
+    return jnp.where(keep, p, 0.0), jnp.where(keep, q, 0.0)
+
+
+def _mean_kd(x: _inputs.Inputs, tau: jax.Array, chosen: jax.Array | None) -> jax.Array:
+    """Batch mean of `kd`; examples that are not chosen count as 0."""
+    log_p, log_q = _inputs.log_probabilities(_inputs.scaled(x, tau, tau))
+    loss = jnp.squeeze(tau**2, -1) * _inputs.expectation(log_p, log_p - log_q)
+    loss = _inputs.mask_examples(_inputs.mask_examples(loss, x.examples), chosen)
+    return jnp.sum(loss) / _count(x.examples, loss)
+
+
+def _gram_distance(p: jax.Array, q: jax.Array, count: jax.Array, chosen: jax.Array | None) -> jax.Array:
+    """Squared distance of the rows' Gram matrices over `count`; rows that are not chosen count as 0."""
+    rows = jnp.sum((p @ p.T - q @ q.T) ** 2, axis=1)
+    return jnp.sum(_inputs.mask_examples(rows, chosen)) / count
+
+
+def _low_confidence(x: _inputs.Inputs) -> tuple[jax.Array, jax.Array]:
+    """Which examples, and which classes, the teacher is at most as sure of as of the median one."""
+    unscaled = x._replace(teacher=_inputs.merge(x.teacher, x.student, x.classes))
+    p, _ = _probabilities(unscaled)
+    return (
+        _at_most_median(jnp.max(p, axis=1), x.examples),
+        _at_most_median(jnp.sum(p, axis=0), _classes_in_use(x)),
+    )
+
+
+def _at_most_median(values: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """Which of the kept values do not exceed the median of the kept (mean of the middle two)."""
+    if keep is None:
+        return values <= jnp.median(values)
+    ordered = jnp.sort(jnp.where(keep, values, jnp.inf))
+    count = jnp.maximum(jnp.sum(keep), 1)
+    low, high = ordered[(count - 1) // 2], ordered[count // 2]
+    return keep & (values <= 0.5 * (low + high))
+
+
+def _classes_in_use(x: _inputs.Inputs) -> jax.Array | None:
+    return None if x.classes is None else jnp.any(x.classes, axis=0)
+
+
+def _count(keep: jax.Array | None, like: jax.Array) -> jax.Array:
+    if keep is None:
+        return jnp.asarray(like.size, like.dtype)
+    return jnp.maximum(jnp.sum(keep), 1).astype(like.dtype)
+
+
+def _fraction(chosen: jax.Array, keep: jax.Array | None) -> jax.Array:
+    of = chosen.astype(jnp.result_type(float))
+    return jnp.sum(of) / _count(keep, of)

@@ -1,0 +1,186 @@
+"""The one table that drives every generic property: a row for each loss and each way of using it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxkd import losses, temperature
+from tests import reference as ref
+
+
+class Row(NamedTuple):
+    """How to call a loss, and what the mathematics promises of it.
+
+    `call(student, teacher, labels, **options)`; `reference` the same in NumPy.  `detached`: the temperature
+    carries no gradient though it depends on the student, so that finite differences must hold it fixed.
+    """
+
+    call: Callable[..., Any]
+    reference: Callable[..., Any]
+    per_example: bool = True
+    zero: str | None = "exact"  # value at student == teacher: exactly 0, 0 up to rounding, or not 0
+    shift: bool = True  # unchanged when a constant is added to all logits of an example
+    scale: bool = False  # unchanged when an example's logits are multiplied by a positive number
+    detached: bool = False
+    ensemble: bool = True  # has an `ensemble=` option
+    variant: bool = False  # other numbers through the same code as another row: no structural properties
+
+
+def _plain(loss, **fixed):
+    return lambda s, t, y, **options: loss(s, t, **(fixed | options))
+
+
+def _labelled(loss, **fixed):
+    return lambda s, t, y, **options: loss(s, t, y, **(fixed | options))
+
+
+def _views(loss, **fixed):
+    # The second view is a weaker contrast of the first; z-scores, and so adaptive temperatures, are the same.
+    return lambda s, t, y, **options: loss(s, t, s * 0.75, t * 0.75, **(fixed | options))
+
+
+ADAPTIVE: dict[str, Any] = {"temperature": temperature.max_logit, "standardize": True}
+TEACHER: dict[str, Any] = {
+    "temperature": functools.partial(temperature.max_logit, of="teacher"),
+    "standardize": True,
+}
+DEVIATION: dict[str, Any] = {"temperature": temperature.standard_deviation}
+ARRAY: dict[str, Any] = {"temperature": jnp.array(3.0)}
+
+
+def _teacher_rule(s, t):
+    return ref.MAX_LOGIT * abs(t).max(-1, keepdims=True)
+
+
+def _deviation_rule(s, t):
+    return 2 * t.std(-1, ddof=1, keepdims=True)
+
+
+def _rows():
+    z = {"scale": True, "detached": True}
+    for name in ("kd", "reverse_kl", "jensen_shannon", "soft_cross_entropy", "dist_inter"):
+        loss, numpy = getattr(losses, name), getattr(ref, name)
+        zero = {"soft_cross_entropy": None, "dist_inter": "close"}.get(name, "exact")
+        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), zero=zero)
+        yield (
+            f"{name} adaptive",
+            Row(
+                _plain(loss, **ADAPTIVE),
+                lambda s, t, y, f=numpy: f(s, t, ref.adaptive, True),
+                zero=zero,
+                variant=name != "kd",
+                **z,
+            ),
+        )
+    yield (
+        "kd standardised",
+        Row(
+            _plain(losses.kd, temperature=2.0, standardize=True),
+            lambda s, t, y: ref.kd(s, t, 2.0, True),
+            scale=True,
+            variant=True,
+        ),
+    )
+    yield (
+        "kd adaptive, teacher's maximum",
+        Row(_plain(losses.kd, **TEACHER), lambda s, t, y: ref.kd(s, t, _teacher_rule, True), scale=True),
+    )
+    yield (
+        "kd raw, teacher's deviation",
+        Row(_plain(losses.kd, **DEVIATION), lambda s, t, y: ref.kd(s, t, _deviation_rule)),
+    )
+    yield "kd, array", Row(_plain(losses.kd, **ARRAY), lambda s, t, y: ref.kd(s, t, 3.0), variant=True)
+    yield (
+        "jensen_shannon, uneven",
+        Row(
+            _plain(losses.jensen_shannon, teacher_weight=0.9),
+            lambda s, t, y: ref.jensen_shannon(s, t, w=0.9),
+            variant=True,
+        ),
+    )
+    yield "normkd", Row(_plain(losses.normkd), lambda s, t, y: ref.normkd(s, t))
+    yield "dtkd", Row(_plain(losses.dtkd), lambda s, t, y: ref.dtkd(s, t), shift=False)
+    yield (
+        "dtkd standardised",
+        Row(
+            _plain(losses.dtkd, standardize=True),
+            lambda s, t, y: ref.dtkd(ref.zscore(s), ref.zscore(t)),
+            scale=True,
+            variant=True,
+        ),
+    )
+    for name in ("ttm", "wttm"):
+        loss, numpy = getattr(losses, name), getattr(ref, name)
+        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t))
+        yield (
+            f"{name}, exponent 0.2",
+            Row(_plain(loss, exponent=0.2), lambda s, t, y, f=numpy: f(s, t, 0.2), zero=None, variant=True),
+        )
+    yield "mse", Row(_plain(losses.mse), lambda s, t, y: ref.mse(s, t), shift=False, ensemble=False)
+    yield (
+        "correlation",
+        Row(
+            _plain(losses.correlation),
+            lambda s, t, y: ref.correlation(s, t),
+            zero="close",
+            scale=True,
+            ensemble=False,
+        ),
+    )
+    yield "dkd", Row(_labelled(losses.dkd), ref.dkd)
+    yield (
+        "dkd adaptive",
+        Row(
+            _labelled(losses.dkd, beta=2.0, **ADAPTIVE),
+            lambda s, t, y: ref.dkd(s, t, y, ref.adaptive, True, beta=2.0),
+            **z,
+        ),
+    )
+    yield "normdkd", Row(_labelled(losses.normdkd), ref.normdkd)
+    batch: dict[str, Any] = {"per_example": False}
+    for name in ("dist", "dist_intra"):
+        loss, numpy = getattr(losses, name), getattr(ref, name)
+        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), zero="close", **batch)
+    yield (
+        "dist adaptive",
+        Row(
+            _plain(losses.dist, **ADAPTIVE),
+            lambda s, t, y: ref.dist(s, t, ref.adaptive, standardize=True),
+            zero="close",
+            variant=True,
+            **batch,
+            **z,
+        ),
+    )
+    for name in ("class_correlation", "batch_correlation"):
+        loss, numpy = getattr(losses, name), getattr(ref, name)
+        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), **batch)
+    for label, options, numpy_options, promises in (
+        ("", {}, {}, {}),
+        (" adaptive", ADAPTIVE, {"tau": ref.adaptive, "standardize": True}, z | {"zero": "close"}),
+        (
+            " adaptive, kd terms standardised",
+            ADAPTIVE | {"standardize": "kd"},
+            {"tau": ref.adaptive, "standardize": "kd"},
+            {"detached": True, "zero": "close", "variant": True},
+        ),
+        (", true mask", {"true_mask": True}, {"true_mask": True}, {"variant": True}),
+    ):
+        yield (
+            f"mlkd{label}",
+            Row(
+                _views(losses.mlkd, **options),
+                lambda s, t, y, o=numpy_options: ref.mlkd(s, t, s * 0.75, t * 0.75, **o),
+                **batch,
+                **promises,
+            ),
+        )
+
+
+ROWS: dict[str, Row] = dict(_rows())
+STRUCTURAL = [name for name, row in ROWS.items() if not row.variant]
+PER_EXAMPLE = [name for name, row in ROWS.items() if row.per_example]

@@ -1,0 +1,143 @@
+"""Large vocabularies: the chunked loss equals the naive one and takes a fraction of its memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import losses, temperature
+
+ADAPTIVE = {"temperature": temperature.max_logit, "standardize": True}
+WAYS = {
+    "number": {"temperature": 2.0},
+    "adaptive": ADAPTIVE,
+    "teacher's maximum": {
+        "temperature": functools.partial(temperature.max_logit, of="teacher"),
+        "standardize": True,
+    },
+    "raw maximum": {"temperature": temperature.max_logit},
+    "student's deviation": {"temperature": functools.partial(temperature.standard_deviation, of="student")},
+    "ratio": {"temperature": temperature.max_ratio},
+}
+
+
+def arrays(tokens=(3, 7), d=5, e=8, k=11, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = ((*tokens, d), (d, k), (*tokens, e), (e, k))
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def naive(hidden_s, head_s, hidden_t, head_t, **options):
+    return losses.kd(hidden_s @ head_s, hidden_t @ head_t, **options)
+
+
+def value_and_gradients(loss, inputs, weights):
+    def total(*inputs):
+        values = loss(*inputs)
+        return jnp.sum(values * weights), values
+
+    (_, values), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True))(*inputs)
+    return values, gradients
+
+
+@pytest.mark.parametrize("weighting", ["mean", "uneven", "masked"])
+@pytest.mark.parametrize("way", WAYS)
+def test_equals_the_naive_loss(way, weighting):
+    with jax.enable_x64(True):
+        inputs = arrays(dtype=np.float64)
+        options = dict(WAYS[way])
+        weights = np.full((3, 7), 1 / 21)
+        if weighting == "uneven":
+            weights = np.random.default_rng(1).random((3, 7))
+        if weighting == "masked":
+            options["where"] = np.random.default_rng(2).random((3, 7)) < 0.6
+        chunked = functools.partial(losses.kd_from_hidden, chunk_size=4, **options)
+        actual = value_and_gradients(chunked, inputs, weights)
+        expected = value_and_gradients(functools.partial(naive, **options), inputs, weights)
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+        np.testing.assert_array_equal(actual[1][2], 0)
+        np.testing.assert_array_equal(actual[1][3], 0)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 21, 1000])
+def test_any_chunk_size_gives_the_same(chunk_size):
+    inputs = arrays()
+    actual = losses.kd_from_hidden(*inputs, **ADAPTIVE, chunk_size=chunk_size)
+    np.testing.assert_allclose(actual, naive(*inputs, **ADAPTIVE), rtol=2e-5, atol=1e-6)
+
+
+def test_gradient_reaches_a_temperature_given_as_array():
+    inputs = arrays()
+
+    def total(loss, tau):
+        return jnp.sum(loss(*inputs, temperature=tau))
+
+    chunked = functools.partial(losses.kd_from_hidden, chunk_size=4)
+    for tau in (jnp.float32(3.0), jnp.linspace(1, 4, 21, dtype=jnp.float32).reshape(3, 7, 1)):
+        np.testing.assert_allclose(
+            jax.grad(total, argnums=1)(chunked, tau), jax.grad(total, argnums=1)(naive, tau), rtol=1e-3
+        )
+
+
+def test_masked_tokens_may_hold_anything():
+    inputs = arrays()
+    keep = np.arange(21).reshape(3, 7) % 3 > 0
+    inputs[0][~keep], inputs[2][~keep] = np.inf, np.nan
+    values, gradients = value_and_gradients(
+        functools.partial(losses.kd_from_hidden, where=keep, chunk_size=4, **ADAPTIVE), inputs, 1.0
+    )
+    np.testing.assert_array_equal(values[~keep], 0)
+    for array in jax.tree.leaves((values, gradients)):
+        assert np.all(np.isfinite(array))
+
+
+def test_bfloat16_and_vmap():
+    inputs = [jnp.bfloat16(a) for a in arrays()]
+    loss = functools.partial(losses.kd_from_hidden, chunk_size=4, **ADAPTIVE)
+    values, gradients = value_and_gradients(loss, inputs, 1.0)
+    assert values.dtype == jnp.float32
+    assert gradients[0].dtype == gradients[1].dtype == jnp.bfloat16
+    exact = value_and_gradients(loss, [a.astype(jnp.float32) for a in inputs], 1.0)
+    np.testing.assert_allclose(values, exact[0], rtol=1e-4, atol=1e-5)
+    for a, b in zip(gradients[:2], exact[1][:2], strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * np.abs(b).max())
+    mapped = jax.vmap(loss, in_axes=(0, None, 0, None))(*inputs)
+    np.testing.assert_allclose(mapped, values, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_grows_with_the_chunk_and_not_with_the_tokens():
+    """By XLA's own analysis of value and gradient; nothing is run."""
+
+    def temporary_memory(loss, tokens):
+        shapes = ((tokens, 64), (64, 8000), (tokens, 64), (64, 8000))
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        step = jax.value_and_grad(lambda *a: jnp.mean(loss(*a, **ADAPTIVE)), argnums=(0, 1))
+        return jax.jit(step).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+    chunked = functools.partial(losses.kd_from_hidden, chunk_size=64)
+    small, large = temporary_memory(chunked, 2048), temporary_memory(chunked, 8192)
+    assert large < 1.5 * small
+    assert 8 * large < temporary_memory(naive, 8192)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"student_hidden": np.ones((3, 7, 4), np.float32)}, ValueError, "student_hidden"),
+        ({"teacher_head": np.ones((8, 12), np.float32)}, ValueError, "share tokens and classes"),
+        ({"teacher_hidden": np.ones((2, 7, 8), np.float32)}, ValueError, "share tokens and classes"),
+        ({"student_head": np.ones((5, 11), np.int32)}, TypeError, "student_head must be floating"),
+        ({"where": np.ones((3, 7))}, TypeError, "boolean"),
+        ({"where": np.ones((7,), bool)}, ValueError, "one entry per token"),
+        ({"chunk_size": 0}, ValueError, "chunk_size"),
+        ({"temperature": -1.0}, ValueError, "positive"),
+        ({"temperature": np.ones((3, 7))}, ValueError, "broadcast"),
+    ],
+)
+def test_errors(change, error, words):
+    names = ("student_hidden", "student_head", "teacher_hidden", "teacher_head")
+    with pytest.raises(error, match=words):
+        losses.kd_from_hidden(**(dict(zip(names, arrays(), strict=True)) | change))
