@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from loss_table import PER_EXAMPLE, ROWS, STRUCTURAL
 
 from jaxkd import losses, standardize, temperature
-from tests.losses.table import PER_EXAMPLE, ROWS, STRUCTURAL
 
 B, K = 8, 6
 every = pytest.mark.parametrize("name", ROWS)

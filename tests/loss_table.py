@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import reference as ref
 
 from jaxkd import losses, temperature
-from tests import reference as ref
 
 
 class Row(NamedTuple):
