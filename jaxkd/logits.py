@@ -71,7 +71,8 @@ def standardize(
     _require_classes(x, axis)
     centered, variance = _center(x, axis, where)
     spread = _sqrt(variance)
-    return jnp.where(spread > 0, centered / jnp.where(spread > 0, spread + eps, 1.0), 0.0)
+    # One division for each example and not for each logit.
+    return centered * jnp.where(spread > 0, 1.0 / jnp.where(spread > 0, spread + eps, 1.0), 0.0)
 
 
 def deviation(logits: jax.Array, *, axis: int = -1, where: jax.typing.ArrayLike | None = None) -> jax.Array:

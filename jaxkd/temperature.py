@@ -449,7 +449,7 @@ def resolve(
 
     Raises:
       ValueError: a known temperature is not positive and finite, or the shape does not fit.  Under `jit` the
-        values are not known: there, `jax.experimental.checkify` reports them.
+        values are not known: there, `jax.experimental.checkify` reports those that the caller passes.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -462,6 +462,10 @@ def resolve(
             each = [resolve(temperature(student, one, **mask), student, one) for one in teacher]
             return functools.reduce(jnp.maximum, each)
         temperature = temperature(student, teacher, **mask)
+        # A check inside a compiled program costs as much as a small loss: what a rule gives is checked if it
+        # is known, what the caller passes in any case.
+        if isinstance(temperature, jax.core.Tracer):
+            return _broadcast("temperature", temperature, student)
     return per_example("temperature", temperature, student)
 
 
@@ -470,6 +474,10 @@ def per_example(
 ) -> jax.Array:
     """Returns a positive number or array in shape `[..., 1]`, one value per example; raises if it cannot."""
     require_positive(name, value)
+    return _broadcast(name, value, logits)
+
+
+def _broadcast(name: str, value: jax.typing.ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     array = jnp.asarray(value, logits.dtype)
     expected = (*logits.shape[:-1], 1)
     try:

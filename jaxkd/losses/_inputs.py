@@ -125,8 +125,10 @@ def scaled(x: Inputs, student_temperature: jax.Array, teacher_temperature: jax.A
 
     The ensemble's logits are the logarithm of its mean probability at this temperature.
     """
-    t = x.teacher / jnp.broadcast_to(teacher_temperature, (*x.teacher.shape[:-1], 1))
-    return x._replace(student=x.student / student_temperature, teacher=merge(t, x.student, x.classes))
+    # One division for each example and not for each logit.
+    t = x.teacher * jnp.broadcast_to(1.0 / teacher_temperature, (*x.teacher.shape[:-1], 1))
+    s = x.student * (1.0 / student_temperature)
+    return x._replace(student=s, teacher=merge(t, x.student, x.classes))
 
 
 def merge(teacher: jax.Array, student: jax.Array, classes: jax.Array | None) -> jax.Array:
