@@ -5,7 +5,8 @@
 4,096 tokens, 32,000 classes, hidden width 512 on both sides, float32; value and gradient of the mean with
 respect to the student's hidden states and output matrix.  Temporary memory is XLA's own analysis of the
 compiled program.  "naive" computes all logits and hands them to `losses.kd`, which on a CPU works through
-arrays of this size in blocks of rows.  Needs about 6 GB and a minute on two cores; writes `results/from_hidden.json`.
+arrays of this size in blocks of rows.  Needs about 6 GB and a minute on two cores; writes
+`results/from_hidden.json`.
 """
 
 from __future__ import annotations
