@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import io
+import math
+import os
 import pickle
 import sys
 import zipfile
@@ -59,7 +61,8 @@ def read(path: str | Path) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
         if path.suffix == ".safetensors":
-            return safetensors.numpy.load_file(path)
+            arrays = safetensors.numpy.load_file(path)
+            return {name: _readable(array) for name, array in arrays.items()}
         with path.open("rb") as file:
             contents = _read_zip(file) if zipfile.is_zipfile(path) else _read_legacy(file)
     except _ForbiddenError as error:
@@ -103,12 +106,35 @@ class _Unpickler(pickle.Unpickler):
         )
 
 
-def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
+class _Storage:
+    """The flat numbers behind tensors; made by the readers below only, never by what is in the file."""
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self.numbers = numbers
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
+    """Copies a tensor out of its storage, without trusting a single number of the file."""
+    if type(storage) is not _Storage:
+        raise _ForbiddenError("a tensor is built of something that is not a storage")
+    for value in (offset, *size, *stride):
+        if type(value) is not int or value < 0:
+            raise ValueError("an offset, size or stride is not a whole number from 0")
     span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else 0
-    if offset < 0 or any(s < 0 for s in stride) or offset + span > storage.size:
+    if offset + span > storage.numbers.size or math.prod(size) > storage.numbers.size:
         raise ValueError("a tensor reaches beyond its storage")
-    strides = tuple(s * storage.itemsize for s in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+    strides = tuple(s * storage.numbers.itemsize for s in stride)
+    return np.lib.stride_tricks.as_strided(storage.numbers[offset:], size, strides).copy()
+
+
+def _dtype_of(constructor: Any) -> Any:
+    if not any(constructor is known for known in _DTYPES.values()):
+        raise _ForbiddenError("a storage is of an unknown type")
+    return constructor
+
+
+def _readable(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _as_array(data: bytes, dtype: Any) -> np.ndarray:
@@ -122,12 +148,12 @@ def _read_zip(file: BinaryIO) -> Any:
         index = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         root = index.removesuffix("data.pkl")
 
-        def load_storage(persistent_id: Any) -> np.ndarray:
-            _, dtype, key, _, count = persistent_id
-            array = _as_array(archive.read(f"{root}data/{key}"), dtype)
+        def load_storage(persistent_id: Any) -> _Storage:
+            _, constructor, key, _, count = persistent_id
+            array = _as_array(archive.read(f"{root}data/{key}"), _dtype_of(constructor))
             if array.size != count:
                 raise ValueError(f"storage {key} holds {array.size} values instead of {count}")
-            return array
+            return _Storage(array)
 
         return _Unpickler(io.BytesIO(archive.read(index)), load_storage).load()
 
@@ -144,15 +170,18 @@ def _read_legacy(file: BinaryIO) -> Any:
     if not _Unpickler(file, plain).load().get("little_endian", True) or sys.byteorder != "little":
         raise ValueError("big-endian files are not supported")
 
+    length = os.fstat(file.fileno()).st_size
     declared: dict[str, tuple[Any, int]] = {}
     storages: dict[str, np.ndarray] = {}
 
-    def load_storage(persistent_id: Any) -> np.ndarray:
-        _, dtype, key, _, count, view = persistent_id
+    def load_storage(persistent_id: Any) -> _Storage:
+        _, constructor, key, _, count, view = persistent_id
         if view is not None:
             raise ValueError("views of storages are not supported")
-        declared[key] = (dtype, count)
-        return storages[key] if key in storages else np.zeros(count, np.int8)
+        if type(count) is not int or not 0 <= count <= length:
+            raise ValueError(f"storage {key} is larger than the file")
+        declared[key] = (_dtype_of(constructor), count)
+        return _Storage(storages[key] if key in storages else np.zeros(count, np.int8))
 
     # The numbers come after the pickle that refers to them: a first pass learns the storages' types and
     # sizes, a second one builds the tensors.

@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -53,6 +54,46 @@ def test_other_constructors_are_refused(tmp_path: Path, constructor: str) -> Non
         torch_files.read(path)
 
 
+def tensor(storage: str, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> str:
+    """A pickle's opcodes (protocol 0) for a call of torch's _rebuild_tensor_v2."""
+
+    def numbers(values: tuple[int, ...]) -> str:
+        return "(" + "".join(f"I{value}\n" for value in values) + "t"
+
+    return f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n{numbers(size)}{numbers(stride)}I00\nNtR"
+
+
+STORAGE = "(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI100\ntQ"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (tensor(tensor(STORAGE, 0, (10, 10), (10, 1)), 9, (91,), (1,)), "not a storage"),
+        (tensor(STORAGE, 90, (20,), (1,)), "beyond its storage"),
+        (tensor(STORAGE, 0, (10**9,), (0,)), "beyond its storage"),
+        (tensor(STORAGE, -4, (4,), (1,)), "not a whole number from 0"),
+        (tensor(STORAGE.replace("ctorch\nFloatStorage\n", "S'f8'\n"), 0, (4,), (1,)), "of an unknown type"),
+    ],
+)
+def test_tensors_cannot_reach_beyond_their_storage(tmp_path: Path, pickled: str, message: str) -> None:
+    path = tmp_path / "crafted.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled.join(("(S'fc.weight'\n", "d.")).encode())
+        archive.writestr("archive/data/0", np.arange(100, dtype=np.float32).tobytes())
+    with pytest.raises(ValueError, match=message):
+        torch_files.read(path)
+
+
+def test_the_crafted_form_is_read_where_it_is_honest(tmp_path: Path) -> None:
+    path = tmp_path / "honest.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        pickled = tensor(STORAGE, 90, (2, 5), (5, 1)).join(("(S'fc.weight'\n", "d."))
+        archive.writestr("archive/data.pkl", pickled.encode())
+        archive.writestr("archive/data/0", np.arange(100, dtype=np.float32).tobytes())
+    assert torch_files.read(path)["fc.weight"].tolist() == np.arange(90.0, 100.0).reshape(2, 5).tolist()
+
+
 def test_both_torch_containers_and_npz_agree(shared_data: Path) -> None:
     folder = shared_data / "teachers"
     weights = torch_files.read(folder / "cifar100_resnet56.pt")
@@ -67,10 +108,14 @@ def test_both_torch_containers_and_npz_agree(shared_data: Path) -> None:
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    arrays = {"fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    arrays = {
+        "fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "half": np.ones(2, ml_dtypes.bfloat16),
+    }
     safetensors.numpy.save_file(arrays, tmp_path / "net.safetensors")
     read = torch_files.read(tmp_path / "net.safetensors")
     np.testing.assert_array_equal(read["fc.weight"], arrays["fc.weight"])
+    assert read["half"].dtype == np.float32
 
 
 @pytest.mark.parametrize("name", ["cifar100_resnet56.pt", "cifar10_resnet20_optionA.th"])
