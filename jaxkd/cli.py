@@ -1,7 +1,7 @@
 """The command line: one subcommand a job, its options made from the dataclasses of `jaxkd.config`.
 
 Exit codes: 0 done; 1 failed, with a message; 2 the options are wrong; 75 stopped by a signal with a
-checkpoint saved, so that the same command goes on.
+checkpoint saved, so that the same command goes on; 130 interrupted where there was nothing to save.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxkd.training.signals import Stopped
 
 EXIT_FAILED = 1
 EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
 
 _DESCRIPTION = (
     "Knowledge distillation in JAX with a temperature that nobody has to tune. Begin with `jaxkd compare`. "
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         _say("stopped at once; what was saved before remains")
-        sys.exit(EXIT_STOPPED)
+        sys.exit(EXIT_INTERRUPTED)
     except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
         sys.exit(_failed(error))
 
@@ -102,16 +103,16 @@ def _import(config: configs.ImportConfig) -> None:
         config.file, config.model, known.num_classes, config.data, mean, std
     )
     folder = config.out or teachers.zoo() / f"{config.data}-{config.model}"
-    teachers.save(folder, variables, description)
-    _say(f"{config.file} imported as {config.model} into {folder}")
     try:
         dataset = data.load(config.data, data_dir=config.data_dir, splits=("test",))
     except FileNotFoundError as error:
         _say(f"not evaluated: {error}")
-        return
-    scores = evaluate(teachers.load(folder), dataset)
-    teachers.save(folder, variables, dataclasses.replace(description, test_accuracy=scores["accuracy"]))
-    _say(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
+    else:
+        scores = evaluate(teachers.Teacher(folder.name, description, variables, digest=""), dataset)
+        description = dataclasses.replace(description, test_accuracy=scores["accuracy"])
+        _say(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
+    teachers.save(folder, variables, description)
+    _say(f"{config.file} imported as {config.model} into {folder}")
 
 
 def _report(config: configs.ReportConfig) -> None:

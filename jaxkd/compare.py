@@ -20,16 +20,16 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
     """
     from jaxkd import data, methods, models, teachers
     from jaxkd.report import report
-    from jaxkd.training import distill, train
+    from jaxkd.training import distill, require_fit, train
 
-    # Everything that can be wrong with names is told before hours are spent.
+    # What does not fit together is told before hours are spent.
     for model in (config.student, *([] if config.teacher else [config.teacher_architecture])):
         models.create(model)
     for method in config.methods:
         methods.create(method)
-    if config.teacher:
-        teachers.load(config.teacher)
     dataset = data.load(config.data, data_dir=config.data_dir)
+    if config.teacher:
+        require_fit(teachers.load(config.teacher), dataset)
     shared = config.shared()
     runs: list[Path] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ require("train", "tyro")
 
 from tyro.conf import Positional  # noqa: E402
 
-# Fields that may differ between a run and its resumption: they do not change what is computed.
+# Fields that may differ between a run and its resumption: they change nothing, or only the rounding.
 _HARMLESS = frozenset(
     {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
      "checkpoint_seconds"}
@@ -50,7 +51,8 @@ class RunConfig:
     seed: int = 0
     """Fixes initialisation, order and views; the same seed gives the same data to every method."""
     run: Path | None = None
-    """Folder for everything that the run leaves behind. Default: under runs/, named after the options."""
+    """Folder for everything that the run leaves behind. Default: under runs/, named after data, networks,
+    method and seed."""
     devices: int | None = None
     """How many local devices to use. Default: all."""
     steps_per_call: int | None = None
@@ -60,7 +62,8 @@ class RunConfig:
     log_every: int = 100
     """Steps between lines in metrics.jsonl."""
     checkpoint_seconds: float = 60.0
-    """A checkpoint is saved when the last one is older than this, and at the end."""
+    """A checkpoint is saved when the last one is older than this (looked at every --log-every steps and
+    at the end of each epoch), and at the end."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size", "log_every", "steps_per_call", "devices"):
@@ -68,9 +71,9 @@ class RunConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, got {value}")
         for name in ("momentum", "weight_decay", "seed", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
 
     @property
@@ -126,7 +129,7 @@ class DistillConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("kd_weight", "ce_weight"):
-            if (getattr(self, name) or 0.0) < 0:
+            if not 0 <= (getattr(self, name) or 0.0) < math.inf:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
 
     @property
@@ -203,6 +206,10 @@ class EvaluateConfig:
     """Images a step, over all devices together."""
     devices: int | None = None
     """How many local devices to use. Default: all."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

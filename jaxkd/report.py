@@ -97,7 +97,9 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
         )
-    config = json.loads((folder / "config.json").read_text())["config"]
+    config = json.loads((folder / "config.json").read_text()).get("config")
+    if config is None:
+        raise ValueError(f"{folder / 'config.json'} is not a run's")
     result_file, metrics = folder / "result.json", folder / "metrics.jsonl"
     result = json.loads(result_file.read_text()) if result_file.is_file() else {}
     text = metrics.read_text() if metrics.is_file() else ""
@@ -145,7 +147,7 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{max(accuracies):.2f}" if accuracies else "-",
         spread,
         "-" if correlation is None else f"{correlation:.3f}",
-        f"{result['images_per_second']:.0f}" if result else "-",
+        f"{result['images_per_second']:.0f}" if result.get("images_per_second") else "-",
     ]
 
 

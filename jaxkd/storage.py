@@ -65,10 +65,14 @@ def load_tree(folder: Path, like: Any, digest: str) -> Any:
 
 def write_json(path: Path, contents: Any) -> None:
     """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(contents, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(contents, file, indent=2)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     Path(file.name).chmod(0o644)

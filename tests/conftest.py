@@ -7,8 +7,10 @@ import tempfile
 from pathlib import Path
 
 # Many tests run the same training step, in this process and in children: compile it once.
-CACHE = tempfile.TemporaryDirectory(prefix="jaxkd-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes of pytest-xdist share their parent's
+    CACHE = tempfile.TemporaryDirectory(prefix="jaxkd-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import helpers
@@ -74,23 +76,54 @@ def test_compare_trains_four_networks_and_reports_them(tmp_path: Path, tiny: Pat
     assert output.count("is done already") == 4
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_a_run_that_is_stopped_ends_with_the_same_bits(
-    tmp_path: Path, tiny: Path, teacher: Path, name: str
-) -> None:
-    def arguments(folder: str) -> list[object]:
-        options = ["--data", tiny, "--teacher", teacher, "--batch-size", 8, "--log-every", 1, "--epochs", 12]
-        return ["distill", *options, "--checkpoint-seconds", 0, "--run", tmp_path / folder]
+def distill_arguments(tiny: Path, teacher: Path, folder: Path) -> list[object]:
+    options = ["--data", tiny, "--teacher", teacher, "--batch-size", 8, "--log-every", 1, "--epochs", 12]
+    return ["distill", *options, "--checkpoint-seconds", 0, "--run", folder]
 
-    code, _, errors = run_jaxkd(*arguments("whole"))
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Path, teacher: Path) -> Path:
+    """The folder of a run that was not stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, _, errors = run_jaxkd(*distill_arguments(tiny, teacher, folder))
     assert code == 0, errors
-    with start_jaxkd(*arguments("cut")) as child:
-        metrics = tmp_path / "cut" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and (not metrics.is_file() or metrics.read_text().count("\n") < 25):
-            time.sleep(0.002)
+    return folder
+
+
+def wait_for_steps(folder: Path, child: subprocess.Popen[str]) -> None:
+    metrics = folder / "metrics.jsonl"
+    while child.poll() is None and (not metrics.is_file() or metrics.read_text().count("\n") < 25):
+        time.sleep(0.002)
+
+
+def wait_for_compilation(_: Path, child: subprocess.Popen[str]) -> None:
+    assert child.stdout is not None
+    while "compiling" not in child.stdout.readline():
+        assert child.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wait"),
+    [
+        ("SIGINT", wait_for_steps),
+        ("SIGTERM", wait_for_steps),
+        ("SIGKILL", wait_for_steps),
+        ("SIGTERM", wait_for_compilation),
+    ],
+)
+def test_a_run_that_is_stopped_ends_with_the_same_bits(
+    tmp_path: Path,
+    tiny: Path,
+    teacher: Path,
+    whole: Path,
+    name: str,
+    wait: Callable[[Path, subprocess.Popen[str]], None],
+) -> None:
+    arguments = distill_arguments(tiny, teacher, tmp_path / "cut")
+    with start_jaxkd(*arguments) as child:
+        wait(tmp_path / "cut", child)
         child.send_signal(signal.Signals[name])
-        output, errors = child.communicate(timeout=60)
+        output, errors = child.communicate(timeout=120)
     assert not (tmp_path / "cut" / "result.json").exists()
     if name == "SIGKILL":
         assert child.returncode == -signal.SIGKILL
@@ -98,13 +131,23 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(
         assert child.returncode == 75, errors
         assert f"stopped by {name} after step" in output
         assert "the same command goes on from there" in output
-    code, output, errors = run_jaxkd(*arguments("cut"))
+    code, output, errors = run_jaxkd(*arguments)
     assert code == 0, errors
     assert "resuming at step" in output
-    whole, cut = (teachers.load(tmp_path / folder) for folder in ("whole", "cut"))
-    assert cut.digest == whole.digest
-    results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("whole", "cut")]
+    assert teachers.load(tmp_path / "cut").digest == teachers.load(whole).digest
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path / "cut")]
     assert results[0]["temperature"] == results[1]["temperature"]
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
+    arguments = distill_arguments(tiny, teacher, tmp_path / "run")
+    with start_jaxkd(*arguments) as child:
+        wait_for_compilation(tmp_path, child)
+        code, _, errors = run_jaxkd(*arguments)
+        child.kill()
+        child.communicate()
+    assert code == 1
+    assert f"another process is working on {tmp_path / 'run'}" in errors
 
 
 def test_evaluate_and_report_on_a_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
@@ -134,6 +177,9 @@ def test_import_writes_a_teacher_with_its_accuracy(shared_data: Path, tmp_path: 
 
 def test_every_mistake_has_its_message(tmp_path: Path, tiny: Path, teacher: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{}")
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 this is no checkpoint")
     distill = ["distill", "--data", tiny, "--teacher", teacher]
     for arguments, code, message in (
@@ -159,8 +205,16 @@ def test_every_mistake_has_its_message(tmp_path: Path, tiny: Path, teacher: Path
         (["train", "--epochs", "many"], 2, "--epochs"),
         (["distill"], 2, "--teacher"),
         (["fly"], 2, "fly"),
+        (["train", "--learning-rate", "nan"], 2, "--learning-rate must be positive, got nan"),
+        (
+            ["evaluate", teacher, "--data", tiny, "--batch-size", 0],
+            2,
+            "--batch-size must be at least 1, got 0",
+        ),
+        (["train", "--data", tmp_path / "empty.npz"], 1, "cannot be read as an .npz file"),
+        (["report", tmp_path / "foreign"], 1, "is not a run's"),
     ):
-        run = [] if arguments[0] in ("import", "report", "fly") else ["--run", tmp_path / "never"]
+        run = [] if arguments[0] in ("evaluate", "import", "report", "fly") else ["--run", tmp_path / "never"]
         got, output, errors = run_jaxkd(*arguments, *run, devices=8)
         assert got == code, (arguments, errors)
         assert message in " ".join((output + errors).replace("│", " ").split()), arguments

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "own_loop.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "own_loop.md"
 PROGRAMS = dict(re.findall(r"^## ([^\n]+)\n.*?```python\n(.*?)```", PAGE.read_text(), re.S | re.M))
 
 
@@ -21,3 +22,26 @@ def test_program_runs_and_learns(name, capsys):
     exec(compile(PROGRAMS[name], f"{PAGE.name}: {name}", "exec"), scope)
     assert scope["history"][-1] < 0.7 * scope["history"][0]
     assert capsys.readouterr().out.startswith("loss ")
+
+
+def test_the_programs_of_the_readme_run(tmp_path, monkeypatch):
+    import helpers
+
+    from jaxkd import data
+
+    loop, notebook = re.findall(r"^```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S | re.M)
+    scope: dict = {}
+    exec(compile(loop, "README.md", "exec"), scope)
+    assert scope["grads"].shape == (4, 3)
+    assert float(abs(scope["grads"]).max()) > 0
+
+    dataset = helpers.tiny_dataset()
+    helpers.untrained_teacher(tmp_path / "teachers" / "resnet56", dataset)
+    helpers.write_npz(tmp_path / "tiny.npz", dataset)
+    monkeypatch.chdir(tmp_path)
+    # On a small data set and for one epoch; otherwise as it stands.
+    notebook = notebook.replace('data="cifar100"', 'data="tiny.npz", epochs=1, devices=1')
+    scope = {"images": data.load("tiny.npz").splits["test"].images}
+    exec(compile(notebook, "README.md", "exec"), scope)
+    assert scope["logits"].shape == (19, 3)
+    assert scope["result"]["epochs"] == 1

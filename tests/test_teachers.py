@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import helpers
-import jax
 import numpy as np
 import pytest
 
 from jaxkd import data, models, teachers
 from jaxkd.storage import DamagedError
-from jaxkd.training import evaluate
 
 
 @pytest.fixture
@@ -66,21 +64,6 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path, dataset: data.Datase
         teacher.logits(np.zeros((4, 8, 8, 3), np.uint8))
     with pytest.raises(TypeError, match="images must be uint8, or floats that are normalised, got int32"):
         teacher.logits(np.zeros((4, 8, 8, 1), np.int32))
-
-
-def test_the_imported_resnet56_has_its_published_accuracy(shared_data: Path, tmp_path: Path) -> None:
-    file = shared_data / "teachers" / "cifar100_resnet56.pt"
-    variables = teachers.import_torch(file, model="resnet56", num_classes=100)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 861_620
-    description = teachers.describe_import(
-        file, "resnet56", 100, "cifar100", (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
-    )
-    teachers.save(tmp_path / "resnet56", variables, description)
-    dataset = data.load("cifar100", data_dir=shared_data / "tfds", splits=("test",))
-    scores = evaluate(teachers.load(tmp_path / "resnet56"), dataset, devices=1)
-    assert scores["accuracy"] == pytest.approx(72.63, abs=0.005)
-    assert scores["accuracy_top5"] == pytest.approx(91.94, abs=0.005)
-    assert scores["ce"] == pytest.approx(1.2946, abs=1e-4)
 
 
 def test_weights_of_another_network_are_refused(shared_data: Path) -> None:

@@ -9,7 +9,7 @@ require("train", "sklearn", "tensorflow_datasets")
 
 from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names  # noqa: E402
 from jaxkd.data.order import epoch_order  # noqa: E402
-from jaxkd.data.views import View, normalize, view_images  # noqa: E402
+from jaxkd.data.views import View, normalize, stream_key, view_images  # noqa: E402
 
 __all__ = [
     "Dataset",
@@ -20,5 +20,6 @@ __all__ = [
     "load",
     "names",
     "normalize",
+    "stream_key",
     "view_images",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -81,10 +82,10 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of every pixel and label, to tell one data set from another."""
-        sha = hashlib.sha256()
+        """A hash of every pixel and label and of what is done with them, to tell data sets apart."""
+        sha = hashlib.sha256(repr((self.num_classes, self.mean, self.std, self.view)).encode())
         for name in sorted(self.splits):
-            sha.update(name.encode())
+            sha.update(f"{name} {self.splits[name].images.shape}".encode())
             sha.update(self.splits[name].images.tobytes())
             sha.update(self.splits[name].labels.astype(np.int64).tobytes())
         return sha.hexdigest()[:16]
@@ -176,12 +177,20 @@ def _load_npz(path: Path, splits: Sequence[str]) -> Dataset:
         raise FileNotFoundError(
             f"no file {path}; name an .npz file that exists, or one of {', '.join(names())}"
         )
-    with np.load(path, allow_pickle=False) as arrays:
-        wanted = [f"{split}_{what}" for split in splits for what in ("images", "labels")]
-        if missing := [key for key in wanted if key not in arrays]:
-            raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
-        pairs = {split: (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in splits}
-    return from_arrays(pairs.get("train"), pairs["test"], name=path.name)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read as an .npz file ({type(error).__name__}: {error})"
+        ) from error
+    wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
+    if missing := [key for key in wanted if key not in arrays]:
+        raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
+    # Both splits are read whatever is asked for: the classes and the normalisation rest on them.
+    train, test = ((arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
+    whole = from_arrays(train, test, name=path.name)
+    return dataclasses.replace(whole, splits={name: whole.splits[name] for name in splits})
 
 
 def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:

@@ -47,7 +47,10 @@ def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.nd
 
     cache = _cache_file(name, split, shards)
     if cache.is_file():
-        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(cache) as arrays:
+        with (
+            contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile),
+            np.load(cache) as arrays,
+        ):
             return arrays["images"], arrays["labels"]
     source = builder.as_data_source(split)
     images = np.empty((len(source), *source[0]["image"].shape), np.uint8)

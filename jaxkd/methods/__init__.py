@@ -8,6 +8,6 @@ from jaxkd._extras import require
 require("train", "flax")
 
 from jaxkd.methods.base import Method, Progress  # noqa: E402
-from jaxkd.methods.registry import create, names  # noqa: E402
+from jaxkd.methods.registry import create, names, options  # noqa: E402
 
-__all__ = ["Method", "Progress", "create", "names"]
+__all__ = ["Method", "Progress", "create", "names", "options"]

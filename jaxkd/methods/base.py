@@ -39,7 +39,7 @@ class Method(nn.Module):
         """Computes the loss, weighted, and what is worth watching.
 
         Returns:
-          The loss: one value per example, `[B]`, averaged by the training step over the examples that count;
-          or a scalar, if it is defined on the batch.  And metrics by name, each `[B]` or scalar likewise.
+          The loss, and metrics by name: each one value per example, `[B]`, which the training step averages
+          over the examples that count.
         """
         raise TypeError(f"{type(self).__name__} is abstract: a method defines __call__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -53,3 +54,18 @@ def create(name: str, **options: Any) -> Method:
         return _METHODS[name](**options)
     except TypeError as error:
         raise ValueError(f'method "{name}" cannot take {options}: {error}') from error
+
+
+def options(method: Method) -> dict[str, Any]:
+    """A method's attributes other than `weight`, by name.
+
+    >>> from jaxkd import methods
+    >>> methods.options(methods.create("lskd"))
+    {'ce_weight': 0.1, 'temperature': 2.0, 'standardize': True}
+    """
+    skipped = ("weight", "parent", "name")
+    return {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(method)
+        if field.name not in skipped
+    }

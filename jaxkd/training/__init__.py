@@ -5,7 +5,7 @@ from jaxkd._extras import require
 require("train", "flax", "optax", "orbax", "tensorboardX")
 
 from jaxkd.training.loop import NonFiniteError  # noqa: E402
-from jaxkd.training.run import distill, evaluate, train  # noqa: E402
+from jaxkd.training.run import distill, evaluate, require_fit, train  # noqa: E402
 from jaxkd.training.signals import Stopped  # noqa: E402
 
-__all__ = ["NonFiniteError", "Stopped", "distill", "evaluate", "train"]
+__all__ = ["NonFiniteError", "Stopped", "distill", "evaluate", "require_fit", "train"]

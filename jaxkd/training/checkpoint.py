@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ class Checkpoints:
         # A round trip through JSON, so that tuples compare equal to what comes back.
         self._identity = json.loads(json.dumps(dict(identity)))
         self._folder = folder
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
-        )
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self._folder.absolute(), options=options)
 
     def save(self, state: TrainState) -> int:
         """Saves a state, unless its step is saved already, and returns its step."""
@@ -41,29 +44,44 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             about = {"digest": tree_digest(host), "identity": self._identity}
             items = ocp.args.Composite(state=ocp.args.StandardSave(host), about=ocp.args.JsonSave(about))
-            self._manager.save(step, args=items)
+            if not self._manager.save(step, args=items, force=True):
+                raise OSError(f"checkpoint {self._folder}/{step} could not be saved")
         return step
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """The newest good state, as NumPy arrays; None if nothing was ever saved.
 
+        Damaged checkpoints that are newer are set aside as `damaged-STEP`, where they stand in nobody's way.
+
         Raises:
           ValueError: a checkpoint is of another run, or there are some and all of them are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: list[int] = []
         for step in steps:
             try:
-                return self._restore(step, like)
+                state = self._restore(step, like)
             except _AnotherRunError as error:
                 raise ValueError(str(error)) from None
             except Exception as error:
                 logger.warning("skipping checkpoint %s/%d: %s", self._folder, step, _first_line(error))
+                damaged.append(step)
+            else:
+                self._set_aside(damaged)
+                return state
         if steps:
             raise ValueError(
                 f"all checkpoints in {self._folder} are damaged (steps {steps}); "
                 "move that folder away to begin from step 0"
             )
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            (self._folder / str(step)).rename(self._folder / f"damaged-{step}-{time.time_ns()}")
+        if steps:
+            self._manager.close()
+            self._manager = self._open()
 
     def _restore(self, step: int, like: TrainState) -> TrainState:
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about

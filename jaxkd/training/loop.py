@@ -48,11 +48,12 @@ class Stopwatch:
         """Drops the time since the last reading: it belongs to no name."""
         self._since = time.perf_counter()
 
-    def stop(self, name: str) -> None:
-        """Adds the time since the last reading to a name."""
+    def stop(self, name: str) -> float:
+        """Adds the time since the last reading to a name, and returns it."""
         now = time.perf_counter()
-        self.seconds[name] += now - self._since
-        self._since = now
+        spent, self._since = now - self._since, now
+        self.seconds[name] += spent
+        return spent
 
     def images_per_second(self) -> float:
         """Of training, compilation and evaluation left out; 0 before anything was timed."""
@@ -100,6 +101,7 @@ class Loop:
         self._evaluator = Evaluator(task.student, dataset.splits["test"], config.eval_batch_size, devices)
         self._total_steps = task.num_epochs * task.steps_per_epoch
         self._saved_at = time.monotonic()
+        self._compiled: set[int] = set()
         self.stopwatch = Stopwatch()
 
     def run(self, state: TrainState, teacher_variables: Any) -> TrainState:
@@ -132,6 +134,11 @@ class Loop:
         self._checkpoints.save(state)
         return jax.device_get(state)
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The signal that came so late that the run finished all the same."""
+        return self._stop.signal_name
+
     def _train_epoch(self, state: TrainState, teacher_variables: Any, data: tuple, epoch: int) -> TrainState:
         step = int(state.step)
         order = epoch_order(len(self._train_split), seed=self._task.seed, epoch=epoch)
@@ -148,16 +155,19 @@ class Loop:
         return state
 
     def _call(self, state: TrainState, teacher_variables: Any, data: tuple, ids: np.ndarray) -> TrainState:
-        """Some steps; the first call, which compiles, is timed and looked at apart."""
-        first = not self.stopwatch.seconds["compile"]
+        """Some steps; a call that compiles is said, timed and looked at apart."""
+        first = len(ids) not in self._compiled
         if first:
-            self._say("compiling the training step ...")
+            if self._compiled:
+                jax.block_until_ready(state)
+                self.stopwatch.stop("train")
+            self._say(f"compiling the training step ({len(ids)} in a call) ...")
             self.stopwatch.start()
         state = self._step_function(state, teacher_variables, *data, share(ids, len(self._devices)))
         if first:
             raise_if_not_finite(jax.device_get(state.tally), self._checkpoints.latest_step())
-            self.stopwatch.stop("compile")
-            self._say(f"compiled, and made the first step, in {self.stopwatch.seconds['compile']:.1f} s")
+            self._compiled.add(len(ids))
+            self._say(f"compiled, and made the first call, in {self.stopwatch.stop('compile'):.1f} s")
         else:
             self.stopwatch.images += int((ids >= 0).sum())
         return state
@@ -239,18 +249,19 @@ class ProgressLines:
     def begin(self, first_step: int, total_steps: int) -> None:
         """Starts the clock."""
         self._first, self._total = first_step, total_steps
-        self._start = self._said = time.monotonic()
+        self._start = time.monotonic()
+        self._said = {"train": self._start, "test": self._start}
 
-    def _is_due(self) -> bool:
+    def _is_due(self, kind: str) -> bool:
         now = time.monotonic()
-        if now - self._said < max(2.0, (now - self._start) / 40):
+        if now - self._said[kind] < max(2.0, (now - self._start) / 40):
             return False
-        self._said = now
+        self._said[kind] = now
         return True
 
     def trained(self, where: str, step: int, averages: dict[str, float], rate: float) -> None:
         """A line on training, if one is due."""
-        if not self._is_due():
+        if not self._is_due("train"):
             return
         spent, done = time.monotonic() - self._start, step - self._first
         left = spent / max(done, 1) * (self._total - step)
@@ -266,7 +277,7 @@ class ProgressLines:
 
     def evaluated(self, where: str, scores: dict[str, float]) -> None:
         """A line on evaluation, if one is due."""
-        if self._is_due():
+        if self._is_due("test"):
             self._say(f"{where}  test acc {scores['accuracy']:.2f} %  test ce {scores['ce']:.4f}")
 
 
@@ -301,8 +312,10 @@ def raise_if_not_finite(tally: dict[str, np.ndarray], last_good: int | None) -> 
         term = f"the teacher's logits are NaN or infinite for {int(tally['nonfinite_teacher'])} examples"
         remedy = "check the teacher's weights and its normalisation with `jaxkd evaluate`"
     else:
-        names = [name for name in ("ce", "kd") if name in tally and not np.isfinite(tally[name])]
-        term = f"the loss is NaN or infinite (term: {', '.join(names) or 'total'})"
+        names = [name for name in ("ce", "kd", "loss") if name in tally and not np.isfinite(tally[name])]
+        term = f"the loss is NaN or infinite (term: {', '.join(names)})"
+        if not names:
+            term = "the update of the parameters or statistics is NaN or infinite, though the loss is not"
         remedy = "lower --learning-rate"
     kept = (
         "there is no checkpoint yet" if last_good is None else f"the last good checkpoint is step {last_good}"
@@ -320,8 +333,12 @@ def _chunks(todo: np.ndarray, step: int, log_every: int) -> Iterator[np.ndarray]
 
 
 def _pieces(chunk: np.ndarray, steps_per_call: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(chunk), steps_per_call):
+    """Cuts into calls of `steps_per_call` steps, and the rest into calls of one: two programs to compile."""
+    whole = len(chunk) - len(chunk) % steps_per_call
+    for start in range(0, whole, steps_per_call):
         yield chunk[start : start + steps_per_call]
+    for start in range(whole, len(chunk)):
+        yield chunk[start : start + 1]
 
 
 def _up(split: Split, devices: list[jax.Device]) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import tensorboardX
 
 from jaxkd import __version__
-from jaxkd.storage import write_json
+from jaxkd.storage import write_json, write_text
 from jaxkd.training.checkpoint import describe_differences, differing_keys
 
 
@@ -24,6 +26,7 @@ class Record:
         self.folder = folder
         self._metrics = folder / "metrics.jsonl"
         self._lines: list[dict[str, Any]] = []
+        self._lock_file: IO[str] | None = None
         self._events: tensorboardX.SummaryWriter | None = None
 
     def result(self) -> dict[str, Any] | None:
@@ -37,10 +40,14 @@ class Record:
         Raises:
           ValueError: the folder is of a run with another configuration, teacher or data.
         """
+        self._lock()
         path = self.folder / "config.json"
         identity = json.loads(json.dumps(dict(identity)))
         if path.is_file():
-            if different := differing_keys(json.loads(path.read_text())["identity"], identity):
+            stored = json.loads(path.read_text()).get("identity")
+            if stored is None:
+                raise ValueError(f"{path} is not a run's; choose another folder with --run")
+            if different := differing_keys(stored, identity):
                 raise ValueError(
                     f"{self.folder} holds another run; {describe_differences(different)}. "
                     "Choose another folder with --run, or repeat the first command to go on with it"
@@ -51,21 +58,36 @@ class Record:
                 f"{self.folder} holds checkpoints, but no config.json that says of what; "
                 "choose another folder with --run"
             )
+        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         environment = {
             "jaxkd": __version__,
-            "jax": jax.__version__,
+            **{package: importlib.metadata.version(package) for package in packages},
             "python": platform.python_version(),
             "device": devices[0].device_kind,
             "num_devices": len(devices),
         }
         write_json(path, {"config": dict(config), "identity": identity, "environment": environment})
 
+    def _lock(self) -> None:
+        """Keeps other processes out of the folder for as long as this one lives.
+
+        Raises:
+          ValueError: another process is working on this run.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_file = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another process is working on {self.folder}; wait for it, or choose another folder "
+                "with --run"
+            ) from None
+
     def rewind(self, step: int) -> None:
         """Forgets what was written after `step`: a resumed run will write it again."""
         self._lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        self._metrics.parent.mkdir(parents=True, exist_ok=True)
-        self._metrics.write_text(text)
+        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._events = tensorboardX.SummaryWriter(
             str(self.folder / "tensorboard"), purge_step=step + 1 if step else None
         )
@@ -89,9 +111,11 @@ class Record:
         write_json(self.folder / "result.json", dict(result))
 
     def close(self) -> None:
-        """Flushes the events."""
+        """Flushes the events, and lets other processes into the folder."""
         if self._events is not None:
             self._events.close()
+        if self._lock_file is not None:
+            self._lock_file.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

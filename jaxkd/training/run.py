@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxkd import data, methods, models, teachers
 from jaxkd.config import DistillConfig, RunConfig, TrainConfig
@@ -19,6 +21,7 @@ from jaxkd.training.loop import Evaluator, Loop, Say, summarize
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import choose_devices, share
 from jaxkd.training.record import Record
+from jaxkd.training.signals import Stopped
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 from jaxkd.training.step import AXIS, Network, Task
 
@@ -32,7 +35,8 @@ def train(config: TrainConfig, dataset: data.Dataset | None = None, *, say: Say 
 
     Args:
       config: what to do.
-      dataset: instead of loading `config.data`; its digest is part of the run's identity.
+      dataset: instead of loading `config.data`, which then says nothing but the default number of epochs and
+        the default folder's name.
       say: where progress goes, a line at a time.
 
     Returns:
@@ -83,7 +87,7 @@ def evaluate(
     Raises:
       ValueError: the network does not fit the data.
     """
-    _require_fit(teacher, dataset)
+    require_fit(teacher, dataset)
     evaluator = Evaluator(_network(teacher), dataset.splits[split], batch_size, choose_devices(devices))
     return evaluator(teacher.variables)
 
@@ -102,26 +106,80 @@ def _fit(
     models.create(model_name)  # an unknown name is told before the data are read
     dataset = dataset or data.load(config.data, data_dir=config.data_dir)
     if teacher is not None:
-        _require_fit(teacher, dataset)
+        require_fit(teacher, dataset)
 
-    identity = {**config.identity(), "data_digest": dataset.digest}
-    if teacher is not None:
-        identity["teacher_digest"] = teacher.digest
-    record = Record(folder)
-    record.open(config.as_dict(), identity, devices)
-    if (result := record.result()) is not None:
-        say(f"{folder} is done already: last accuracy {result['last_accuracy']:.2f} %")
-        return result
+    task = _task(config, model_name, dataset, teacher, method)
+    identity = _identity(config, task, dataset, teacher)
+    with contextlib.closing(Record(folder)) as record:
+        record.open(config.as_dict(), identity, devices)
+        if (result := record.result()) is not None:
+            say(f"{folder} is done already: last accuracy {result['last_accuracy']:.2f} %")
+            return result
+        with contextlib.closing(Checkpoints(folder / "checkpoints", identity)) as checkpoints:
+            state = initial_state(task, dataset)
+            parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
+            learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
+            say(
+                f"{folder}: {model_name} ({parameters:,} parameters){learned_from} on {dataset.name}, "
+                f"{len(dataset.splits['train']):,} images; {task.num_epochs} epochs of "
+                f"{task.steps_per_epoch} steps, batch {config.batch_size} on "
+                f"{len(devices)} x {devices[0].device_kind}"
+            )
+            loop = Loop(
+                task,
+                dataset,
+                config=config,
+                devices=devices,
+                record=record,
+                checkpoints=checkpoints,
+                schedule=_schedule(config, task.steps_per_epoch),
+                say=say,
+            )
+            state = loop.run(state, teacher.variables if teacher else None)
 
-    steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
-    schedule = learning_rate_schedule(config.learning_rate, config.num_epochs, steps_per_epoch)
+        tests = record.lines("test")
+        _save_student(folder / "model", state, model_name, dataset, teacher, method, tests[-1]["accuracy"])
+        best = max(tests, key=lambda line: line["accuracy"])
+        result = {
+            "model": model_name,
+            "parameters": parameters,
+            "data": dataset.name,
+            "test_examples": len(dataset.splits["test"]),
+            "epochs": task.num_epochs,
+            "seed": task.seed,
+            "last_accuracy": tests[-1]["accuracy"],
+            "best_accuracy": best["accuracy"],
+            "best_epoch": best["epoch"],
+            "last_ce": tests[-1]["ce"],
+            **_method_result(teacher, method, state.tally),
+            # Of this process alone, if the run was resumed; None if nothing was left to train.
+            "images_per_second": round(loop.stopwatch.images_per_second(), 1) or None,
+            "seconds": {name: round(value, 2) for name, value in loop.stopwatch.seconds.items()},
+        }
+        record.finish(result)
+    say(f"{folder}: done, last accuracy {tests[-1]['accuracy']:.2f} % (best {best['accuracy']:.2f} %)")
+    if loop.stopped_by:
+        raise Stopped(f"{loop.stopped_by} came while {folder} was finishing; it is done")
+    return result
+
+
+def _task(
+    config: RunConfig,
+    model_name: str,
+    dataset: data.Dataset,
+    teacher: teachers.Teacher | None,
+    method: Method | None,
+) -> Task:
     student = models.create(model_name, dataset.num_classes, axis_name=AXIS)
+    steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
     own = dataset.view
-    task = Task(
+    return Task(
         student=Network(student, dataset.mean, dataset.std),
         teacher=_network(teacher) if teacher else None,
         method=method,
-        optimizer=sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay),
+        optimizer=sgd(
+            _schedule(config, steps_per_epoch), momentum=config.momentum, weight_decay=config.weight_decay
+        ),
         view=data.View(
             own.padding if config.crop_padding is None else config.crop_padding,
             own.flip if config.flip is None else config.flip,
@@ -130,71 +188,55 @@ def _fit(
         num_epochs=config.num_epochs,
         steps_per_epoch=steps_per_epoch,
     )
-    state = initial_state(task, dataset)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
-    learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
-    say(
-        f"{folder}: {model_name} ({parameters:,} parameters){learned_from} on {dataset.name}, "
-        f"{len(dataset.splits['train']):,} images; {config.num_epochs} epochs of {steps_per_epoch} steps, "
-        f"batch {config.batch_size} on {len(devices)} x {devices[0].device_kind}"
-    )
-    checkpoints = Checkpoints(folder / "checkpoints", identity)
-    loop = Loop(
-        task,
-        dataset,
-        config=config,
-        devices=devices,
-        record=record,
-        checkpoints=checkpoints,
-        schedule=schedule,
-        say=say,
-    )
-    try:
-        state = loop.run(state, teacher.variables if teacher else None)
-    finally:
-        checkpoints.close()
-        record.close()
 
-    tests = record.lines("test")
-    best = max(tests, key=lambda line: line["accuracy"])
-    source = (
-        f"distilled from {teacher.name} with {config.identity()['method']}"
-        if teacher
-        else "trained on labels"
-    )
-    teachers.save(
-        folder / "model",
-        {"params": state.params["student"], "batch_stats": state.batch_stats},
-        teachers.Description(
-            model=model_name,
-            num_classes=dataset.num_classes,
-            image_shape=dataset.image_shape,
-            mean=dataset.mean,
-            std=dataset.std,
-            data=dataset.name,
-            test_accuracy=tests[-1]["accuracy"],
-            source=source,
-        ),
-    )
-    result = {
-        "model": model_name,
-        "parameters": parameters,
+
+def _schedule(config: RunConfig, steps_per_epoch: int) -> optax.Schedule:
+    return learning_rate_schedule(config.learning_rate, config.num_epochs, steps_per_epoch)
+
+
+def _identity(
+    config: RunConfig, task: Task, dataset: data.Dataset, teacher: teachers.Teacher | None
+) -> dict[str, Any]:
+    """What decides on the result, resolved: neither a default that changes nor another spelling matters."""
+    identity = {
+        **config.identity(),
         "data": dataset.name,
-        "test_examples": len(dataset.splits["test"]),
-        "epochs": config.num_epochs,
-        "seed": config.seed,
-        "last_accuracy": tests[-1]["accuracy"],
-        "best_accuracy": best["accuracy"],
-        "best_epoch": best["epoch"],
-        "last_ce": tests[-1]["ce"],
-        **_method_result(teacher, method, state.tally),
-        "images_per_second": round(loop.stopwatch.images_per_second(), 1),
-        "seconds": {name: round(value, 2) for name, value in loop.stopwatch.seconds.items()},
+        "data_digest": dataset.digest,
+        "crop_padding": task.view.padding,
+        "flip": task.view.flip,
     }
-    record.finish(result)
-    last, best_accuracy = result["last_accuracy"], result["best_accuracy"]
-    say(f"{folder}: done, last accuracy {last:.2f} % (best {best_accuracy:.2f} %)")
-    return result
+    if teacher is not None and task.method is not None:
+        known = teacher.description
+        identity |= {"teacher_digest": teacher.digest, "teacher_mean": known.mean, "teacher_std": known.std}
+        identity |= {"kd_weight": task.method.weight, **methods.options(task.method)}
+    return identity
+
+
+def _save_student(
+    folder: Path,
+    state: TrainState,
+    model_name: str,
+    dataset: data.Dataset,
+    teacher: teachers.Teacher | None,
+    method: Method | None,
+    accuracy: float,
+) -> None:
+    """Saves the trained network as a teacher for other runs."""
+    source = "trained on labels"
+    if teacher is not None and method is not None:
+        source = f"distilled from {teacher.name} with {type(method).__name__} {methods.options(method)}"
+    description = teachers.Description(
+        model=model_name,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        data=dataset.name,
+        test_accuracy=accuracy,
+        source=source,
+    )
+    variables = {"params": state.params["student"], "batch_stats": state.batch_stats}
+    teachers.save(folder, variables, description)
 
 
 def initial_state(task: Task, dataset: data.Dataset) -> TrainState:
@@ -214,7 +256,7 @@ def initial_state(task: Task, dataset: data.Dataset) -> TrainState:
             jax.ShapeDtypeStruct((2,), jnp.int32),
             Progress(jnp.ones((), jnp.int32), task.num_epochs),
         )
-        method_variables = dict(task.method.lazy_init(jax.random.key(task.seed), *example))
+        method_variables = dict(task.method.lazy_init(data.stream_key(task.seed, "method"), *example))
         _, shapes = jax.eval_shape(lambda *args: task.method.apply(method_variables, *args), *example)  # type: ignore[union-attr]
         metrics = tuple(shapes)
     params = {"student": student["params"], "method": method_variables.pop("params", {})}
@@ -232,7 +274,8 @@ def _network(teacher: teachers.Teacher) -> Network:
     return Network(teacher.model, teacher.description.mean, teacher.description.std)
 
 
-def _require_fit(teacher: teachers.Teacher, dataset: data.Dataset) -> None:
+def require_fit(teacher: teachers.Teacher, dataset: data.Dataset) -> None:
+    """Raises ValueError, saying what differs, unless a network fits a data set."""
     if teacher.num_classes != dataset.num_classes:
         raise ValueError(
             f"teacher {teacher.name} has {teacher.num_classes} classes and {dataset.name} has "

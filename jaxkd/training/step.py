@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd.data import View, normalize, view_images
+from jaxkd.data import View, normalize, stream_key, view_images
 from jaxkd.methods import Method, Progress
 from jaxkd.models import Outputs
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
@@ -82,7 +82,8 @@ def train_step(
     ids = jnp.maximum(ids, 0)
     batch_labels = labels[ids]
     views = view_images(images[ids], ids, seed=task.seed, epoch=epoch, view=task.view)
-    rngs = {"dropout": jax.random.fold_in(jax.random.key(task.seed), state.step)}
+    rngs = {"dropout": jax.random.fold_in(stream_key(task.seed, "dropout"), state.step)}
+    rngs = {name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in rngs.items()}
     num_real = jax.lax.psum(jnp.sum(real, dtype=jnp.float32), AXIS)
 
     def average(values: jax.Array) -> jax.Array:
@@ -130,13 +131,17 @@ def train_step(
         **{name: average(value) * num_real for name, value in metrics.items()},
     }
     teacher_logits = None if teacher_outputs is None else teacher_outputs.logits
+    # Covers the gradient, and statistics that overflow while the loss is still finite.
+    changes_finite = jnp.isfinite(optax.global_norm((updates, batch_stats)))
     return TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         method_state=method_state,
         opt_state=opt_state,
-        tally=_add_to_tally(state, task.steps_per_epoch, sums, metrics, num_real, real, teacher_logits),
+        tally=_add_to_tally(
+            state, task.steps_per_epoch, sums, metrics, num_real, real, teacher_logits, changes_finite
+        ),
     )
 
 
@@ -148,6 +153,7 @@ def _add_to_tally(
     num_real: jax.Array,
     real: jax.Array,
     teacher_logits: jax.Array | None,
+    changes_finite: jax.Array,
 ) -> dict[str, jax.Array]:
     starts = state.step % steps_per_epoch == 0
     fresh = empty_tally(tuple(name for name in sums if name not in ("loss", "ce", "correct")))
@@ -163,7 +169,7 @@ def _add_to_tally(
         hits = (bins[:, None] == slots) & real[:, None]
         added["temperature_histogram"] = jnp.sum(hits, axis=0, dtype=jnp.float32)
     added = jax.lax.psum(added, AXIS)
-    finite = jnp.isfinite(added["loss"]) & (added["nonfinite_teacher"] == 0)
+    finite = jnp.isfinite(added["loss"]) & (added["nonfinite_teacher"] == 0) & changes_finite
     first = tally["nonfinite_step"]
     tally["nonfinite_step"] = jnp.where((first < 0) & ~finite, state.step, first)
     tally["examples"] += num_real

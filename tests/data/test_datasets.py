@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def test_a_damaged_cache_is_read_anew(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = data.load("cifar10", data_dir=shared_data / "tfds", splits=("test",))
     (cache,) = (tmp_path / "jaxkd" / "data").glob("*.npz")
-    cache.write_bytes(cache.read_bytes()[:1000])
-    assert data.load("cifar10", data_dir=shared_data / "tfds", splits=("test",)).digest == first.digest
+    whole = cache.read_bytes()
+    for damaged in (whole[:1000], b""):
+        cache.write_bytes(damaged)
+        assert data.load("cifar10", data_dir=shared_data / "tfds", splits=("test",)).digest == first.digest
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
@@ -57,6 +60,14 @@ def test_npz_files(tmp_path: Path) -> None:
     loaded = data.load(str(path))
     assert loaded.digest == dataset.digest
     assert loaded.num_classes == 3
+    for split in ("train", "test"):
+        alone = data.load(str(path), splits=(split,))
+        assert list(alone.splits) == [split]
+        assert (alone.num_classes, alone.mean) == (loaded.num_classes, loaded.mean)
+    for contents in (b"", path.read_bytes()[:1000]):
+        (tmp_path / "damaged.npz").write_bytes(contents)
+        with pytest.raises(ValueError, match=r"damaged\.npz cannot be read as an \.npz file"):
+            data.load(str(tmp_path / "damaged.npz"))
     np.savez(tmp_path / "half.npz", train_images=dataset.splits["train"].images)
     with pytest.raises(
         ValueError, match=r"half\.npz lacks the arrays train_labels, test_images, test_labels"
@@ -92,3 +103,6 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 def test_the_digest_tells_data_sets_apart() -> None:
     first, same, other = (helpers.tiny_dataset(seed=seed) for seed in (0, 0, 1))
     assert first.digest == same.digest != other.digest
+    normalised = dataclasses.replace(first, mean=(0.9,))
+    viewed = dataclasses.replace(first, view=data.View(padding=0))
+    assert len({first.digest, normalised.digest, viewed.digest}) == 3

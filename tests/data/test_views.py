@@ -30,6 +30,13 @@ def test_a_view_does_not_depend_on_batch_jit_or_devices() -> None:
     np.testing.assert_array_equal(shared.reshape(whole.shape), whole)
 
 
+def test_a_view_does_not_depend_on_the_default_generator() -> None:
+    whole = views(IMAGES, IDS)
+    with jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(views(IMAGES, IDS), whole)
+        np.testing.assert_array_equal(views(IMAGES[:1], IDS[:1]), whole[:1])
+
+
 def test_seed_epoch_and_id_change_it() -> None:
     whole = views(IMAGES, IDS)
     for other in (views(IMAGES, IDS, seed=2), views(IMAGES, IDS, epoch=2), views(IMAGES, IDS + 1)):

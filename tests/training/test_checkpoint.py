@@ -59,6 +59,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert f"skipping checkpoint {tmp_path}/5" in caplog.text
 
 
+def test_saving_goes_on_after_a_damaged_checkpoint(tmp_path: Path, states: list[TrainState]) -> None:
+    first = Checkpoints(tmp_path, IDENTITY)
+    first.save(states[0])
+    (tmp_path / "9").mkdir()  # what a crash may leave: newer than everything that follows
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    assert checkpoints.restore_latest(states[0]) is not None
+    assert len(list(tmp_path.glob("damaged-9-*"))) == 1
+    for step in (4, 9):
+        checkpoints.save(dataclasses.replace(states[0], step=np.int32(step)))
+        restored = Checkpoints(tmp_path, IDENTITY).restore_latest(states[0])
+        assert restored is not None
+        assert int(restored.step) == step
+
+
 def test_an_empty_folder_does_not_count(tmp_path: Path, states: list[TrainState]) -> None:
     checkpoints = Checkpoints(tmp_path, IDENTITY)
     checkpoints.save(states[0])

@@ -10,6 +10,7 @@ import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import jaxkd
@@ -52,21 +53,25 @@ def silent(_: str) -> None:
     pass
 
 
-@pytest.mark.parametrize("stop_step", [2, 3, 4])  # inside an epoch, at its end, after it
+@pytest.mark.parametrize(
+    ("stop_step", "steps_per_call"),
+    [(2, 1), (3, 1), (4, 1), (4, 2)],  # inside an epoch, at its end, after it; several steps in a call
+)
 def test_a_stopped_run_ends_with_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int, steps_per_call: int
 ) -> None:
+    options = {"steps_per_call": steps_per_call}
     dataset = helpers.tiny_dataset()
     teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
-    whole = jaxkd.distill(config(tmp_path / "whole", teacher), dataset, say=silent)
+    whole = jaxkd.distill(config(tmp_path / "whole", teacher, **options), dataset, say=silent)
     with (
         monkeypatch.context() as patch,
         pytest.raises(Stopped, match=f"stopped by SIGINT after step {stop_step} of 9"),
     ):
-        jaxkd.distill(config(tmp_path / "cut", teacher), dataset, say=StopAt(patch, stop_step))
+        jaxkd.distill(config(tmp_path / "cut", teacher, **options), dataset, say=StopAt(patch, stop_step))
     assert not (tmp_path / "cut" / "result.json").exists()
     said: list[str] = []
-    resumed = jaxkd.distill(config(tmp_path / "cut", teacher), dataset, say=said.append)
+    resumed = jaxkd.distill(config(tmp_path / "cut", teacher, **options), dataset, say=said.append)
     assert f"resuming at step {stop_step} of 9" in said
 
     digests = [teachers.load(tmp_path / name).digest for name in ("whole", "cut")]
@@ -93,7 +98,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     result = jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "model",
+        ".lock", "config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "model",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     stored = json.loads((folder / "config.json").read_text())
@@ -176,16 +181,20 @@ def test_nan_in_the_teacher_stops_at_its_step_and_says_so(tmp_path: Path) -> Non
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_divergence_names_the_step_the_term_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("learning_rate", [1e18, 1e39])  # the loss overflows first, or the update does
+def test_divergence_names_the_step_and_leaves_good_checkpoints_only(
+    tmp_path: Path, learning_rate: float
+) -> None:
     dataset = helpers.tiny_dataset()
-    with pytest.raises(
-        NonFiniteError, match=r"step \d+: the loss is NaN or infinite \(term: ce\); the last good"
-    ):
-        jaxkd.train(
-            config(tmp_path / "run", epochs=50, learning_rate=1e18, log_every=1, checkpoint_seconds=0),
-            dataset,
-            say=silent,
-        )
+    options = {"learning_rate": learning_rate, "epochs": 50, "log_every": 1, "checkpoint_seconds": 0}
+    with pytest.raises(NonFiniteError, match=r"^step \d+: the (loss|update) .*is NaN or infinite") as caught:
+        jaxkd.train(config(tmp_path / "run", **options), dataset, say=silent)
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    last = f"the last good checkpoint is step {max(saved)}" if saved else "there is no checkpoint yet"
+    assert last in str(caught.value)
+    for step in saved:
+        restored = ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / str(step) / "state")
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored["params"]))
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
