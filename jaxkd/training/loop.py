@@ -142,8 +142,9 @@ class Loop:
     def _train_epoch(self, state: TrainState, teacher_variables: Any, data: tuple, epoch: int) -> TrainState:
         step = int(state.step)
         order = epoch_order(len(self._train_split), seed=self._task.seed, epoch=epoch)
-        todo = batches(order, self._config.batch_size)[step - (epoch - 1) * self._task.steps_per_epoch :]
-        for chunk in _chunks(todo, step, self._config.log_every):
+        done = step - (epoch - 1) * self._task.steps_per_epoch
+        todo = batches(order, self._config.batch_size)[done:]
+        for chunk in _chunks(todo, done, self._config.log_every):
             for ids in _pieces(chunk, self._steps_per_call):
                 state = self._call(state, teacher_variables, data, ids)
                 if self._stop.signal_name:
@@ -323,11 +324,11 @@ def raise_if_not_finite(tally: dict[str, np.ndarray], last_good: int | None) -> 
     raise NonFiniteError(f"step {step}: {term}; {kept}. To mend it, {remedy}")
 
 
-def _chunks(todo: np.ndarray, step: int, log_every: int) -> Iterator[np.ndarray]:
-    """Cuts an epoch's batches at the multiples of `log_every` steps."""
+def _chunks(todo: np.ndarray, done: int, log_every: int) -> Iterator[np.ndarray]:
+    """Cuts what is left of an epoch at multiples of `log_every` steps, counted from the epoch's beginning."""
     start = 0
     while start < len(todo):
-        end = min(start + log_every - (step + start) % log_every, len(todo))
+        end = min(start + log_every - (done + start) % log_every, len(todo))
         yield todo[start:end]
         start = end
 

@@ -132,7 +132,7 @@ def train_step(
     }
     teacher_logits = None if teacher_outputs is None else teacher_outputs.logits
     # Covers the gradient, and statistics that overflow while the loss is still finite.
-    changes_finite = jnp.isfinite(optax.global_norm((updates, batch_stats)))
+    changes_finite = jnp.isfinite(optax.tree.norm((updates, batch_stats)))
     return TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
