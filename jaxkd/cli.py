@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that the arguments ask for, and exits with its code."""
     try:
         command = _parse(arguments)
-        _COMMANDS[type(command)](command)
+        next(run for config, run in _COMMANDS.values() if isinstance(command, config))(command)
     except Stopped as stopped:
         _say(str(stopped))
         sys.exit(EXIT_STOPPED)
@@ -43,16 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:
-    names = {
-        "compare": configs.CompareConfig,
-        "train": configs.TrainConfig,
-        "distill": configs.DistillConfig,
-        "evaluate": configs.EvaluateConfig,
-        "import": configs.ImportConfig,
-        "report": configs.ReportConfig,
-    }
     commands = tuple(
-        Annotated[config, tyro.conf.subcommand(name, prefix_name=False)] for name, config in names.items()
+        Annotated[config, tyro.conf.subcommand(name, prefix_name=False)]
+        for name, (config, _) in _COMMANDS.items()
     )
     return tyro.cli(Union[commands], prog="jaxkd", description=_DESCRIPTION, args=arguments)  # type: ignore[call-overload]  # noqa: UP007
 
@@ -122,13 +115,13 @@ def _report(config: configs.ReportConfig) -> None:
     _say(f"{table}\ntable and figures: {config.out}")
 
 
-_COMMANDS: dict[type, Callable[[Any], None]] = {
-    configs.CompareConfig: _compare,
-    configs.TrainConfig: _train,
-    configs.DistillConfig: _distill,
-    configs.EvaluateConfig: _evaluate,
-    configs.ImportConfig: _import,
-    configs.ReportConfig: _report,
+_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "compare": (configs.CompareConfig, _compare),
+    "train": (configs.TrainConfig, _train),
+    "distill": (configs.DistillConfig, _distill),
+    "evaluate": (configs.EvaluateConfig, _evaluate),
+    "import": (configs.ImportConfig, _import),
+    "report": (configs.ReportConfig, _report),
 }
 
 

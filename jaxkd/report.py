@@ -19,6 +19,8 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+from jaxkd.training.record import read_metrics  # noqa: E402
+
 _LONG = 12  # epochs
 # Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -100,12 +102,9 @@ def _read(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text()).get("config")
     if config is None:
         raise ValueError(f"{folder / 'config.json'} is not a run's")
-    result_file, metrics = folder / "result.json", folder / "metrics.jsonl"
+    result_file = folder / "result.json"
     result = json.loads(result_file.read_text()) if result_file.is_file() else {}
-    text = metrics.read_text() if metrics.is_file() else ""
-    # A run that is being written may end in half a line.
-    complete = text[: text.rfind("\n") + 1].splitlines()
-    tests = [line for line in map(json.loads, complete) if line["kind"] == "test"]
+    tests = [line for line in read_metrics(folder) if line["kind"] == "test"]
     return {"name": folder.name, "config": config, "result": result, "tests": tests}
 
 

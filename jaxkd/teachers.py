@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd._extras import require
+from jaxkd._paths import cache_folder
 
 require("train", "flax", "orbax", "safetensors")
 
@@ -120,8 +121,7 @@ class Teacher:
 
 def zoo() -> Path:
     """The folder where teachers are looked up by name: `$JAXKD_TEACHERS`, or `~/.cache/jaxkd/teachers`."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("JAXKD_TEACHERS") or root / "jaxkd" / "teachers")
+    return Path(os.environ.get("JAXKD_TEACHERS") or cache_folder() / "teachers")
 
 
 def save(folder: str | Path, variables: Mapping[str, Any], description: Description) -> None:
@@ -171,7 +171,8 @@ def load(path_or_name: str | Path) -> Teacher:
     digest = fields.pop("digest")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     description = Description(**fields)
-    variables = storage.load_tree(folder / "variables", _shapes(description), digest)
+    shapes = _shapes(description.model, description.num_classes, description.image_shape)
+    variables = storage.load_tree(folder / "variables", shapes, digest)
     name = folder.parent.name if folder.name == "model" else folder.name
     return Teacher(name, description, variables, digest)
 
@@ -200,9 +201,7 @@ def import_torch(
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
     weights = unwrap(torch_files.read(file))
-    network = models.create(model, num_classes)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    shapes = _shapes(model, num_classes, image_shape)
     try:
         return to_flax(weights, shapes)
     except ValueError as error:
@@ -223,7 +222,7 @@ def describe_import(
     )
 
 
-def _shapes(description: Description) -> dict[str, Any]:
-    network = models.create(description.model, description.num_classes)
-    images = jax.ShapeDtypeStruct((1, *description.image_shape), jnp.float32)
+def _shapes(model: str, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    network = models.create(model, num_classes)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return dict(jax.eval_shape(network.init, jax.random.key(0), images))

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
-import os
 import tempfile
 import zipfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxkd._extras import DISTRIBUTION
+from jaxkd._paths import cache_folder
 
 
 def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -79,10 +79,9 @@ def _prepare(builder, name: str, split: str, folder: Path) -> None:  # type: ign
 
 
 def _cache_file(name: str, split: str, shards: list[Path]) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     facts = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return root / "jaxkd" / "data" / f"{name}-{split}-{digest}.npz"
+    return cache_folder() / "data" / f"{name}-{split}-{digest}.npz"
 
 
 def _keep(cache: Path, images: np.ndarray, labels: np.ndarray) -> None:

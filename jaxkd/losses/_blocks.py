@@ -9,6 +9,7 @@ accelerators whole arrays are better, and left alone.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -25,11 +26,8 @@ RowLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
 def rows_per_block(shape: tuple[int, ...], temperature: _temperature.Temperature) -> int:
     """How many rows make a block for this loss here; 0 if it is not to be cut into blocks."""
-    num_rows, size = 1, 1
-    for n in shape[:-1]:
-        num_rows *= n
-    size = num_rows * shape[-1]
-    if size < MIN_SIZE or jax.default_backend() != "cpu" or not _self_contained(temperature):
+    num_rows = math.prod(shape[:-1])
+    if math.prod(shape) < MIN_SIZE or jax.default_backend() != "cpu" or not _self_contained(temperature):
         return 0
     most = max(1, BLOCK_SIZE // shape[-1])
     rows = next(n for n in range(min(most, num_rows), 0, -1) if num_rows % n == 0)

@@ -27,8 +27,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
         """Opens `folder`; `identity` is stored with each checkpoint and compared on restore."""
-        # A round trip through JSON, so that tuples compare equal to what comes back.
-        self._identity = json.loads(json.dumps(dict(identity)))
+        self._identity = dict(identity)
         self._folder = folder
         self._keep = keep
         self._manager = self._open()
@@ -114,9 +113,12 @@ class _AnotherRunError(Exception):
 def differing_keys(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What two runs differ in: key to (stored, wanted).
 
-    >>> differing_keys({"seed": 0, "epochs": 3}, {"seed": 1, "epochs": 3})
+    `stored` was read from JSON, so `wanted` is compared as JSON would give it back.
+
+    >>> differing_keys({"seed": 0, "std": [0.2]}, {"seed": 1, "std": (0.2,)})
     {'seed': (0, 1)}
     """
+    wanted = json.loads(json.dumps(dict(wanted)))
     keys = sorted({*stored, *wanted})
     return {k: (stored.get(k), wanted.get(k)) for k in keys if stored.get(k) != wanted.get(k)}
 

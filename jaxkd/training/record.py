@@ -42,7 +42,6 @@ class Record:
         """
         self._lock()
         path = self.folder / "config.json"
-        identity = json.loads(json.dumps(dict(identity)))
         if path.is_file():
             stored = json.loads(path.read_text()).get("identity")
             if stored is None:
@@ -66,7 +65,7 @@ class Record:
             "device": devices[0].device_kind,
             "num_devices": len(devices),
         }
-        write_json(path, {"config": dict(config), "identity": identity, "environment": environment})
+        write_json(path, {"config": dict(config), "identity": dict(identity), "environment": environment})
 
     def _lock(self) -> None:
         """Keeps other processes out of the folder for as long as this one lives.
