@@ -9,7 +9,8 @@ from jaxkd._extras import require
 
 require("train", "flax")
 
+from jaxkd.models.folding import Folded, fold  # noqa: E402
 from jaxkd.models.layers import Outputs  # noqa: E402
 from jaxkd.models.registry import create, initialize, names  # noqa: E402
 
-__all__ = ["Outputs", "create", "initialize", "names"]
+__all__ = ["Folded", "Outputs", "create", "fold", "initialize", "names"]
