@@ -14,7 +14,7 @@ from jaxkd.data.order import batches
 from jaxkd.training.optimizer import sgd
 from jaxkd.training.parallel import pmapped_train_step, replicate, share
 from jaxkd.training.run import initial_state
-from jaxkd.training.step import AXIS, Network, Task
+from jaxkd.training.step import AXIS, Batch, Network, Task
 
 BATCH = 16
 
@@ -48,12 +48,11 @@ def run(
     devices = jax.local_devices()[:num_devices]
     step = pmapped_train_step(made, devices)
     train = dataset.splits["train"]
-    state, teacher, images, labels = replicate(
+    state, teacher, resident = replicate(
         (
             jax.device_get(initial_state(made, dataset)),
             teacher_variables(dataset),
-            train.images,
-            train.labels,
+            (train.images, train.labels),
         ),
         devices,
     )
@@ -62,7 +61,7 @@ def run(
     )[:num_steps]
     losses, before = [], (0.0, 0.0)
     for start in range(0, num_steps, per_call):
-        state = step(state, teacher, images, labels, share(ids[start : start + per_call], num_devices))
+        state = step(state, teacher, resident, Batch(share(ids[start : start + per_call], num_devices)))
         sums = float(state.tally["loss"]), float(state.tally["examples"])
         if start % made.steps_per_epoch == 0:
             before = (0.0, 0.0)

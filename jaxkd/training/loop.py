@@ -6,6 +6,7 @@ functions of the step, so a state is all that it takes to go on.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,17 +18,17 @@ from jaxkd.config import RunConfig
 from jaxkd.data import Dataset, Split, epoch_order
 from jaxkd.data.order import batches
 from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training.feed import Feed, open_feed, stack
 from jaxkd.training.parallel import (
     default_steps_per_call,
     pmapped_eval_step,
     pmapped_train_step,
     replicate,
-    share,
 )
 from jaxkd.training.record import Record
 from jaxkd.training.signals import Stopped, StopRequest
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState
-from jaxkd.training.step import Network, Task
+from jaxkd.training.step import Batch, Network, Task
 
 Say = Callable[[str], None]
 
@@ -98,6 +99,7 @@ class Loop:
         self._lines = ProgressLines(say)
         self._stop = StopRequest()
         self._step_function = pmapped_train_step(task, devices)
+        self._feed = open_feed(self._train_split, devices)
         self._evaluator = Evaluator(task.student, dataset.splits["test"], config.eval_batch_size, devices)
         self._total_steps = task.num_epochs * task.steps_per_epoch
         self._saved_at = time.monotonic()
@@ -120,7 +122,6 @@ class Loop:
         self._lines.begin(step, self._total_steps)
         place = lambda tree: replicate(tree, self._devices)  # noqa: E731
         state, teacher_variables = place(state), place(teacher_variables)
-        data = place(self._train_split.images), place(self._train_split.labels)
 
         with self._stop:
             per_epoch = self._task.steps_per_epoch
@@ -128,7 +129,7 @@ class Loop:
             if step and step % per_epoch == 0 and step // per_epoch not in evaluated:
                 self._evaluate(state, step // per_epoch)
             for epoch in range(step // per_epoch + 1, self._task.num_epochs + 1):
-                state = self._train_epoch(state, teacher_variables, data, epoch)
+                state = self._train_epoch(state, teacher_variables, epoch)
                 self._evaluate(state, epoch)
                 self._stop_if_asked(state)
         self._checkpoints.save(state)
@@ -139,14 +140,15 @@ class Loop:
         """The signal that came so late that the run finished all the same."""
         return self._stop.signal_name
 
-    def _train_epoch(self, state: TrainState, teacher_variables: Any, data: tuple, epoch: int) -> TrainState:
+    def _train_epoch(self, state: TrainState, teacher_variables: Any, epoch: int) -> TrainState:
         step = int(state.step)
         order = epoch_order(len(self._train_split), seed=self._task.seed, epoch=epoch)
         done = step - (epoch - 1) * self._task.steps_per_epoch
         todo = batches(order, self._config.batch_size)[done:]
+        stream = self._feed(todo, epoch)
         for chunk in _chunks(todo, done, self._config.log_every):
             for ids in _pieces(chunk, self._steps_per_call):
-                state = self._call(state, teacher_variables, data, ids)
+                state = self._call(state, teacher_variables, ids, stream)
                 if self._stop.signal_name:
                     break
             self._look(state, epoch)
@@ -155,7 +157,9 @@ class Loop:
                 self._save(state)
         return state
 
-    def _call(self, state: TrainState, teacher_variables: Any, data: tuple, ids: np.ndarray) -> TrainState:
+    def _call(
+        self, state: TrainState, teacher_variables: Any, ids: np.ndarray, stream: Iterator[Batch]
+    ) -> TrainState:
         """Some steps; a call that compiles is said, timed and looked at apart."""
         first = len(ids) not in self._compiled
         if first:
@@ -164,7 +168,8 @@ class Loop:
                 self.stopwatch.stop("train")
             self._say(f"compiling the training step ({len(ids)} in a call) ...")
             self.stopwatch.start()
-        state = self._step_function(state, teacher_variables, *data, share(ids, len(self._devices)))
+        batches = stack(list(itertools.islice(stream, len(ids))))
+        state = self._step_function(state, teacher_variables, self._feed.resident, batches)
         if first:
             raise_if_not_finite(jax.device_get(state.tally), self._checkpoints.latest_step())
             self._compiled.add(len(ids))
@@ -219,18 +224,15 @@ class Evaluator:
 
     def __init__(self, network: Network, split: Split, batch_size: int, devices: list[jax.Device]) -> None:
         rounded = -(-batch_size // len(devices)) * len(devices)
-        self._batches = [
-            share(ids, len(devices))
-            for ids in batches(np.arange(len(split)), min(rounded, _up(split, devices)))
-        ]
-        self._data = replicate((split.images, split.labels), devices)
+        self._ids = batches(np.arange(len(split)), min(rounded, _up(split, devices)))
+        self._feed: Feed = open_feed(split, devices)
         self._devices = devices
         self._function = pmapped_eval_step(network, devices)
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns accuracy and accuracy_top5 in percent, and the mean cross-entropy in nats."""
         variables = replicate(variables, self._devices)
-        parts = [self._function(variables, *self._data, ids) for ids in self._batches]
+        parts = [self._function(variables, self._feed.resident, batch) for batch in self._feed(self._ids)]
         # In float64 on the host, once: no round trip for each batch, and exact counts.
         sums = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
         return {

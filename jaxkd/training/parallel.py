@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd.training.state import TrainState
-from jaxkd.training.step import AXIS, Network, Task, eval_step, train_step
+from jaxkd.training.step import AXIS, Batch, Network, Task, eval_step, gather, train_step
 
 # In one call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
 # naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
@@ -66,23 +65,24 @@ def share(ids: np.ndarray, num_devices: int) -> np.ndarray:
 
 
 def pmapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..., TrainState]:
-    """`train_step` on several devices: `(state, teacher_variables, images, labels, ids) -> state`.
+    """`train_step` on several devices: `(state, teacher_variables, resident, batches) -> state`.
 
-    `ids` is `[D, S, B / D]`: S steps are made in one call.  The state's buffers are donated.
+    `resident` is what `gather` takes; `batches` is a `Batch` of `[D, S, B / D, ...]`: S steps are made in one
+    call.  The state's buffers are donated.
     """
 
-    def steps(
-        state: TrainState, teacher: Any, images: jax.Array, labels: jax.Array, ids: jax.Array
-    ) -> TrainState:
-        step = functools.partial(train_step, task)
-        if ids.shape[0] == 1:
-            return step(state, teacher, images, labels, ids[0])
-        return jax.lax.scan(lambda s, i: (step(s, teacher, images, labels, i), None), state, ids)[0]
+    def steps(state: TrainState, teacher: Any, resident: Any, batches: Batch) -> TrainState:
+        def step(before: TrainState, batch: Batch) -> tuple[TrainState, None]:
+            return train_step(task, before, teacher, gather(resident, batch)), None
+
+        if batches.ids.shape[0] == 1:
+            return step(state, jax.tree.map(lambda leaf: leaf[0], batches))[0]
+        return jax.lax.scan(step, state, batches)[0]
 
     return jax.pmap(
         steps,
         axis_name=AXIS,
-        in_axes=(None, None, None, None, 0),
+        in_axes=(None, None, None, 0),
         out_axes=None,
         donate_argnums=0,
         devices=devices,
@@ -90,11 +90,11 @@ def pmapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..
 
 
 def pmapped_eval_step(network: Network, devices: Sequence[jax.Device]) -> Callable[..., dict[str, jax.Array]]:
-    """`eval_step` on several devices: `(variables, images, labels, ids [D, B / D]) -> sums`."""
+    """`eval_step` on several devices: `(variables, resident, batch [D, B / D, ...]) -> sums`."""
     return jax.pmap(
-        functools.partial(eval_step, network),
+        lambda variables, resident, batch: eval_step(network, variables, gather(resident, batch)),
         axis_name=AXIS,
-        in_axes=(None, None, None, 0),
+        in_axes=(None, None, 0),
         out_axes=None,
         devices=devices,
     )

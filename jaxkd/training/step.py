@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,6 +34,41 @@ class Network:
     def apply(self, variables: Any, images: jax.Array, **options: Any) -> Any:
         """Normalises uint8 images `[B, H, W, C]` and runs the network."""
         return self.module.apply(variables, normalize(images, self.mean, self.std), **options)
+
+
+@flax.struct.dataclass
+class Batch:
+    """One device's share of a batch.
+
+    Attributes:
+      ids: int32 `[B]`; -1 stands for no example.
+      images: uint8 `[B, H, W, C]`; None until `gather` fetches them from where they lie on the device.
+      labels: int32 `[B]`, likewise.
+    """
+
+    ids: Any
+    images: Any = None
+    labels: Any = None
+
+    @property
+    def real(self) -> jax.Array:
+        """Which places hold an example, bool `[B]`."""
+        return self.ids >= 0
+
+
+def gather(resident: tuple[jax.Array, jax.Array] | None, batch: Batch) -> Batch:
+    """Fetches a batch's images and labels from a split that lies on the device.
+
+    Args:
+      resident: the split's images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`; None if the batch brings
+        its own.
+      batch: with its ids.
+    """
+    if resident is None:
+        return batch
+    images, labels = resident
+    ids = jnp.maximum(batch.ids, 0)
+    return batch.replace(images=images[ids], labels=labels[ids])  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +96,7 @@ def train_step(
     task: Task,
     state: TrainState,
     teacher_variables: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    ids: jax.Array,
+    batch: Batch,
 ) -> TrainState:
     """One update of the student.
 
@@ -70,18 +104,14 @@ def train_step(
       task: the run's constants.
       state: before the step; equal on all devices.
       teacher_variables: the teacher's; None without one.
-      images: the whole training split, uint8 `[N, H, W, C]`; equal on all devices.
-      labels: int32 `[N]`, likewise.
-      ids: this device's share of the batch, int32 `[B]`; -1 stands for no example.
+      batch: this device's share.
 
     Returns:
       The state after the step; equal on all devices.
     """
     epoch = state.step // task.steps_per_epoch + 1
-    real = ids >= 0
-    ids = jnp.maximum(ids, 0)
-    batch_labels = labels[ids]
-    views = view_images(images[ids], ids, seed=task.seed, epoch=epoch, view=task.view)
+    real, labels = batch.real, batch.labels
+    views = view_images(batch.images, jnp.maximum(batch.ids, 0), seed=task.seed, epoch=epoch, view=task.view)
     rngs = {"dropout": jax.random.fold_in(stream_key(task.seed, "dropout"), state.step)}
     rngs = {name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in rngs.items()}
     num_real = jax.lax.psum(jnp.sum(real, dtype=jnp.float32), AXIS)
@@ -101,7 +131,7 @@ def train_step(
         student, updates = task.student.apply(
             variables, views, train=True, where=real, mutable=["batch_stats"], rngs=rngs
         )
-        ce = optax.softmax_cross_entropy_with_integer_labels(student.logits, batch_labels)
+        ce = optax.softmax_cross_entropy_with_integer_labels(student.logits, labels)
         ce_weight = 1.0 if task.method is None else task.method.ce_weight
         loss, metrics, method_state = ce_weight * average(ce), {}, state.method_state
         if task.method is not None:
@@ -109,13 +139,13 @@ def train_step(
                 {"params": params["method"], **state.method_state},
                 student,
                 teacher_outputs,
-                batch_labels,
+                labels,
                 Progress(epoch, task.num_epochs),
                 mutable=list(state.method_state),
                 rngs=rngs,
             )
             loss += average(term)
-        correct = jnp.argmax(student.logits, -1) == batch_labels
+        correct = jnp.argmax(student.logits, -1) == labels
         metrics = {"ce": ce, "correct": correct.astype(jnp.float32), **metrics}
         return loss, (updates["batch_stats"], method_state, metrics)
 
@@ -176,17 +206,13 @@ def _add_to_tally(
     return {name: value + added[name] if name in added else value for name, value in tally.items()}
 
 
-def eval_step(
-    network: Network, variables: Any, images: jax.Array, labels: jax.Array, ids: jax.Array
-) -> dict[str, jax.Array]:
+def eval_step(network: Network, variables: Any, batch: Batch) -> dict[str, jax.Array]:
     """Sums over a batch of the test split: examples, correct (top 1), correct_top5, cross-entropy.
 
-    The arguments are those of `train_step`; the network runs in evaluation mode.
+    `batch` is this device's share; the network runs in evaluation mode.
     """
-    real = ids >= 0
-    ids = jnp.maximum(ids, 0)
-    outputs: Outputs = network.apply(variables, images[ids])
-    logits, targets = outputs.logits, labels[ids]
+    outputs: Outputs = network.apply(variables, batch.images)
+    logits, targets = outputs.logits, batch.labels
     own = jnp.take_along_axis(logits, targets[:, None], axis=-1)
     # How many classes come before the label; a tie counts against the network, and so does a NaN.
     rank = logits.shape[-1] - 1 - jnp.sum(logits < own, axis=-1)
@@ -196,5 +222,5 @@ def eval_step(
         "correct_top5": rank < 5,
         "ce": optax.softmax_cross_entropy_with_integer_labels(logits, targets),
     }
-    sums = {name: jnp.sum(jnp.where(real, v, 0), dtype=jnp.float32) for name, v in values.items()}
+    sums = {name: jnp.sum(jnp.where(batch.real, v, 0), dtype=jnp.float32) for name, v in values.items()}
     return jax.lax.psum(sums, AXIS)

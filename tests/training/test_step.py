@@ -19,7 +19,7 @@ from jaxkd.data.order import batches
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import share
 from jaxkd.training.run import initial_state
-from jaxkd.training.step import AXIS, Network, train_step
+from jaxkd.training.step import AXIS, Batch, Network, train_step
 
 
 def test_one_and_eight_devices_give_the_same_losses_over_twenty_steps() -> None:
@@ -50,16 +50,17 @@ def test_the_same_body_works_under_shard_map() -> None:
     made = task(dataset, method=None)
     train = dataset.splits["train"]
     ids = batches(data.epoch_order(len(train), seed=0, epoch=1), BATCH)[0]
+    batch = Batch(ids, train.images[ids], train.labels[ids])
     mesh = Mesh(np.array(jax.local_devices()[:4]), (AXIS,))
     everywhere = PartitionSpec()
     mapped = jax.shard_map(
         functools.partial(train_step, made),
         mesh=mesh,
-        in_specs=(everywhere, everywhere, everywhere, everywhere, PartitionSpec(AXIS)),
+        in_specs=(everywhere, everywhere, PartitionSpec(AXIS)),
         out_specs=everywhere,
         check_vma=False,  # with it, psum of gradients gives another sum (jax 0.10)
     )
-    state = jax.jit(mapped)(initial_state(made, dataset), None, train.images, train.labels, ids)
+    state = jax.jit(mapped)(initial_state(made, dataset), None, batch)
     expected, _ = run(made, dataset, 4, 1)
     for a, b in zip(jax.tree.leaves(expected.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
