@@ -9,9 +9,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxkd import data, models, teachers
+from jaxkd.models.torch_names import to_flax, to_torch
 
 
 def tiny_dataset(
@@ -70,6 +72,15 @@ def deterministic_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         array = np.sqrt(2 / np.prod(shape[1:])) * rng.standard_normal(shape)
     return array.astype(np.float32)
+
+
+def deterministic_variables(model: str, num_classes: int = 100, **options: Any) -> dict[str, Any]:
+    """A network's variables with the numbers of that rule, which the torch names decide on."""
+    network = models.create(model, num_classes, **options)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    names = to_torch(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+    return to_flax({name: deterministic_weight(name, w.shape) for name, w in names.items()}, shapes)
 
 
 def start_jaxkd(*arguments: object, devices: int = 1) -> subprocess.Popen[str]:

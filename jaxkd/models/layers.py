@@ -1,23 +1,22 @@
-"""The layers that the networks share, with the conventions of the PyTorch code of the field.
+"""What the networks share: their outputs, their common attributes, and the layers that they are made of.
 
-Explicit symmetric padding, batch norm with torch's running statistics, and initialisers whose numbers are
-drawn by NumPy on the host: XLA compiles a threefry program for every parameter shape, which takes longer
-than training's own compilation.
+The conventions are those of the PyTorch code of the field: explicit symmetric padding, and batch norm with
+torch's running statistics.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+from jaxkd.models.initializers import Initializer, fan_in_uniform, uniform
 
 
 @flax.struct.dataclass
@@ -26,41 +25,6 @@ class Outputs:
 
     logits: jax.Array
     features: Mapping[str, jax.Array]
-
-
-def fan_out_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Kaiming's normal initialiser for ReLU by the fan out: N(0, 2 / (kh kw c_out))."""
-    return _drawn(key, shape, dtype, lambda rng: rng.standard_normal(shape) * math.sqrt(2 / _fan(shape, -1)))
-
-
-def fan_in_uniform(fan_in: int) -> Initializer:
-    """PyTorch's default for linear layers, weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def initializer(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return _drawn(key, shape, dtype, lambda rng: rng.uniform(-bound, bound, shape))
-
-    return initializer
-
-
-def _fan(shape: Sequence[int], channels: int) -> int:
-    return math.prod(shape[:-2]) * shape[channels]
-
-
-def _drawn(
-    key: jax.Array, shape: Sequence[int], dtype: Any, draw: Callable[[np.random.Generator], np.ndarray]
-) -> jax.Array:
-    """Draws on the host from a generator keyed by `key`; the same numbers eagerly and under `jit`."""
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-
-    def host(words: jax.typing.ArrayLike) -> np.ndarray:
-        rng = np.random.Generator(np.random.Philox(key=np.resize(np.asarray(words, np.uint64), 2)))
-        return draw(rng).astype(np.float32)
-
-    values = jax.pure_callback(
-        host, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), data, vmap_method="sequential"
-    )
-    return values.astype(dtype)
 
 
 class BatchNorm(nn.Module):
@@ -115,3 +79,100 @@ class BatchNorm(nn.Module):
         total, squares, count = sums
         mean = total / count
         return mean, jnp.maximum(squares / count - mean**2, 0.0), count
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes the layers of one network in one mode, so that what they all share is said once.
+
+    Attributes:
+      train: whether batch norm takes the statistics of the batch.
+      kernel_init: of the convolutions.
+      dtype: of the activations.
+      param_dtype: of the parameters.
+      axis_name: the devices' axis over which training's batch statistics are taken, if any.
+    """
+
+    train: bool
+    kernel_init: Initializer
+    dtype: Any
+    param_dtype: Any
+    axis_name: str | None
+
+    def conv(
+        self, width: int, size: int, *, stride: int = 1, groups: int = 1, use_bias: bool = False, name: str
+    ) -> nn.Conv:
+        """A `size` x `size` convolution, padded with zeros so that only the stride makes maps smaller."""
+        return nn.Conv(
+            width,
+            (size, size),
+            strides=stride,
+            padding=size // 2,
+            feature_group_count=groups,
+            use_bias=use_bias,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+    def norm(self, name: str) -> BatchNorm:
+        """A batch normalisation; call it with the input and `where`."""
+        return BatchNorm(
+            use_running_average=not self.train,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+
+class Network(nn.Module, kw_only=True):
+    """What all networks have in common; a family's `__call__` maps images to `Outputs` with its help.
+
+    Attributes:
+      num_classes: number of logits.
+      dtype: of the activations; batch statistics, pooled features and logits are float32.
+      param_dtype: of the parameters.
+      axis_name: the devices' axis over which training's batch statistics are taken, if any.
+    """
+
+    num_classes: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    smallest_image: ClassVar[int] = 1  # height and width below which nothing is left to pool
+
+    def _begin(self, images: jax.Array, train: bool, kernel_init: Initializer) -> tuple[Layers, jax.Array]:
+        """Checks the images; returns the maker of layers and the images in the activations' type."""
+        if images.ndim != 4:
+            raise ValueError(f"images must be [B, H, W, C], got {list(images.shape)}")
+        if min(images.shape[1:3]) < self.smallest_image:
+            raise ValueError(
+                f"images of {images.shape[1]}x{images.shape[2]} are too small for {type(self).__name__}, "
+                f"which needs {self.smallest_image}x{self.smallest_image} or more; "
+                "enlarge them, or take a ResNet"
+            )
+        layers = Layers(train, kernel_init, self.dtype, self.param_dtype, self.axis_name)
+        return layers, images.astype(self.dtype)
+
+    def _end(
+        self,
+        features: dict[str, jax.Array],
+        x: jax.Array,
+        head: str,
+        *,
+        kernel_init: Initializer = fan_in_uniform,
+        bias_init: Initializer | None = None,
+    ) -> Outputs:
+        """Pools the last map and maps it to logits, in float32; the initialisers default to torch's."""
+        pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        dense = nn.Dense(
+            self.num_classes,
+            kernel_init=kernel_init,
+            bias_init=bias_init or uniform(1 / math.sqrt(x.shape[-1])),
+            param_dtype=self.param_dtype,
+            name=head,
+        )
+        return Outputs(dense(pooled), {**features, "pooled": pooled})

@@ -1,102 +1,155 @@
-"""The CIFAR ResNets of the distillation literature: resnet8 ... resnet110, resnet8x4, resnet32x4.
+"""Residual networks (He et al. 2015, arXiv 1512.03385), for small images and for ImageNet.
 
-Three stages of basic blocks at full, half and quarter resolution (He et al. 2015, arXiv 1512.03385,
-section 4.2), with projection shortcuts, as in RepDistiller and the authors' code.
+`resnet8` ... `resnet110`, `resnet8x4` and `resnet32x4` are the three-stage networks of section 4.2 as
+RepDistiller has them, `ResNet50` is its bottleneck network for small images, and `imagenet_resnet18`, `34`
+and `50` have torchvision's structure and names.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.layers import BatchNorm, Outputs, fan_in_uniform, fan_out_normal
+from jaxkd.models.initializers import fan_out_normal
+from jaxkd.models.layers import Layers, Network, Outputs
 
 
-class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN, plus the input (through a 1x1 conv and BN where the shape changes)."""
+class _Block(nn.Module):
+    """What both blocks have: attributes and the shortcut.
+
+    Attributes:
+      width: channels of the 3x3 convolutions; the block's output has `expansion` times as many.
+      stride: of the block.
+      shortcut: where the shape changes: "B", a 1x1 convolution and batch norm; or "A", every `stride`-th
+        pixel, and channels of zeros on both sides.
+      projection: what the modules of option B are called.
+      layers: makes the layers.
+    """
 
     width: int
     stride: int
-    conv: Callable[..., nn.Conv]
-    norm: Callable[..., BatchNorm]
+    shortcut: str
+    projection: str
+    layers: Layers
+
+    expansion: ClassVar[int] = 1
+
+    def _shortcut(self, x: jax.Array, where: jax.Array | None) -> jax.Array:
+        width = self.width * self.expansion
+        if self.stride == 1 and x.shape[-1] == width:
+            return x
+        if self.shortcut == "A":
+            missing = width - x.shape[-1]
+            channels = (missing // 2, missing - missing // 2)
+            return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), channels))
+        x = self.layers.conv(width, 1, stride=self.stride, name=f"{self.projection}_0")(x)
+        return self.layers.norm(f"{self.projection}_1")(x, where)
+
+
+class BasicBlock(_Block):
+    """conv3x3-BN-ReLU-conv3x3-BN, plus the shortcut."""
 
     @nn.compact
     def __call__(self, x: jax.Array, where: jax.Array | None) -> jax.Array:
         """Returns the sum before the last ReLU: the stage's pre-activation feature where it ends one."""
-        y = self.conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, where))
-        y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
-        y = self.norm(name="bn2")(y, where)
-        if self.stride != 1 or x.shape[-1] != self.width:
-            x = self.conv(self.width, (1, 1), strides=self.stride, padding=0, name="downsample_0")(x)
-            x = self.norm(name="downsample_1")(x, where)
-        return x + y
+        conv, norm = self.layers.conv, self.layers.norm
+        y = conv(self.width, 3, stride=self.stride, name="conv1")(x)
+        y = nn.relu(norm("bn1")(y, where))
+        y = conv(self.width, 3, name="conv2")(y)
+        y = norm("bn2")(y, where)
+        return y + self._shortcut(x, where)
 
 
-class CifarResNet(nn.Module):
-    """A ResNet for small images; works at any image size, pooling what is left of it.
+class Bottleneck(_Block):
+    """conv1x1-BN-ReLU-conv3x3-BN-ReLU-conv1x1-BN, plus the shortcut; the stride is the 3x3 convolution's."""
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, where: jax.Array | None) -> jax.Array:
+        """Returns the sum before the last ReLU, as `BasicBlock` does."""
+        conv, norm = self.layers.conv, self.layers.norm
+        y = conv(self.width, 1, name="conv1")(x)
+        y = nn.relu(norm("bn1")(y, where))
+        y = conv(self.width, 3, stride=self.stride, name="conv2")(y)
+        y = nn.relu(norm("bn2")(y, where))
+        y = conv(self.width * self.expansion, 1, name="conv3")(y)
+        y = norm("bn3")(y, where)
+        return y + self._shortcut(x, where)
+
+
+class ResNet(Network):
+    """A ResNet of any size; the first block of each stage but the first halves the resolution.
 
     Attributes:
-      depth: 6 n + 2, n blocks in each of the three stages.
-      widths: channels of the stem and of the three stages.
-      num_classes: number of logits.
-      dtype: of the activations; logits are float32.
-      param_dtype: of the parameters.
-      axis_name: the devices' axis over which training's batch statistics are taken, if any.
+      block: `BasicBlock` or `Bottleneck`.
+      blocks: how many in each stage.
+      stem: channels of the first convolution.
+      widths: of each stage's blocks.
+      imagenet_stem: a 7x7 convolution of stride 2 and a max-pool, in place of a 3x3 convolution.
+      shortcut: "B", projections; or "A", no parameters, as in the CIFAR experiments of He et al.
+      projection: what the modules of the projections are called.
+      head: what the last layer is called.
     """
 
-    depth: int
-    widths: tuple[int, int, int, int]
-    num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
+    block: type[BasicBlock] | type[Bottleneck]
+    blocks: tuple[int, ...]
+    stem: int
+    widths: tuple[int, ...]
+    imagenet_stem: bool = False
+    shortcut: str = "B"
+    projection: str = "downsample"
+    head: str = "fc"
+
+    def __post_init__(self) -> None:
+        if self.shortcut not in ("A", "B"):
+            raise ValueError(
+                f'shortcut must be "A" (no parameters) or "B" (projections), got {self.shortcut!r}'
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:
         """Maps normalised images `[B, H, W, C]` to `Outputs`; `where` `[B]` marks the examples that count."""
-        conv = functools.partial(
-            nn.Conv,
-            use_bias=False,
-            kernel_init=fan_out_normal,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        norm = functools.partial(
-            BatchNorm,
-            use_running_average=not train,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        features = {}
-        x = conv(self.widths[0], (3, 3), padding=1, name="conv1")(images.astype(self.dtype))
-        x = features["stem"] = nn.relu(norm(name="bn1")(x, where))
-        for stage, width in enumerate(self.widths[1:], start=1):
-            for block in range((self.depth - 2) // 6):
-                stride = 2 if stage > 1 and block == 0 else 1
-                before = BasicBlock(width, stride, conv, norm, name=f"layer{stage}_{block}")(x, where)
+        layers, x = self._begin(images, train, fan_out_normal)
+        size, stride = (7, 2) if self.imagenet_stem else (3, 1)
+        x = layers.conv(self.stem, size, stride=stride, name="conv1")(x)
+        x = nn.relu(layers.norm("bn1")(x, where))
+        features = {"stem": x}
+        if self.imagenet_stem:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True), start=1):
+            for index in range(blocks):
+                stride = 2 if stage > 1 and index == 0 else 1
+                block = self.block(
+                    width, stride, self.shortcut, self.projection, layers, name=f"layer{stage}_{index}"
+                )
+                before = block(x, where)
                 x = nn.relu(before)
-            features[f"stage{stage}_preact"], features[f"stage{stage}"] = before, x
-        pooled = features["pooled"] = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-        head = fan_in_uniform(pooled.shape[-1])
-        logits = nn.Dense(
-            self.num_classes, kernel_init=head, bias_init=head, param_dtype=self.param_dtype, name="fc"
-        )(pooled)
-        return Outputs(logits, features)
+            features |= {f"stage{stage}_preact": before, f"stage{stage}": x}
+        return self._end(features, x, self.head)
 
 
-_NARROW, _WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
+def _cifar(depth: int, stem: int, widths: tuple[int, int, int]) -> Callable[..., ResNet]:
+    """6 n + 2 layers: n basic blocks in each of three stages."""
+    return functools.partial(ResNet, BasicBlock, ((depth - 2) // 6,) * 3, stem, widths)
 
-RESNETS: dict[str, Callable[..., nn.Module]] = {
-    **{
-        f"resnet{depth}": functools.partial(CifarResNet, depth, _NARROW)
-        for depth in (8, 14, 20, 32, 44, 56, 110)
-    },
-    **{f"resnet{depth}x4": functools.partial(CifarResNet, depth, _WIDE) for depth in (8, 32)},
+
+_FOUR_STAGES = (64, 128, 256, 512)
+_imagenet = functools.partial(ResNet, stem=64, widths=_FOUR_STAGES, imagenet_stem=True)
+
+RESNETS: dict[str, Callable[..., ResNet]] = {
+    **{f"resnet{depth}": _cifar(depth, 16, (16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": _cifar(depth, 32, (64, 128, 256)) for depth in (8, 32)},
+    "ResNet50": functools.partial(
+        ResNet, Bottleneck, (3, 4, 6, 3), 64, _FOUR_STAGES, projection="shortcut", head="linear"
+    ),
+    "imagenet_resnet18": functools.partial(_imagenet, BasicBlock, (2, 2, 2, 2)),
+    "imagenet_resnet34": functools.partial(_imagenet, BasicBlock, (3, 4, 6, 3)),
+    "imagenet_resnet50": functools.partial(_imagenet, Bottleneck, (3, 4, 6, 3)),
 }

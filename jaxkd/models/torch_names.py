@@ -1,13 +1,15 @@
-"""The one rule between PyTorch's parameter names and layouts, and Flax's.
+"""The one rule between PyTorch's parameter names and layouts, and Flax's, in both directions.
 
 `layer1.0.conv1.weight` `[out, in, kh, kw]` is `params/layer1_0/conv1/kernel` `[kh, kw, in, out]`: numbers
-join the name before them, and the last word and the rank decide on the leaf.  Arrays and dictionaries only;
-reading files is not done here.
+join the name before them, and the last word and the rank decide on the leaf.  The rule holds for grouped and
+depthwise convolutions, where `in` is the number of channels in a group.  Arrays and dictionaries only;
+reading and writing files is not done here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -15,6 +17,7 @@ import numpy as np
 
 _HEADS = ("fc", "linear", "classifier")  # what code bases call the last layer
 _WRAPPERS = ("state_dict", "model", "net")  # what training scripts put around the weights
+_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _MAX_LISTED = 8
 
 
@@ -43,7 +46,8 @@ def to_flax(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[
     """Converts torch-named weights to Flax variables of the structure of `like`.
 
     Args:
-      weights: arrays by torch name, in torch's layout.
+      weights: arrays by torch name, in torch's layout.  The last layer may be called fc, linear or
+        classifier, whatever the model calls it; `num_batches_tracked` is not needed.
       like: variables, or their shapes (`jax.eval_shape` of `init`), of the network that receives them.
 
     Returns:
@@ -53,13 +57,14 @@ def to_flax(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[
       ValueError: weights are missing, left over or of another shape; one message lists them all.
     """
     wanted = flax.traverse_util.flatten_dict(dict(like))
-    head = _head(wanted)
+    tracked = [name for name in weights if not name.endswith("num_batches_tracked")]
+    converted = {name: _convert(name, weights[name]) for name in tracked}
+    theirs, ours = _head(path for path, _ in converted.values()), _head(wanted)
     found: dict[tuple[str, ...], np.ndarray] = {}
     names: dict[tuple[str, ...], str] = {}
-    for name, weight in weights.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        path, array = _convert(name, weight, head)
+    for name, (path, array) in converted.items():
+        if theirs and ours and path[1:-1] == (theirs,):
+            path = (path[0], ours, path[-1])
         found[path], names[path] = array, name
 
     problems = [f"missing: {_listed(['/'.join(p) for p in wanted if p not in found])}"]
@@ -76,7 +81,31 @@ def to_flax(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[
     return flax.traverse_util.unflatten_dict({path: np.asarray(found[path], np.float32) for path in wanted})
 
 
-def _convert(name: str, weight: np.ndarray, head: str | None) -> tuple[tuple[str, ...], np.ndarray]:
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Converts Flax variables to arrays by torch name, in torch's layout: `to_flax` backwards, to the bit.
+
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}` of a network whose modules are named by the rule.
+
+    Returns:
+      What a PyTorch module of the same structure takes in `load_state_dict`.  There is no
+      `num_batches_tracked`, which PyTorch counts by itself; the order is that of `variables`.
+
+    >>> to_torch({"params": {"layer1_0": {"downsample_0": {"kernel": np.zeros((1, 1, 16, 32))}}}}).keys()
+    dict_keys(['layer1.0.downsample.0.weight'])
+    """
+    weights = {}
+    for (_, *modules, leaf), array in flax.traverse_util.flatten_dict(dict(variables)).items():
+        # The numbers at a module's end are places in torch's sequences.
+        words = [re.sub(r"_(?=\d+(_\d+)*$)", ".", module) for module in modules]
+        array = np.asarray(array)
+        if leaf == "kernel":
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        weights[".".join([*words, _TORCH_LEAVES.get(leaf, leaf)])] = np.ascontiguousarray(array)
+    return weights
+
+
+def _convert(name: str, weight: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     *words, last = name.split(".")
     modules: list[str] = []
     for word in words:
@@ -84,8 +113,6 @@ def _convert(name: str, weight: np.ndarray, head: str | None) -> tuple[tuple[str
             modules[-1] += f"_{word}"
         else:
             modules.append(word)
-    if len(modules) == 1 and modules[0] in _HEADS and head is not None:
-        modules = [head]
     if last in ("running_mean", "running_var"):
         return ("batch_stats", *modules, last.removeprefix("running_")), weight
     if last != "weight":
@@ -97,8 +124,10 @@ def _convert(name: str, weight: np.ndarray, head: str | None) -> tuple[tuple[str
     return ("params", *modules, "scale"), weight
 
 
-def _head(wanted: Mapping[tuple[str, ...], Any]) -> str | None:
-    return next((path[1] for path in wanted if path[0] == "params" and path[1] in _HEADS), None)
+def _head(paths: Iterable[tuple[str, ...]]) -> str | None:
+    """The module of the last layer; None if there is not exactly one that is called so."""
+    heads = {path[1] for path in paths if len(path) == 3 and path[1].split("_")[0] in _HEADS}
+    return heads.pop() if len(heads) == 1 else None
 
 
 def _listed(items: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxkd.models.torch_names import to_flax, unwrap
+from jaxkd.models.torch_names import to_flax, to_torch, unwrap
 
 WEIGHTS = {
     "layer1.0.conv1.weight": np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7),
@@ -41,6 +41,27 @@ def test_all_misfits_are_listed_at_once() -> None:
     assert "missing: params/layer1_0/bn1/scale" in message
     assert "not in the model: extra.weight" in message
     assert "linear.weight is (2, 4), the model needs (2, 3)" in message
+
+
+def test_the_other_direction() -> None:
+    weights = to_torch(to_flax(WEIGHTS, LIKE))
+    # The model calls its head fc, and torch counts batches by itself.
+    expected = {
+        name.replace("linear", "fc"): w for name, w in WEIGHTS.items() if not name.endswith("tracked")
+    }
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, expected[name])
+        assert weight.flags.c_contiguous
+
+
+def test_only_a_single_head_is_renamed() -> None:
+    like = {"params": {"fc": {"kernel": np.zeros((2, 3))}}}
+    single = {"classifier.1.weight": np.ones((3, 2), np.float32)}
+    assert to_flax(single, like)["params"]["fc"]["kernel"].all()
+    two = {"classifier.0.weight": np.ones((3, 2)), "classifier.3.weight": np.ones((3, 2))}
+    with pytest.raises(ValueError, match=r"not in the model: classifier\.0\.weight, classifier\.3\.weight"):
+        to_flax(two, like)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "net"])

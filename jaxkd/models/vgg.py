@@ -1,0 +1,63 @@
+"""VGG with batch norm (Simonyan & Zisserman 2014, arXiv 1409.1556): vgg8, vgg11, vgg13, vgg16, vgg19.
+
+Five blocks of 3x3 convolutions with biases, and a single linear layer at the end.  Structure and names are
+those of RepDistiller, where `vgg8` stands for the network with batch norm, too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+
+from jaxkd.models.initializers import fan_out_normal, normal
+from jaxkd.models.layers import Network, Outputs
+
+_WIDTHS = (64, 128, 256, 512, 512)
+
+
+class VGG(Network):
+    """A VGG for small images.
+
+    Blocks are followed by 2x2 max-pools, but for the last two; the fourth is pooled only in images of height
+    64, as in the source.
+
+    Attributes:
+      convolutions: how many in each of the five blocks.
+    """
+
+    convolutions: tuple[int, int, int, int, int]
+
+    smallest_image: ClassVar[int] = 8
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:
+        """Maps normalised images `[B, H, W, C]` to `Outputs`; `where` `[B]` marks the examples that count."""
+        layers, x = self._begin(images, train, fan_out_normal)
+        pooled = 4 if images.shape[1] == 64 else 3
+        features = {}
+        for block, (width, convolutions) in enumerate(zip(_WIDTHS, self.convolutions, strict=True)):
+            for index in range(convolutions):
+                # In the source's sequence every convolution, batch norm and ReLU has a number.
+                x = layers.conv(width, 3, use_bias=True, name=f"block{block}_{3 * index}")(x)
+                before = layers.norm(f"block{block}_{3 * index + 1}")(x, where)
+                x = nn.relu(before)
+            if block == 0:
+                features["stem"] = x
+            else:
+                features |= {f"stage{block}_preact": before, f"stage{block}": x}
+            if block < pooled:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        return self._end(features, x, "classifier", kernel_init=normal(0.01), bias_init=nn.initializers.zeros)
+
+
+VGGS: dict[str, Callable[..., VGG]] = {
+    "vgg8": functools.partial(VGG, (1, 1, 1, 1, 1)),
+    "vgg11": functools.partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg13": functools.partial(VGG, (2, 2, 2, 2, 2)),
+    "vgg16": functools.partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg19": functools.partial(VGG, (2, 2, 4, 4, 4)),
+}

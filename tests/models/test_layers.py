@@ -1,0 +1,105 @@
+"""Batch norm, initial values and number types: what the networks have from the shared layers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import models
+from jaxkd.models.layers import BatchNorm
+
+IMAGE = (8, 8, 1)
+
+
+def test_initialize_draws_what_init_draws() -> None:
+    network = models.create("resnet8", num_classes=10)
+    drawn = models.initialize(network, seed=3, image_shape=IMAGE)
+    plain = network.init(jax.random.key(3), jnp.zeros((1, *IMAGE)))
+    jax.tree.map(np.testing.assert_array_equal, drawn, dict(plain))
+    other = models.initialize(network, seed=4, image_shape=IMAGE)
+    kernel = drawn["params"]["layer3_0"]["conv2"]["kernel"]
+    assert not np.array_equal(kernel, other["params"]["layer3_0"]["conv2"]["kernel"])
+
+
+def test_initial_values_have_the_spread_of_the_sources() -> None:
+    def params(name: str) -> Any:
+        return models.initialize(models.create(name), seed=0, image_shape=(8, 8, 3))["params"]
+
+    def assert_normal(values: jax.Array, std: float) -> None:
+        assert np.std(values) == pytest.approx(std, rel=0.03)
+        assert np.abs(values).max() > 2.5 * std
+
+    def assert_uniform(values: jax.Array, fan_in: int) -> None:
+        assert 0.9 / np.sqrt(fan_in) < np.abs(values).max() <= np.float32(1 / np.sqrt(fan_in))
+        assert np.std(values) == pytest.approx(1 / np.sqrt(3 * fan_in), rel=0.1)
+
+    resnet = params("resnet8")
+    assert_normal(resnet["layer3_0"]["conv2"]["kernel"], np.sqrt(2 / (9 * 64)))
+    assert_uniform(resnet["fc"]["kernel"], 64)
+    assert_uniform(resnet["fc"]["bias"], 64)
+    wrn = params("wrn_16_1")
+    assert_normal(wrn["block2"]["layer_0"]["conv2"]["kernel"], np.sqrt(2 / (9 * 32)))
+    assert_uniform(wrn["fc"]["kernel"], 64)
+    assert not wrn["fc"]["bias"].any()
+    vgg = params("vgg8")
+    assert_normal(vgg["block1_0"]["kernel"], np.sqrt(2 / (9 * 128)))
+    assert_normal(vgg["classifier"]["kernel"], 0.01)
+    assert not vgg["block1_0"]["bias"].any()
+    assert not vgg["classifier"]["bias"].any()
+    mobile = params("MobileNetV2")
+    # Depthwise, too, the sources count all output channels.
+    assert_normal(mobile["blocks_6_0"]["conv_3"]["kernel"], np.sqrt(2 / (9 * 480)))
+    assert_normal(mobile["classifier_0"]["kernel"], 0.01)
+    shuffle = params("ShuffleV1")
+    assert_uniform(shuffle["layer2_1"]["conv1"]["kernel"], 160)  # a third of 480 channels
+    assert_uniform(shuffle["layer2_1"]["conv2"]["kernel"], 9)
+    assert_uniform(shuffle["linear"]["kernel"], 960)
+
+
+def test_batch_norm_ignores_masked_examples_and_spans_devices() -> None:
+    x = jax.random.normal(jax.random.key(0), (16, 4, 4, 3)) * 3 + 1
+    where = jnp.arange(16) % 5 != 0
+    layer = BatchNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), x)
+    kept, statistics = layer.apply(variables, x[where], mutable=["batch_stats"])
+    masked, masked_statistics = layer.apply(variables, x, where, mutable=["batch_stats"])
+    np.testing.assert_allclose(masked[where], kept, atol=2e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), masked_statistics, statistics)
+
+    def shard(x: jax.Array, where: jax.Array) -> Any:
+        spanning = BatchNorm(use_running_average=False, axis_name="devices")
+        return spanning.apply(variables, x, where, mutable=["batch_stats"])
+
+    # Shards with 1 or 2 of 2 examples: averages of averages would be wrong.
+    parts, part_statistics = jax.pmap(shard, "devices")(x.reshape(8, 2, 4, 4, 3), where.reshape(8, 2))
+    np.testing.assert_allclose(parts.reshape(x.shape)[where], kept, atol=2e-6)
+    jax.tree.map(
+        lambda part, whole: np.testing.assert_allclose(part[3], whole, rtol=1e-5), part_statistics, statistics
+    )
+
+
+def test_the_running_variance_is_the_unbiased_one() -> None:
+    x = jax.random.normal(jax.random.key(0), (3, 1, 1, 4))
+    layer = BatchNorm(use_running_average=False)
+    _, updates = layer.apply(layer.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    np.testing.assert_allclose(
+        updates["batch_stats"]["var"], 0.9 + 0.1 * np.var(x, axis=(0, 1, 2), ddof=1), rtol=1e-6
+    )
+
+
+def test_bfloat16_changes_little_and_keeps_float32_where_it_matters() -> None:
+    network = models.create("resnet8", 10, dtype=jnp.bfloat16)
+    variables = models.initialize(network, seed=0, image_shape=IMAGE)
+    images = jax.random.normal(jax.random.key(1), (4, *IMAGE))
+    outputs, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert outputs.features["stage3"].dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, updates, outputs.logits))} == {
+        jnp.dtype("float32")
+    }
+    exact = models.create("resnet8", 10).apply(variables, images, train=True, mutable=["batch_stats"])[0]
+    np.testing.assert_allclose(outputs.logits, exact.logits, atol=0.1)
