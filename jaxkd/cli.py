@@ -1,7 +1,8 @@
 """The command line: one subcommand a job, its options made from the dataclasses of `jaxkd.config`.
 
 Exit codes: 0 done; 1 failed, with a message; 2 the options are wrong; 75 stopped by a signal with a
-checkpoint saved, so that the same command goes on; 130 interrupted where there was nothing to save.
+checkpoint saved, so that the same command goes on; 76 another process of the run was lost, the same command
+in all of them goes on from the last checkpoint; 130 interrupted where there was nothing to save.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Annotated, Any, Union
 import tyro
 
 from jaxkd import config as configs
+from jaxkd.training.distributed import PeerLostError, leave
 from jaxkd.training.signals import Stopped
 
 EXIT_FAILED = 1
 EXIT_STOPPED = 75
+EXIT_PEER_LOST = 76
 EXIT_INTERRUPTED = 130
 
 _DESCRIPTION = (
@@ -37,9 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         _say("stopped at once; what was saved before remains")
-        sys.exit(EXIT_INTERRUPTED)
+        leave(EXIT_INTERRUPTED)
+    except PeerLostError as error:
+        _failed(error)
+        leave(EXIT_PEER_LOST)
     except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
-        sys.exit(_failed(error))
+        leave(_failed(error))
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:

@@ -16,7 +16,7 @@ from tyro.conf import Positional  # noqa: E402
 # Fields that may differ between a run and its resumption: they change nothing, or only the rounding.
 _HARMLESS = frozenset(
     {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
-     "checkpoint_seconds"}
+     "checkpoint_seconds", "distributed", "coordinator", "num_processes", "process_id", "peer_timeout"}
 )  # fmt: skip
 
 _EPOCHS = {"digits": 10}
@@ -54,7 +54,7 @@ class RunConfig:
     """Folder for everything that the run leaves behind. Default: under runs/, named after data, networks,
     method and seed."""
     devices: int | None = None
-    """How many local devices to use. Default: all."""
+    """How many local devices to use (of each process, if there are several). Default: all."""
     steps_per_call: int | None = None
     """Training steps inside one call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
     eval_batch_size: int = 256
@@ -93,7 +93,45 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
+class JointRunConfig(RunConfig):
+    """What runs have besides that several processes can do together."""
+
+    distributed: bool = False
+    """Whether this is one of several processes that the environment (Cloud TPU, SLURM, Open MPI) tells apart;
+    the same command is started in all of them."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the environment does not tell; needs --num-processes and --process-id."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which one this is, from 0. Process 0 alone reads and writes the run's folder."""
+    peer_timeout: int = 60
+    """Seconds without a sign of life from another process after which this one ends."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {"--coordinator": self.coordinator, "--num-processes": self.num_processes,
+                 "--process-id": self.process_id}  # fmt: skip
+        if len({value is None for value in given.values()}) > 1:
+            absent = ", ".join(flag for flag, value in given.items() if value is None)
+            raise ValueError(
+                f"{', '.join(given)} go together, and {absent} is missing; "
+                "where the environment tells all three, give --distributed alone"
+            )
+        if self.num_processes is not None and self.process_id is not None:
+            if not 0 <= self.process_id < self.num_processes:
+                raise ValueError(
+                    f"--process-id must be from 0 to {self.num_processes - 1}, one less than "
+                    f"--num-processes, got {self.process_id}"
+                )
+            if not (self.coordinator or "").rpartition(":")[2].isdigit():
+                raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator}")
+        if self.peer_timeout < 1:
+            raise ValueError(f"--peer-timeout must be at least 1 second, got {self.peer_timeout}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(JointRunConfig):
     """Train a network on the labels alone: a teacher, or a student to compare with."""
 
     model: str = "resnet20"
@@ -106,7 +144,7 @@ class TrainConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillConfig(RunConfig):
+class DistillConfig(JointRunConfig):
     """Distil a teacher into a student."""
 
     teacher: str

@@ -41,7 +41,7 @@ def tree_digest(tree: Any) -> str:
 def save_tree(folder: Path, tree: Any) -> str:
     """Saves a tree of arrays in a new folder and returns its digest, which the caller keeps."""
     host = jax.device_get(tree)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(folder.absolute(), host, force=True)
     return tree_digest(host)
 
@@ -54,13 +54,25 @@ def load_tree(folder: Path, like: Any, digest: str) -> Any:
     """
     target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             tree = jax.device_get(checkpointer.restore(folder.absolute(), target))
     except Exception as error:
         raise DamagedError(f"{folder} cannot be restored ({type(error).__name__}: {error})") from error
     if tree_digest(tree) != digest:
         raise DamagedError(f"{folder} is damaged: its contents do not have the digest {digest[:16]}...")
     return tree
+
+
+def of_this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """For Orbax, which would otherwise wait for all processes of a pod."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+    )
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=of_this_process_alone())
 
 
 def write_json(path: Path, contents: Any) -> None:

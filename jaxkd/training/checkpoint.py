@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxkd.storage import tree_digest
+from jaxkd.storage import of_this_process_alone, tree_digest
 from jaxkd.training.state import TrainState
 
 logger = logging.getLogger("jaxkd")
@@ -33,8 +33,19 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self._folder.absolute(), options=options)
+        alone = of_this_process_alone()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            enable_async_checkpointing=False,
+            multiprocessing_options=alone,
+            create=False,
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        handlers: dict[str, Any] = {
+            "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            "about": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        }
+        return ocp.CheckpointManager(self._folder.absolute(), options=options, item_handlers=handlers)
 
     def save(self, state: TrainState) -> int:
         """Saves a state, unless its step is saved already, and returns its step."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxkd.data import Split
-from jaxkd.training.parallel import replicate, share
+from jaxkd.training.parallel import local_rows, replicate, share
 from jaxkd.training.step import Batch
 
 
@@ -40,12 +40,13 @@ class ResidentFeed:
 
     def __init__(self, split: Split, devices: Sequence[jax.Device]) -> None:
         self.resident = replicate((split.images, split.labels), devices)
-        self._devices = devices
+        self._num_devices = len(devices)
+        self._own = local_rows(devices)
 
     def __call__(self, steps: np.ndarray, epoch: int | None = None) -> Iterator[Batch]:
         """See `Feed`; the views are made on the device."""
         for ids in steps:
-            yield Batch(ids=share(ids, len(self._devices)))
+            yield Batch(ids=share(ids, self._num_devices)[self._own])
 
 
 def open_feed(split: Split, devices: Sequence[jax.Device]) -> Feed:

@@ -18,6 +18,7 @@ from jaxkd.config import RunConfig
 from jaxkd.data import Dataset, Split, epoch_order
 from jaxkd.data.order import batches
 from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training.distributed import agreed_signal
 from jaxkd.training.feed import Feed, open_feed, stack
 from jaxkd.training.parallel import (
     default_steps_per_call,
@@ -149,8 +150,8 @@ class Loop:
         for chunk in _chunks(todo, done, self._config.log_every):
             for ids in _pieces(chunk, self._steps_per_call):
                 state = self._call(state, teacher_variables, ids, stream)
-                if self._stop.signal_name:
-                    break
+                if self._stop.signal_name and jax.process_count() == 1:
+                    break  # several processes agree on the step first
             self._look(state, epoch)
             self._stop_if_asked(state)
             if time.monotonic() - self._saved_at > self._config.checkpoint_seconds:
@@ -206,6 +207,7 @@ class Loop:
         self.stopwatch.stop("evaluate")
 
     def _stop_if_asked(self, state: TrainState) -> None:
+        self._stop.signal_name = agreed_signal(self._stop.signal_name)
         if self._stop.signal_name and int(state.step) < self._total_steps:
             self._save(state)
             raise Stopped(

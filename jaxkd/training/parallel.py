@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,25 +25,36 @@ def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
 
 
 def choose_devices(count: int | None) -> list[jax.Device]:
-    """The first `count` local devices; all of them for None.
+    """The first `count` devices of each process, process by process; all of them for None.
 
     Raises:
       ValueError: there are not so many.
     """
-    devices = jax.local_devices()
-    if count is None:
-        return devices
-    if not 1 <= count <= len(devices):
+    everywhere = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    of_process = [list(group) for _, group in itertools.groupby(everywhere, lambda d: d.process_index)]
+    fewest = min(map(len, of_process))
+    if count is not None and not 1 <= count <= fewest:
         raise ValueError(
-            f"devices must be from 1 to {len(devices)} ({devices[0].platform}) on this machine, got {count}"
+            f"devices must be from 1 to {fewest} ({everywhere[0].platform}) on this machine, got {count}"
         )
-    return devices[:count]
+    return [device for group in of_process for device in group[: count or fewest]]
+
+
+def local_rows(devices: Sequence[jax.Device]) -> np.ndarray:
+    """Which of `devices` are this process's own: indices into what `share` returns."""
+    return np.flatnonzero([device.process_index == jax.process_index() for device in devices])
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Puts a copy of every array on every device."""
-    mesh = Mesh(np.array(devices), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a copy of every array on every device, unless it lies there already."""
+    everywhere = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+
+    def place(leaf: Any) -> Any:
+        # What pmap returned knows this process's devices alone, and cannot be put on those of others again.
+        placed = isinstance(leaf, jax.Array) and leaf.sharding.device_set >= everywhere.addressable_devices
+        return leaf if placed and leaf.is_fully_replicated else jax.device_put(leaf, everywhere)
+
+    return jax.tree.map(place, tree)
 
 
 def share(ids: np.ndarray, num_devices: int) -> np.ndarray:

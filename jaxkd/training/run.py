@@ -13,14 +13,13 @@ import numpy as np
 import optax
 
 from jaxkd import data, methods, models, teachers
-from jaxkd.config import DistillConfig, RunConfig, TrainConfig
+from jaxkd.config import DistillConfig, JointRunConfig, RunConfig, TrainConfig
 from jaxkd.methods import Method, Progress
 from jaxkd.models import Outputs
-from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training import distributed
 from jaxkd.training.loop import Evaluator, Loop, Say, summarize
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import choose_devices, share
-from jaxkd.training.record import Record
 from jaxkd.training.signals import Stopped
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 from jaxkd.training.step import AXIS, Network, Task
@@ -46,6 +45,7 @@ def train(config: TrainConfig, dataset: data.Dataset | None = None, *, say: Say 
       Stopped: a signal came; a checkpoint was saved, and the same call goes on.
       ValueError: the configuration contradicts itself, the data, or the run that is there.
     """
+    distributed.join(config, say)
     return _fit(config, config.model, config.folder, None, None, dataset, say)
 
 
@@ -59,6 +59,7 @@ def distill(
     Returns:
       What `result.json` holds; the student lies in the run's folder `model`.
     """
+    distributed.join(config, say)
     teacher = teachers.load(config.teacher)
     method = methods.create(config.method, **config.method_options())
     return _fit(config, config.student, config.folder, teacher, method, dataset, say)
@@ -93,7 +94,7 @@ def evaluate(
 
 
 def _fit(
-    config: RunConfig,
+    config: JointRunConfig,
     model_name: str,
     folder: Path,
     teacher: teachers.Teacher | None,
@@ -101,6 +102,8 @@ def _fit(
     dataset: data.Dataset | None,
     say: Say,
 ) -> dict[str, Any]:
+    if not distributed.is_first():
+        say = lambda _: None  # noqa: E731
     devices = choose_devices(config.devices)
     share(np.zeros(config.batch_size, np.int32), len(devices))
     models.create(model_name)  # an unknown name is told before the data are read
@@ -110,12 +113,14 @@ def _fit(
 
     task = _task(config, model_name, dataset, teacher, method)
     identity = _identity(config, task, dataset, teacher)
-    with contextlib.closing(Record(folder)) as record:
+    with distributed.peers_needed(), contextlib.closing(distributed.open_record(folder)) as record:
         record.open(config.as_dict(), identity, devices)
         if (result := record.result()) is not None:
             say(f"{folder} is done already: last accuracy {result['last_accuracy']:.2f} %")
             return result
-        with contextlib.closing(Checkpoints(folder / "checkpoints", identity)) as checkpoints:
+        with contextlib.closing(
+            distributed.open_checkpoints(folder / "checkpoints", identity)
+        ) as checkpoints:
             state = initial_state(task, dataset)
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
             learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
@@ -138,7 +143,9 @@ def _fit(
             state = loop.run(state, teacher.variables if teacher else None)
 
         tests = record.lines("test")
-        _save_student(folder / "model", state, model_name, dataset, teacher, method, tests[-1]["accuracy"])
+        if distributed.is_first():
+            accuracy = tests[-1]["accuracy"]
+            _save_student(folder / "model", state, model_name, dataset, teacher, method, accuracy)
         best = max(tests, key=lambda line: line["accuracy"])
         result = {
             "model": model_name,
