@@ -60,7 +60,7 @@ class Folded:
             return y
 
         with nn.intercept_methods(skip_norms):
-            outputs: Outputs = self.module.apply(rest, images)
+            outputs: Any = self.module.apply(rest, images)
         return outputs
 
 
