@@ -92,18 +92,19 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
 
 def _import(config: configs.ImportConfig) -> None:
     from jaxkd import data, teachers
-    from jaxkd.data.datasets import CIFAR
     from jaxkd.training import evaluate
 
-    known = CIFAR[config.data]
-    mean, std = config.mean or known.mean, config.std or known.std
-    variables = teachers.import_torch(config.file, model=config.model, num_classes=known.num_classes)
-    description = teachers.describe_import(
-        config.file, config.model, known.num_classes, config.data, mean, std
+    description = _description(config)
+    variables = teachers.import_torch(
+        config.file,
+        model=description.model,
+        num_classes=description.num_classes,
+        image_shape=description.image_shape,
+        **description.model_options,
     )
-    folder = config.out or teachers.zoo() / f"{config.data}-{config.model}"
+    folder = config.out or teachers.zoo() / f"{description.data}-{description.model}"
     try:
-        dataset = data.load(config.data, data_dir=config.data_dir, splits=("test",))
+        dataset = data.load(description.data, data_dir=config.data_dir, splits=("test",))
     except FileNotFoundError as error:
         _say(f"not evaluated: {error}")
     else:
@@ -111,7 +112,62 @@ def _import(config: configs.ImportConfig) -> None:
         description = dataclasses.replace(description, test_accuracy=scores["accuracy"])
         _say(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
     teachers.save(folder, variables, description)
-    _say(f"{config.file} imported as {config.model} into {folder}")
+    _say(f"{config.file} imported as {description.model} into {folder}")
+
+
+def _description(config: configs.ImportConfig) -> Any:
+    """What a file to import holds: what the options say, what itself says, what is usual."""
+    from jaxkd import teachers
+    from jaxkd.data.datasets import FACTS
+
+    known = teachers.described_in(config.file)
+    data = config.data or (known.data if known else "cifar100")
+    options = {"shortcut": config.shortcut} if config.shortcut else {}
+    if known is not None:
+        given = {"model": config.model, "data": data, "mean": config.mean, "std": config.std}
+        given["model_options"] = options or None
+        return dataclasses.replace(known, **{name: value for name, value in given.items() if value})
+    if config.model is None:
+        raise ValueError(f"{config.file} does not say what it is; name its architecture with --model")
+    if data not in FACTS:
+        raise ValueError(f'unknown data set "{data}". Accepted: {", ".join(FACTS)}')
+    facts = FACTS[data]
+    return teachers.Description(
+        model=config.model,
+        num_classes=facts.num_classes,
+        image_shape=facts.image_shape,
+        mean=config.mean or facts.mean,
+        std=config.std or facts.std,
+        data=data,
+        source=f"imported from {config.file.name}",
+        model_options=options,
+    )
+
+
+def _export(config: configs.ExportConfig) -> None:
+    from jaxkd import teachers
+
+    teacher = teachers.load(config.teacher)
+    teachers.export_torch(teacher, config.file)
+    _say(f"{teacher.name} ({teacher.description.model}) exported to {config.file}")
+
+
+def _teachers(config: configs.TeachersConfig) -> None:
+    from jaxkd import teachers
+
+    entries = teachers.available()
+    rows = [["name", "model", "data", "accuracy", "digest", "source"]]
+    for entry in entries:
+        about = entry.description
+        accuracy = "-" if about.test_accuracy is None else f"{about.test_accuracy:.2f}"
+        rows.append([entry.name, about.model, about.data, accuracy, entry.digest[:12], about.source])
+        if config.verify:
+            teachers.load(entry.folder)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    verified = "; all weights have their digests" if config.verify else ""
+    _say(f"\n{len(entries)} teachers, in {teachers.zoo()} and in the package{verified}")
 
 
 def _report(config: configs.ReportConfig) -> None:
@@ -127,6 +183,8 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "distill": (configs.DistillConfig, _distill),
     "evaluate": (configs.EvaluateConfig, _evaluate),
     "import": (configs.ImportConfig, _import),
+    "export": (configs.ExportConfig, _export),
+    "teachers": (configs.TeachersConfig, _teachers),
     "report": (configs.ReportConfig, _report),
 }
 

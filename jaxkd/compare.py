@@ -23,17 +23,17 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
     from jaxkd.training import distill, require_fit, train
 
     # What does not fit together is told before hours are spent.
-    for model in (config.student, *([] if config.teacher else [config.teacher_architecture])):
+    for model in (config.student, *([] if config.pretrained else [config.teacher_architecture])):
         models.create(model)
     for method in config.methods:
         methods.create(method)
     dataset = data.load(config.data, data_dir=config.data_dir)
-    if config.teacher:
-        require_fit(teachers.load(config.teacher), dataset)
+    if config.pretrained:
+        require_fit(teachers.load(config.pretrained), dataset)
     shared = config.shared()
     runs: list[Path] = []
 
-    teacher = config.teacher
+    teacher = config.pretrained
     if teacher is None:
         runs.append(config.folder / "teacher")
         train(TrainConfig(**shared, model=config.teacher_architecture, run=runs[-1]), dataset, say=say)

@@ -21,6 +21,7 @@ _HARMLESS = frozenset(
 
 _EPOCHS = {"digits": 10}
 _EPOCHS_ELSEWHERE = 240
+_TEACHERS = {"digits": "digits-resnet20"}  # that ship with the package
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,9 +198,10 @@ class CompareConfig(RunConfig):
     """
 
     teacher: str | None = None
-    """The folder of a pretrained teacher, or a name in the zoo. Default: one is trained first."""
+    """The folder of a pretrained teacher, or a name in the zoo. Default: for digits the one that ships with
+    the package; else one is trained first."""
     teacher_model: str | None = None
-    """Architecture of the teacher, if one is trained. Default: resnet56; resnet14 for digits."""
+    """Train a teacher of this architecture first. Default, where no pretrained one is at hand: resnet56."""
     student: str = "resnet8"
     """Architecture of the students."""
     methods: tuple[str, ...] = ("kd", "atkd")
@@ -218,9 +220,14 @@ class CompareConfig(RunConfig):
         return self.run or Path("runs") / f"compare-{_word(self.data)}-seed{self.seed}"
 
     @property
+    def pretrained(self) -> str | None:
+        """`teacher`, or the one that ships for the data set; None if one is to be trained."""
+        return self.teacher or (None if self.teacher_model else _TEACHERS.get(self.data))
+
+    @property
     def teacher_architecture(self) -> str:
-        """`teacher_model`, or what suits the data set."""
-        return self.teacher_model or ("resnet14" if self.data == "digits" else "resnet56")
+        """Of the teacher, if one is trained."""
+        return self.teacher_model or "resnet56"
 
     def shared(self) -> dict[str, Any]:
         """The options that every run of the comparison gets."""
@@ -254,24 +261,50 @@ class EvaluateConfig:
 class ImportConfig:
     """Turn a file of PyTorch weights into a teacher, and evaluate it if the data are at hand.
 
-    Nothing in the file is executed, and PyTorch is not needed.
+    Nothing in the file is executed, and PyTorch is not needed. A file that `jaxkd export` wrote says itself
+    what it is; for any other one give --model and --data.
     """
 
     file: Positional[Path]
-    """.pt, .pth, .th, .safetensors or .npz; parameter names of RepDistiller, mdistiller or
-    pytorch-cifar-models."""
-    model: str
-    """Architecture, such as resnet56."""
-    data: Literal["cifar10", "cifar100"] = "cifar100"
-    """The data set that it was trained on."""
+    """.pt, .pth, .th, .safetensors or .npz; parameter names of RepDistiller, mdistiller,
+    pytorch-cifar-models or pytorch_resnet_cifar10."""
+    model: str | None = None
+    """Architecture, such as resnet56; `jaxkd models` lists them."""
+    shortcut: Literal["A", "B"] | None = None
+    """For CIFAR ResNets: A, without weights, as in the original ones; B, with projections, as in the
+    distillation literature. Default: B."""
+    data: str | None = None
+    """The data set that it was trained on: cifar10, cifar100 or digits. Default: cifar100."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets (array_record)."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
     """Mean of each channel that its inputs were normalised with. Default: the distillation literature's."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
     out: Path | None = None
     """Where to put it. Default: the zoo (~/.cache/jaxkd/teachers), under data and model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a teacher's weights as .safetensors, under the names and in the layout of PyTorch code.
+
+    Load them into the same architecture of RepDistiller or mdistiller with
+    model.load_state_dict(safetensors.torch.load_file(FILE)).
+    """
+
+    teacher: Positional[str]
+    """The folder of a teacher, or of a run, or a name in the zoo."""
+    file: Positional[Path]
+    """Where to: a file whose name ends in .safetensors."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeachersConfig:
+    """List the teachers in the zoo and those that ship with the package."""
+
+    verify: bool = False
+    """Read every teacher's weights and compare them with their digest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

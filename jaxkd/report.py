@@ -19,6 +19,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+from jaxkd import teachers  # noqa: E402
 from jaxkd.training.record import read_metrics  # noqa: E402
 
 _LONG = 12  # epochs
@@ -109,15 +110,13 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _read_teacher(folder: Path) -> dict[str, Any]:
-    description = json.loads((folder / "teacher.json").read_text())
-    name = folder.parent.name if folder.name == "model" else folder.name
-    config = {"model": description["model"], "method": "pretrained"}
+    entry = teachers.describe(folder)
     return {
-        "name": name,
-        "config": config,
+        "name": entry.name,
+        "config": {"model": entry.description.model, "method": "pretrained"},
         "result": {},
         "tests": [],
-        "pretrained_accuracy": description["test_accuracy"],
+        "pretrained_accuracy": entry.description.test_accuracy,
     }
 
 

@@ -1,6 +1,9 @@
-"""Pretrained networks: save, load, import from PyTorch files.
+"""Teachers: pretrained networks with what has to be known of them, in a folder each.
 
-A teacher is a folder: the variables as an Orbax checkpoint, and `teacher.json`, which says what they are.
+A teacher is a description (`teacher.json`), variables saved by Orbax, and a digest that ties the two
+together.  Folders lie anywhere, or in the zoo, where they are found by name; a few small ones ship with the
+package.  Any other function of images can be a teacher too, and PyTorch files become teachers and come of
+them.
 """
 
 from __future__ import annotations
@@ -8,26 +11,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd._extras import require
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import models, storage, torch_files
 from jaxkd._paths import cache_folder
-
-require("train", "flax", "orbax", "safetensors")
-
-import flax.linen as nn  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
-from jaxkd import models, storage, torch_files  # noqa: E402
-from jaxkd.data import normalize  # noqa: E402
-from jaxkd.models.torch_names import to_flax, unwrap  # noqa: E402
+from jaxkd.data.views import normalize
+from jaxkd.models import torch_names
 
 _FORMAT = 1
 _DESCRIPTION = "teacher.json"
+_METADATA = "jaxkd"  # where a .safetensors file carries the description
+_SHIPPED = Path(__file__).with_name("zoo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Description:
     """What a teacher's folder says of it.
 
     Attributes:
-      model: the architecture's name in `jaxkd.models`.
+      model: the architecture's name in `jaxkd.models`; "function" for any other function.
       num_classes: number of logits.
       image_shape: height, width and channels that it was trained on.
       mean: of each channel, as its inputs were normalised.
@@ -43,6 +45,7 @@ class Description:
       data: the data set that it was trained on.
       test_accuracy: top-1 on the whole test split, in percent; None if it was not measured.
       source: where the weights come from.
+      model_options: what `models.create` needs besides the name, such as `{"shortcut": "A"}`.
     """
 
     model: str
@@ -53,6 +56,7 @@ class Description:
     data: str
     test_accuracy: float | None = None
     source: str = ""
+    model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         channels = self.image_shape[-1]
@@ -62,6 +66,17 @@ class Description:
             )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Description:
+        """The description whose `dataclasses.asdict` went through JSON."""
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        )
+
+    def create_model(self) -> Any:
+        """The network described, without weights."""
+        return models.create(self.model, self.num_classes, **self.model_options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +88,14 @@ class Teacher:
       description: what it is.
       variables: its parameters and batch statistics.
       digest: the hash of the variables.
+      module: anything with `apply(variables, images) -> Outputs`; by default the described model.
     """
 
     name: str
     description: Description
-    variables: Mapping[str, Any]
+    variables: Any
     digest: str
+    module: Any = None
 
     @property
     def num_classes(self) -> int:
@@ -86,9 +103,14 @@ class Teacher:
         return self.description.num_classes
 
     @functools.cached_property
-    def model(self) -> nn.Module:
-        """The Flax module."""
-        return models.create(self.description.model, self.num_classes)
+    def frozen(self) -> tuple[Any, Any]:
+        """What evaluates it fastest: a module with `apply(variables, images) -> Outputs`, and its variables.
+
+        Batch norm is folded into the convolutions of the package's own models.
+        """
+        if self.module is not None:
+            return self.module, self.variables
+        return models.fold(self.description.create_model(), self.variables, self.description.image_shape)
 
     def logits(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Logits `[B, K]` of images `[B, H, W, C]`: uint8, or floats that are normalised already."""
@@ -106,17 +128,101 @@ class Teacher:
             )
         if not (images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
             raise TypeError(f"images must be uint8, or floats that are normalised, got {images.dtype}")
-        return self._apply(self.variables, images)
+        return self._apply(self.frozen[1], images)
 
     @functools.cached_property
-    def _apply(self) -> Callable[[Mapping[str, Any], jax.Array], models.Outputs]:
-        def apply(variables: Mapping[str, Any], images: jax.Array) -> models.Outputs:
+    def _apply(self) -> Callable[[Any, jax.Array], models.Outputs]:
+        module, _ = self.frozen
+
+        def apply(variables: Any, images: jax.Array) -> models.Outputs:
             if images.dtype == jnp.uint8:
                 images = normalize(images, self.description.mean, self.description.std)
-            outputs: Any = self.model.apply(variables, images)
+            outputs: Any = module.apply(variables, images)
             return outputs
 
         return jax.jit(apply)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """Any function of images in the place of a module; see `from_function`."""
+
+    function: Callable[..., Any]
+    num_classes: int
+    traceable: bool
+
+    def apply(self, variables: Any, images: jax.Array) -> models.Outputs:
+        shape = (images.shape[0], self.num_classes)
+        if not self.traceable:
+            logits = jax.ShapeDtypeStruct(shape, jnp.float32)
+            return models.Outputs(
+                jax.pure_callback(self._on_host, logits, variables, images, vmap_method="sequential"), {}
+            )
+        outputs = self._call(variables, images)
+        if outputs.logits.shape != shape:
+            raise ValueError(f"the teacher's logits must be {list(shape)}, got {list(outputs.logits.shape)}")
+        return outputs
+
+    def _call(self, variables: Any, images: Any) -> models.Outputs:
+        result = self.function(images) if variables is None else self.function(variables, images)
+        if isinstance(result, models.Outputs):
+            return result
+        return models.Outputs(getattr(result, "logits", result), {})
+
+    def _on_host(self, variables: Any, images: Any) -> np.ndarray:
+        return np.asarray(self._call(variables, np.asarray(images)).logits, np.float32)
+
+
+def from_function(
+    function: Callable[..., Any],
+    *,
+    num_classes: int,
+    variables: Any = None,
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str = "function",
+    traceable: bool = True,
+) -> Teacher:
+    """Makes a teacher of any function: another Flax network, an ensemble, a remote service.
+
+    Args:
+      function: `(images) -> logits`, or `(variables, images) -> logits` if there are variables.  Images come
+        as normalised floats `[B, H, W, C]`; what it returns is logits `[B, K]`, an `Outputs`, or anything
+        with `.logits`.
+      num_classes: number of logits, K.
+      variables: arrays that the function needs, as a tree.  Arrays that it holds in a closure are compiled
+        into the program instead, which costs memory.
+      image_shape: height, width and channels.
+      mean: of each channel, for normalisation; by default 0, and so pixels reach the function in [0, 1].
+      std: likewise; by default 1.
+      name: for tables; a run is told apart from others by it and by the variables.
+      traceable: False if JAX cannot trace the function (another framework, a network); it then gets NumPy
+        arrays, and is called from inside the compiled step.
+
+    Returns:
+      A teacher for `teacher.logits(images)` and for `jaxkd.distill(config, teacher=teacher)`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import teachers
+    >>> weights = {"w": jnp.ones((8 * 8, 3))}
+    >>> linear = lambda variables, images: images.reshape(len(images), -1) @ variables["w"]
+    >>> teacher = teachers.from_function(linear, num_classes=3, variables=weights, image_shape=(8, 8, 1))
+    >>> teacher.logits(jnp.full((2, 8, 8, 1), 255, jnp.uint8)).tolist()
+    [[64.0, 64.0, 64.0], [64.0, 64.0, 64.0]]
+    """
+    channels = image_shape[-1]
+    description = Description(
+        model="function",
+        num_classes=num_classes,
+        image_shape=image_shape,
+        mean=tuple(mean or (0.0,) * channels),
+        std=tuple(std or (1.0,) * channels),
+        data="unknown",
+        source=f"the function {getattr(function, '__qualname__', type(function).__name__)}",
+    )
+    digest = storage.tree_digest({name: variables})
+    return Teacher(name, description, variables, digest, _Function(function, num_classes, traceable))
 
 
 def zoo() -> Path:
@@ -141,14 +247,47 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
 
 def locate(path_or_name: str | Path) -> Path:
     """Finds the folder of a teacher; arguments and errors are those of `load`."""
-    candidates = [Path(path_or_name), Path(path_or_name) / "model", zoo() / path_or_name]
+    candidates = [
+        Path(path_or_name),
+        Path(path_or_name) / "model",
+        zoo() / path_or_name,
+        _SHIPPED / path_or_name,
+    ]
     for folder in candidates:
         if (folder / _DESCRIPTION).is_file():
             return folder
     raise FileNotFoundError(
         f'no teacher "{path_or_name}": looked for {_DESCRIPTION} in {", ".join(map(str, candidates))}; '
-        "train one with `jaxkd train`, or bring one with `jaxkd import`"
+        "`jaxkd teachers` lists those with names, `jaxkd train` makes one, and `jaxkd import` brings one"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A teacher's folder as it stands there, its weights unread."""
+
+    name: str
+    folder: Path
+    description: Description
+    digest: str
+
+
+def describe(path_or_name: str | Path) -> Entry:
+    """Reads what a teacher's folder says of it; arguments and errors are those of `load`."""
+    folder = locate(path_or_name)
+    file = folder / _DESCRIPTION
+    try:
+        fields = json.loads(file.read_text())
+        known, digest = fields.pop("format", None), fields.pop("digest", None)
+    except (ValueError, AttributeError) as error:
+        raise storage.DamagedError(
+            f"{file} is not JSON of a teacher ({error}); save the teacher again"
+        ) from None
+    if known != _FORMAT or digest is None:
+        raise ValueError(f"{file} is not of format {_FORMAT}; save the teacher again")
+    # A run keeps its network in a folder `model`, and is itself what people gave a name to.
+    name = folder.parent.name if folder.name == "model" else folder.name
+    return Entry(name, folder, Description.from_json(fields), digest)
 
 
 def load(path_or_name: str | Path) -> Teacher:
@@ -163,18 +302,34 @@ def load(path_or_name: str | Path) -> Teacher:
     Raises:
       FileNotFoundError: there is no teacher there.
       ValueError: it is damaged, or of a format that this version does not know.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import teachers
+    >>> teacher = teachers.load("digits-resnet20")
+    >>> teacher.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape
+    (2, 10)
     """
-    folder = locate(path_or_name)
-    fields = json.loads((folder / _DESCRIPTION).read_text())
-    if fields.pop("format", None) != _FORMAT:
-        raise ValueError(f"{folder / _DESCRIPTION} is not of format {_FORMAT}; save the teacher again")
-    digest = fields.pop("digest")
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    description = Description(**fields)
-    shapes = _shapes(description.model, description.num_classes, description.image_shape)
-    variables = storage.load_tree(folder / "variables", shapes, digest)
-    name = folder.parent.name if folder.name == "model" else folder.name
-    return Teacher(name, description, variables, digest)
+    entry = describe(path_or_name)
+    shapes = _shapes(entry.description)
+    variables = storage.load_tree(entry.folder / "variables", shapes, entry.digest)
+    return Teacher(entry.name, entry.description, variables, entry.digest)
+
+
+def available() -> list[Entry]:
+    """The teachers in the zoo and in the package; unreadable ones are named in a warning and left out.
+
+    >>> from jaxkd import teachers
+    >>> "digits-resnet20" in [entry.name for entry in teachers.available()]
+    True
+    """
+    entries = []
+    for root in (zoo(), _SHIPPED):
+        for file in sorted(root.glob(f"*/{_DESCRIPTION}")):
+            try:
+                entries.append(describe(file.parent))
+            except (ValueError, TypeError) as error:
+                logging.getLogger("jaxkd").warning("skipping %s: %s", file.parent, error)
+    return entries
 
 
 def import_torch(
@@ -183,6 +338,7 @@ def import_torch(
     model: str,
     num_classes: int,
     image_shape: tuple[int, int, int] = (32, 32, 3),
+    **model_options: Any,
 ) -> dict[str, Any]:
     """Reads the weights of a PyTorch network, without PyTorch and without running what is in the file.
 
@@ -192,37 +348,52 @@ def import_torch(
       model: the architecture's name in `jaxkd.models`.
       num_classes: number of logits.
       image_shape: height, width and channels of its images.
+      **model_options: what else `models.create` needs, such as `shortcut="A"`.
 
     Returns:
-      Flax variables, ready for `models.create(model, num_classes).apply`.
+      Flax variables, ready for `models.create(model, num_classes, **model_options).apply`.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
-    weights = unwrap(torch_files.read(file))
-    shapes = _shapes(model, num_classes, image_shape)
+    weights = torch_names.unwrap(torch_files.read(file))
+    channels = image_shape[-1]
+    description = Description(
+        model, num_classes, image_shape, (0.0,) * channels, (1.0,) * channels, "", model_options=model_options
+    )
     try:
-        return to_flax(weights, shapes)
+        return torch_names.to_flax(weights, _shapes(description))
     except ValueError as error:
         raise ValueError(f"{file} as {model} with {num_classes} classes: {error}") from None
 
 
-def describe_import(
-    file: str | Path, model: str, num_classes: int, data: str, mean: Sequence[float], std: Sequence[float]
-) -> Description:
-    """The description of a network that was imported from a file.
+def export_torch(teacher: Teacher, file: str | Path) -> None:
+    """Writes a teacher's weights under the names and in the layout of PyTorch code.
 
-    >>> describe_import("weights/net.pt", "resnet8", 10, "cifar10", (0.5,) * 3, (0.25,) * 3).source
-    'imported from net.pt'
+    The description travels in the file's metadata, so that `jaxkd import` needs to be told nothing, and gives
+    the same bits back.
+
+    Args:
+      teacher: with one of the package's models.
+      file: a `.safetensors` file to write; torch reads it with `safetensors.torch.load_file`.
+
+    Raises:
+      ValueError: the ending is another, or the teacher is a function.
     """
-    shape = (32, 32, len(tuple(mean)))
-    return Description(
-        model, num_classes, shape, tuple(mean), tuple(std), data, source=f"imported from {Path(file).name}"
-    )
+    if teacher.module is not None:
+        raise ValueError(f"teacher {teacher.name} is a function; only the package's models can be exported")
+    about = json.dumps(dataclasses.asdict(teacher.description))
+    torch_files.write(file, torch_names.to_torch(teacher.variables), {_METADATA: about})
 
 
-def _shapes(model: str, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    network = models.create(model, num_classes)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+def described_in(file: str | Path) -> Description | None:
+    """The description in a file that `export_torch` wrote; None for any other file."""
+    about = torch_files.read_metadata(file).get(_METADATA)
+    return None if about is None else Description.from_json(json.loads(about))
+
+
+def _shapes(description: Description) -> dict[str, Any]:
+    network = description.create_model()
+    images = jax.ShapeDtypeStruct((1, *description.image_shape), jnp.float32)
     return dict(jax.eval_shape(network.init, jax.random.key(0), images))

@@ -1,4 +1,4 @@
-"""Reads weights out of PyTorch files, `.safetensors` and `.npz`, executing nothing in them.
+"""Reads PyTorch files, `.safetensors` and `.npz`, executing nothing in them, and writes `.safetensors`.
 
 A `.pt` file is a pickle, that is, a program.  The reader here runs it with a table of the four or five
 harmless constructors that a file of tensors needs; anything else in it is refused by name.  PyTorch is not
@@ -13,12 +13,14 @@ import math
 import os
 import pickle
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".npz")
@@ -78,6 +80,44 @@ def read(path: str | Path) -> dict[str, Any]:
             "save model.state_dict() rather than the model"
         )
     return contents
+
+
+def write(path: str | Path, weights: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a `.safetensors` file, whole or not at all.
+
+    Args:
+      path: where; folders are made, and a file that is there is replaced.
+      weights: arrays by torch name.
+      metadata: texts by name, for `read_metadata`.
+
+    Raises:
+      ValueError: the ending is another.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"cannot write {path.name}: the ending must be .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(weight) for name, weight in weights.items()}
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(safetensors.numpy.save(arrays, {"format": "pt", **metadata}))
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The texts that a `.safetensors` file carries beside its weights; none for other files.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return file.metadata() or {}
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
 class _ForbiddenError(Exception):

@@ -50,7 +50,7 @@ def run(
     train = dataset.splits["train"]
     state, teacher, resident = replicate(
         (
-            jax.device_get(initial_state(made, dataset)),
+            jax.device_get(initial_state(made, dataset, teacher_variables(dataset))),
             teacher_variables(dataset),
             (train.images, train.labels),
         ),

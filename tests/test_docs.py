@@ -45,3 +45,19 @@ def test_the_programs_of_the_readme_run(tmp_path, monkeypatch):
     exec(compile(notebook, "README.md", "exec"), scope)
     assert scope["logits"].shape == (19, 3)
     assert scope["result"]["epochs"] == 1
+
+
+def test_the_programs_of_the_teachers_page_run(tmp_path, monkeypatch):
+    pytest.importorskip("flax")
+    from jaxkd import data
+
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "teachers.md").read_text()
+    notebook, function = re.findall(r"^```python\n(.*?)```", page, re.S | re.M)
+    digits = data.load("digits").splits["test"]
+    scope = {"images": digits.images}
+    exec(compile(notebook, "teachers.md", "exec"), scope)
+    assert (scope["logits"].argmax(-1) == digits.labels).mean() > 0.95
+    scope = {}
+    exec(compile(function, "teachers.md", "exec"), scope)
+    assert scope["result"]["teacher"] == "mine"

@@ -193,6 +193,35 @@ def _load_npz(path: Path, splits: Sequence[str]) -> Dataset:
     return dataclasses.replace(whole, splits={name: whole.splits[name] for name in splits})
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a data set before its images are read; names and units as in `Dataset`."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    view: View
+
+
+FACTS = {
+    # A mirrored digit is another sign, and four of eight pixels are too many to lose.
+    "digits": Facts((8, 8, 1), 10, (0.3054,), (0.3753,), View(padding=1, flip=False)),
+    # The constants of the distillation literature's code.
+    "cifar10": Facts(
+        (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), View(padding=4, flip=True)
+    ),
+    "cifar100": Facts(
+        (32, 32, 3), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), View(padding=4, flip=True)
+    ),
+}
+
+
+def _known(name: str, parts: Mapping[str, Split]) -> Dataset:
+    facts = FACTS[name]
+    return Dataset(name, parts, facts.num_classes, facts.mean, facts.std, facts.view)
+
+
 def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:
     """The 1,797 handwritten digits of scikit-learn; the last fifth, in its order, is the test set."""
     import sklearn.datasets
@@ -202,35 +231,14 @@ def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:
     labels = bunch.target.astype(np.int32)
     cut = len(images) * 4 // 5
     parts = {"train": Split(images[:cut], labels[:cut]), "test": Split(images[cut:], labels[cut:])}
-    # A mirrored digit is another sign, and four of eight pixels are too many to lose.
-    view = View(padding=1, flip=False)
-    return Dataset("digits", {name: parts[name] for name in splits}, 10, (0.3054,), (0.3753,), view)
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What is known of a data set before its images are read."""
-
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    view: View
-
-
-# The constants of the distillation literature's code.
-CIFAR = {
-    "cifar10": Facts(10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), View(padding=4, flip=True)),
-    "cifar100": Facts(100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), View(padding=4, flip=True)),
-}
+    return _known("digits", {name: parts[name] for name in splits})
 
 
 def _load_cifar(name: str, data_dir: str | Path | None, splits: Sequence[str]) -> Dataset:
-    parts = {split: Split(*read_tfds(name, split, data_dir)) for split in splits}
-    facts = CIFAR[name]
-    return Dataset(name, parts, facts.num_classes, facts.mean, facts.std, facts.view)
+    return _known(name, {split: Split(*read_tfds(name, split, data_dir)) for split in splits})
 
 
 _LOADERS: dict[str, Callable[[str | Path | None, Sequence[str]], Dataset]] = {
     "digits": _load_digits,
-    **{name: functools.partial(_load_cifar, name) for name in CIFAR},
+    **{name: functools.partial(_load_cifar, name) for name in ("cifar10", "cifar100")},
 }

@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,6 @@ import optax
 from jaxkd import data, methods, models, teachers
 from jaxkd.config import DistillConfig, JointRunConfig, RunConfig, TrainConfig
 from jaxkd.methods import Method, Progress
-from jaxkd.models import Outputs
 from jaxkd.training import distributed
 from jaxkd.training.loop import Evaluator, Loop, Say, summarize
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
@@ -50,17 +48,22 @@ def train(config: TrainConfig, dataset: data.Dataset | None = None, *, say: Say 
 
 
 def distill(
-    config: DistillConfig, dataset: data.Dataset | None = None, *, say: Say = _print
+    config: DistillConfig,
+    dataset: data.Dataset | None = None,
+    *,
+    teacher: teachers.Teacher | None = None,
+    say: Say = _print,
 ) -> dict[str, Any]:
     """Distils a teacher into a student.
 
-    Args and errors are those of `train`; besides, ValueError if the teacher does not fit the data.
+    Args and errors are those of `train`; besides, `teacher` may be given instead of loading `config.teacher`
+    (see `teachers.from_function`), and ValueError is raised if the teacher does not fit the data.
 
     Returns:
       What `result.json` holds; the student lies in the run's folder `model`.
     """
     distributed.join(config, say)
-    teacher = teachers.load(config.teacher)
+    teacher = teacher or teachers.load(config.teacher)
     method = methods.create(config.method, **config.method_options())
     return _fit(config, config.student, config.folder, teacher, method, dataset, say)
 
@@ -90,7 +93,7 @@ def evaluate(
     """
     require_fit(teacher, dataset)
     evaluator = Evaluator(_network(teacher), dataset.splits[split], batch_size, choose_devices(devices))
-    return evaluator(teacher.variables)
+    return evaluator(teacher.frozen[1])
 
 
 def _fit(
@@ -121,7 +124,8 @@ def _fit(
         with contextlib.closing(
             distributed.open_checkpoints(folder / "checkpoints", identity)
         ) as checkpoints:
-            state = initial_state(task, dataset)
+            teacher_variables = teacher.frozen[1] if teacher else None
+            state = initial_state(task, dataset, teacher_variables)
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
             learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
             say(
@@ -140,12 +144,12 @@ def _fit(
                 schedule=_schedule(config, task.steps_per_epoch),
                 say=say,
             )
-            state = loop.run(state, teacher.variables if teacher else None)
+            state = loop.run(state, teacher_variables)
 
         tests = record.lines("test")
         if distributed.is_first():
             accuracy = tests[-1]["accuracy"]
-            _save_student(folder / "model", state, model_name, dataset, teacher, method, accuracy)
+            _save_student(folder / "model", state, task, model_name, dataset, teacher, accuracy)
         best = max(tests, key=lambda line: line["accuracy"])
         result = {
             "model": model_name,
@@ -222,16 +226,18 @@ def _identity(
 def _save_student(
     folder: Path,
     state: TrainState,
+    task: Task,
     model_name: str,
     dataset: data.Dataset,
     teacher: teachers.Teacher | None,
-    method: Method | None,
     accuracy: float,
 ) -> None:
     """Saves the trained network as a teacher for other runs."""
     source = "trained on labels"
-    if teacher is not None and method is not None:
-        source = f"distilled from {teacher.name} with {type(method).__name__} {methods.options(method)}"
+    if teacher is not None and task.method is not None:
+        about = f"{type(task.method).__name__} {methods.options(task.method)}"
+        source = f"distilled from {teacher.name} with {about}"
+    source += f", {task.num_epochs} epochs, seed {task.seed}"
     description = teachers.Description(
         model=model_name,
         num_classes=dataset.num_classes,
@@ -246,20 +252,16 @@ def _save_student(
     teachers.save(folder, variables, description)
 
 
-def initial_state(task: Task, dataset: data.Dataset) -> TrainState:
-    """The state at step 0: a function of the task's seed."""
+def initial_state(task: Task, dataset: data.Dataset, teacher_variables: Any = None) -> TrainState:
+    """The state at step 0: a function of the task's seed; of the teacher, only shapes matter."""
     student = models.initialize(task.student.module, seed=task.seed, image_shape=dataset.image_shape)
     method_variables: dict[str, Any] = {}
     metrics: tuple[str, ...] = ()
     if task.method is not None and task.teacher is not None:
-        images = jnp.zeros((2, *dataset.image_shape), jnp.float32)
-
-        def abstract(module: nn.Module) -> Outputs:
-            return jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), images)[0])
-
+        images = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
         example = (
-            abstract(task.student.module),
-            abstract(task.teacher.module),
+            jax.eval_shape(task.student.module.apply, student, images),
+            jax.eval_shape(task.teacher.module.apply, teacher_variables, images),
             jax.ShapeDtypeStruct((2,), jnp.int32),
             Progress(jnp.ones((), jnp.int32), task.num_epochs),
         )
@@ -278,7 +280,7 @@ def initial_state(task: Task, dataset: data.Dataset) -> TrainState:
 
 
 def _network(teacher: teachers.Teacher) -> Network:
-    return Network(teacher.model, teacher.description.mean, teacher.description.std)
+    return Network(teacher.frozen[0], teacher.description.mean, teacher.description.std)
 
 
 def require_fit(teacher: teachers.Teacher, dataset: data.Dataset) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,12 @@ AXIS = "devices"
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network with the normalisation of its inputs."""
+    """A network with the normalisation of its inputs.
 
-    module: nn.Module
+    `module` is a Flax module or, for a teacher, anything with `apply(variables, images) -> Outputs`.
+    """
+
+    module: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

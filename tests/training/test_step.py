@@ -96,7 +96,7 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     _, losses = run(made, dataset, 1, 1)
     train = dataset.splits["train"]
     ids = data.epoch_order(len(train), seed=0, epoch=1)[:BATCH]
-    state = initial_state(made, dataset)
+    state = initial_state(made, dataset, teacher_variables(dataset))
     teacher = made.teacher
     assert teacher is not None
     images = jnp.asarray(train.images[ids])

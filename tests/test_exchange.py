@@ -1,0 +1,121 @@
+"""Weights from the PyTorch world and back, and the list of teachers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers import run_jaxkd
+
+from jaxkd import teachers
+from jaxkd.storage import DamagedError
+
+
+def test_an_exported_teacher_comes_back_with_the_same_bits(tmp_path: Path) -> None:
+    """Through the command line, told nothing: the file says what it is."""
+    file, folder = tmp_path / "weights.safetensors", tmp_path / "again"
+    code, output, errors = run_jaxkd("export", "digits-resnet20", file)
+    assert code == 0, errors
+    assert f"digits-resnet20 (resnet20) exported to {file}" in output
+    code, output, errors = run_jaxkd("import", file, "--out", folder)
+    assert code == 0, errors
+    known, again = teachers.load("digits-resnet20"), teachers.load(folder)
+    assert again.digest == known.digest
+    assert again.description == known.description
+    assert f"on all 360 test images: accuracy {known.description.test_accuracy:.2f} %" in output
+
+
+def test_the_file_holds_torch_names_and_layouts(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    teacher = teachers.load("digits-resnet20")
+    teachers.export_torch(teacher, file)
+    weights = safetensors.numpy.load_file(file)
+    assert weights["layer2.0.downsample.0.weight"].shape == (32, 16, 1, 1)
+    assert weights["fc.weight"].shape == (10, 64)
+    np.testing.assert_array_equal(
+        weights["conv1.weight"][5, 0], teacher.variables["params"]["conv1"]["kernel"][:, :, 0, 5]
+    )
+    assert len(weights) == len(set(weights)) == 5 * 21 + 2  # conv and four of batch norm, and the head
+    with pytest.raises(ValueError, match=r"the ending must be \.safetensors"):
+        teachers.export_torch(teacher, tmp_path / "weights.pt")
+
+
+def test_importing_and_exporting_gives_the_publishers_arrays(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "teachers" / "cifar100_resnet56.npz"
+    variables = teachers.import_torch(source, model="resnet56", num_classes=100)
+    description = teachers.Description("resnet56", 100, (32, 32, 3), (0.5,) * 3, (0.25,) * 3, "cifar100")
+    teachers.export_torch(teachers.Teacher("t", description, variables, ""), tmp_path / "t.safetensors")
+    with np.load(source) as arrays:
+        published = {name: arrays[name] for name in arrays if not name.endswith("num_batches_tracked")}
+    exported = safetensors.numpy.load_file(tmp_path / "t.safetensors")
+    assert exported.keys() == published.keys()
+    for name, array in published.items():
+        np.testing.assert_array_equal(exported[name], array)
+
+
+def test_the_original_resnets_are_imported_with_shortcut_a(shared_data: Path, tmp_path: Path) -> None:
+    """An older container, `module.` prefixes, a head named `linear`, shortcuts without weights."""
+    file = shared_data / "teachers" / "cifar10_resnet20_optionA.th"
+    options = ["--model", "resnet20", "--data", "cifar10", "--data-dir", shared_data / "tfds"]
+    normalisation = ["--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225]
+    code, output, errors = run_jaxkd(
+        "import", file, *options, *normalisation, "--shortcut", "A", "--out", tmp_path / "t"
+    )
+    assert code == 0, errors
+    assert "on all 10,000 test images: accuracy 91.73 %" in output
+    teacher = teachers.load(tmp_path / "t")
+    assert teacher.description.model_options == {"shortcut": "A"}
+    assert teacher.logits(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 10)
+    code, _, errors = run_jaxkd("import", file, *options)
+    assert code == 1
+    assert "missing: " in errors
+    assert "downsample" in errors
+
+
+def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "weights.npz", w=np.zeros(3))
+    code, _, errors = run_jaxkd("import", tmp_path / "weights.npz")
+    assert code == 1
+    assert "does not say what it is; name its architecture with --model" in errors
+    code, _, errors = run_jaxkd("import", tmp_path / "weights.npz", "--model", "resnet8", "--data", "mnist")
+    assert code == 1
+    assert 'unknown data set "mnist". Accepted: digits, cifar10, cifar100' in errors
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08\x00\x00\x00")
+    code, _, errors = run_jaxkd("import", tmp_path / "broken.safetensors", "--model", "resnet8")
+    assert code == 1
+    assert "broken.safetensors is damaged" in errors
+
+
+def test_teachers_are_listed_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("JAXKD_TEACHERS", str(tmp_path))
+    helpers.untrained_teacher(tmp_path / "mine", helpers.tiny_dataset())
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "teacher.json").write_text(json.dumps({"format": 0}))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "teacher.json").write_text('{"format": 1, "mod')
+    names = [entry.name for entry in teachers.available()]
+    assert names == ["mine", "digits-resnet20"]
+    assert "skipping" in caplog.text
+    assert str(tmp_path / "torn") in caplog.text
+
+    code, output, errors = run_jaxkd("teachers", "--verify")
+    assert code == 0, errors
+    assert "2 teachers" in output
+    assert "97.78" in next(line for line in output.splitlines() if line.startswith("digits-resnet20"))
+    shutil.rmtree(tmp_path / "mine" / "variables")
+    code, _, errors = run_jaxkd("teachers", "--verify")
+    assert code == 1
+    assert f"{tmp_path / 'mine' / 'variables'} cannot be restored" in errors
+
+
+def test_a_torn_description_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "teacher.json").write_text('{"format": 1, "mod')
+    with pytest.raises(DamagedError, match=r"teacher\.json is not JSON of a teacher"):
+        teachers.load(tmp_path)

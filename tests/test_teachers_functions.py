@@ -1,0 +1,136 @@
+"""Any function can be a teacher: Linen, NNX, plain, an ensemble, one that JAX cannot trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxkd
+from jaxkd import data, models, teachers
+from jaxkd.config import DistillConfig
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    return helpers.tiny_dataset()
+
+
+class LinenHead(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+class NnxHead(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.dense = nnx.Linear(64, 3, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.dense(self.norm(images.reshape(images.shape[0], -1)))
+
+
+def linen() -> teachers.Teacher:
+    module = LinenHead()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    return teachers.from_function(module.apply, num_classes=3, variables=variables, image_shape=SHAPE)
+
+
+def from_nnx() -> teachers.Teacher:
+    module = NnxHead(nnx.Rngs(0))
+    module.eval()
+    graph, state = nnx.split(module)
+
+    def call(state: Any, images: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(images)
+
+    return teachers.from_function(call, num_classes=3, variables=state, image_shape=SHAPE)
+
+
+def plain() -> teachers.Teacher:
+    weights = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    return teachers.from_function(
+        lambda images: images.reshape(len(images), -1) @ weights, num_classes=3, image_shape=SHAPE
+    )
+
+
+def ensemble() -> teachers.Teacher:
+    members = [linen(), plain()]
+    return teachers.from_function(
+        lambda images: sum(member.logits(images) for member in members) / 2,
+        num_classes=3,
+        image_shape=SHAPE,
+        name="ensemble",
+    )
+
+
+def remote() -> teachers.Teacher:
+    def call(images: np.ndarray) -> np.ndarray:
+        assert isinstance(images, np.ndarray)  # a tracer would not be
+        return images.reshape(len(images), -1)[:, :3].astype(np.float64)
+
+    return teachers.from_function(call, num_classes=3, image_shape=SHAPE, name="remote", traceable=False)
+
+
+class HuggingFaceLike:
+    """Returns an object with `.logits`, as the Flax models of Hugging Face do."""
+
+    def __call__(self, images: jax.Array) -> Any:
+        class Output:
+            logits = images.mean((1, 2)) * jnp.arange(3.0)
+
+        return Output
+
+
+def with_logits() -> teachers.Teacher:
+    return teachers.from_function(HuggingFaceLike(), num_classes=3, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("make", [linen, from_nnx, plain, ensemble, remote, with_logits])
+def test_any_function_can_teach(make: Any, dataset: data.Dataset, tmp_path: Path) -> None:
+    teacher = make()
+    images = dataset.splits["test"].images[:4]
+    logits = teacher.logits(images)
+    assert logits.shape == (4, 3)
+    np.testing.assert_allclose(teacher.logits(images / np.float32(255)), logits, rtol=1e-5, atol=1e-6)
+
+    config = DistillConfig(teacher=teacher.name, run=tmp_path / "run", epochs=1, batch_size=16, devices=2)
+    result = jaxkd.distill(config, dataset, teacher=teacher, say=lambda _: None)
+    assert result["teacher"] == teacher.name
+    assert np.isfinite(result["last_ce"])
+
+
+def test_a_function_equals_the_same_network_from_the_zoo(tmp_path: Path, dataset: data.Dataset) -> None:
+    known = teachers.load(helpers.untrained_teacher(tmp_path / "known", dataset))
+    network = models.create("resnet8", 3)
+    same = teachers.from_function(
+        network.apply,
+        num_classes=3,
+        variables=known.variables,
+        image_shape=SHAPE,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+    images = dataset.splits["test"].images
+    np.testing.assert_allclose(same.logits(images), known.logits(images), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        same.features(images)["pooled"], known.features(images)["pooled"], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    teacher = teachers.from_function(lambda images: images[:, 0, :2, 0], num_classes=3, image_shape=SHAPE)
+    with pytest.raises(ValueError, match=r"the teacher's logits must be \[4, 3\], got \[4, 2\]"):
+        teacher.logits(np.zeros((4, *SHAPE), np.uint8))
+    with pytest.raises(ValueError, match="teacher function is a function; only"):
+        teachers.export_torch(teacher, "weights.safetensors")
