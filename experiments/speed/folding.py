@@ -2,9 +2,9 @@
 
     python experiments/speed/folding.py
 
-Batch 64 of 32x32 images, float32, jitted, compile time left out; the repeats alternate between the two, so that a
-change in the machine's load meets both, and medians are reported.  Fresh weights with statistics away from 0 and
-1; the deviation is that of the logits, relative to the largest.  Writes `results/folding.json`.
+Batch 64 of 32x32 images, float32, jitted, compile time left out; the repeats alternate between the two, so
+that a change in the machine's load meets both, and medians are reported.  Fresh weights with statistics away
+from 0 and 1; the deviation is that of the logits, relative to the largest.  Writes `results/folding.json`.
 """
 
 from __future__ import annotations
