@@ -124,7 +124,7 @@ def _description(config: configs.ImportConfig) -> Any:
     data = config.data or (known.data if known else "cifar100")
     options = {"shortcut": config.shortcut} if config.shortcut else {}
     if known is not None:
-        given = {"model": config.model, "data": data, "mean": config.mean, "std": config.std}
+        given: dict[str, Any] = {"model": config.model, "data": data, "mean": config.mean, "std": config.std}
         given["model_options"] = options or None
         return dataclasses.replace(known, **{name: value for name, value in given.items() if value})
     if config.model is None:

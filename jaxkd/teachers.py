@@ -70,9 +70,8 @@ class Description:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Description:
         """The description whose `dataclasses.asdict` went through JSON."""
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
     def create_model(self) -> Any:
         """The network described, without weights."""
