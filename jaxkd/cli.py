@@ -170,6 +170,20 @@ def _teachers(config: configs.TeachersConfig) -> None:
     _say(f"\n{len(entries)} teachers, in {teachers.zoo()} and in the package{verified}")
 
 
+def _models(config: configs.ModelsConfig) -> None:
+    from jaxkd import models
+    from jaxkd.models import summary
+
+    # ImageNet's networks are told by their name; the others are for CIFAR's images.
+    found = []
+    for name in config.names or models.names():
+        classes, shape = (1000, (224, 224, 3)) if name.startswith("imagenet") else (100, (32, 32, 3))
+        found.append(models.describe(name, config.num_classes or classes, config.image_shape or shape))
+    _say(summary.table(found))
+    for network in found if config.names else []:
+        _say(summary.details(network))
+
+
 def _report(config: configs.ReportConfig) -> None:
     from jaxkd.report import report
 
@@ -185,6 +199,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "import": (configs.ImportConfig, _import),
     "export": (configs.ExportConfig, _export),
     "teachers": (configs.TeachersConfig, _teachers),
+    "models": (configs.ModelsConfig, _models),
     "report": (configs.ReportConfig, _report),
 }
 

@@ -136,7 +136,7 @@ class TrainConfig(JointRunConfig):
     """Train a network on the labels alone: a teacher, or a student to compare with."""
 
     model: str = "resnet20"
-    """Architecture: resnet8, 14, 20, 32, 44, 56, 110, resnet8x4 or resnet32x4."""
+    """Architecture; `jaxkd models` lists them."""
 
     @property
     def folder(self) -> Path:
@@ -152,7 +152,7 @@ class DistillConfig(JointRunConfig):
     """The folder of a teacher, or of the run that trained it, or a name in the zoo
     (~/.cache/jaxkd/teachers)."""
     student: str = "resnet8"
-    """Architecture of the student."""
+    """Architecture of the student; `jaxkd models` lists them."""
     method: str = "atkd"
     """kd: fixed temperature 4 on raw logits. lskd: temperature 2 on z-scores. atkd: the adaptive temperature,
     on z-scores."""
@@ -305,6 +305,18 @@ class TeachersConfig:
 
     verify: bool = False
     """Read every teacher's weights and compare them with their digest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """List the architectures: parameters, batch-norm statistics, multiply-adds of one image, features."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Which ones; their features are listed, too. Default: all, without features."""
+    num_classes: int | None = None
+    """Number of logits. Default: 100, or 1000 for ImageNet's networks."""
+    image_shape: tuple[int, int, int] | None = None
+    """Height, width and channels. Default: 32 32 3, or 224 224 3 for ImageNet's networks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

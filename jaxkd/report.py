@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxkd import _markdown
 from jaxkd._extras import require
 
 require("train", "matplotlib")
@@ -67,16 +68,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> str:
 def table(records: Sequence[dict[str, Any]]) -> str:
     """The Markdown table of some runs' records."""
     head = ["run", "model", "method", "epochs", "accuracy", "best", "temperature", "correlation", "images/s"]
-    rows = [head, [":--", ":--", ":--", *["--:"] * (len(head) - 3)], *map(_row, records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(cells)} |\n")
-    return "".join(lines)
+    return _markdown.table(head, [_row(record) for record in records], left=3)
 
 
 def _sampling_error(records: Sequence[dict[str, Any]]) -> str:

@@ -12,5 +12,6 @@ require("train", "flax")
 from jaxkd.models.folding import Folded, fold  # noqa: E402
 from jaxkd.models.layers import Outputs  # noqa: E402
 from jaxkd.models.registry import create, initialize, names  # noqa: E402
+from jaxkd.models.summary import Summary, describe  # noqa: E402
 
-__all__ = ["Folded", "Outputs", "create", "fold", "initialize", "names"]
+__all__ = ["Folded", "Outputs", "Summary", "create", "describe", "fold", "initialize", "names"]

@@ -1,7 +1,7 @@
 """Initial values as the sources of the networks draw them, in torch's terms.
 
-The numbers are drawn by NumPy on the host: XLA compiles a threefry program for every parameter shape, which
-takes longer than training's own compilation.
+All numbers are made by NumPy on the host: XLA compiles a program for every parameter shape, and one with
+threefry in it takes long; together longer than training's own compilation.
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ def normal(std: float) -> Initializer:
     return initializer
 
 
+def zeros(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """All 0, whatever the key."""
+    return jnp.asarray(np.zeros(shape, dtype))
+
+
+def ones(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """All 1, whatever the key."""
+    return jnp.asarray(np.ones(shape, dtype))
+
+
 def _drawn(
     key: jax.Array, shape: Sequence[int], dtype: Any, draw: Callable[[np.random.Generator], np.ndarray]
 ) -> jax.Array:
@@ -56,6 +66,8 @@ def _drawn(
         rng = np.random.Generator(np.random.Philox(key=np.resize(np.asarray(words, np.uint64), 2)))
         return draw(rng).astype(np.float32)
 
+    if not isinstance(data, jax.core.Tracer):  # a callback would be compiled for every parameter
+        return jnp.asarray(host(data), dtype)
     values = jax.pure_callback(
         host, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), data, vmap_method="sequential"
     )

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.initializers import Initializer, fan_in_uniform, uniform
+from jaxkd.models.initializers import Initializer, fan_in_uniform, ones, uniform, zeros
 
 
 @flax.struct.dataclass
@@ -46,19 +46,21 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, where: jax.Array | None = None) -> jax.Array:
         """Normalises `x` `[B, ..., C]`; `where` `[B]` marks the examples that count."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", ones, shape, self.param_dtype)
+        bias = self.param("bias", zeros, shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", zeros, None, shape)
+        running_var = self.variable("batch_stats", "var", ones, None, shape)
 
+        if self.is_initializing():
+            # With fresh statistics there is nothing to normalise, and XLA would compile programs for it.
+            return x.astype(self.dtype)
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
             mean, var, count = self._batch_statistics(x.astype(jnp.float32), where)
-            if not self.is_initializing():
-                unbiased = var * count / jnp.maximum(count - 1, 1)
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+            unbiased = var * count / jnp.maximum(count - 1, 1)
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
 
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
         return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
@@ -74,7 +76,7 @@ class BatchNorm(nn.Module):
             kept = jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
             examples = jnp.sum(where, dtype=jnp.float32)
         sums = jnp.sum(kept, axes), jnp.sum(kept * kept, axes), examples * per_example
-        if self.axis_name is not None and not self.is_initializing():
+        if self.axis_name is not None:
             sums = jax.lax.psum(sums, self.axis_name)
         total, squares, count = sums
         mean = total / count
@@ -111,6 +113,7 @@ class Layers:
             feature_group_count=groups,
             use_bias=use_bias,
             kernel_init=self.kernel_init,
+            bias_init=zeros,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name=name,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from jaxkd.models.initializers import fan_out_normal, normal
+from jaxkd.models.initializers import fan_out_normal, normal, zeros
 from jaxkd.models.layers import Layers, Network, Outputs
 
 # Expansion, width, number of blocks and first stride of each group; the widths are halved already.
@@ -64,9 +64,7 @@ class MobileNetV2(Network):
                 features[f"{stage}_preact"] = features[stage] = x
         x = layers.conv(_LAST_WIDTH, 1, name="conv2_0")(x)
         x = nn.relu(layers.norm("conv2_1")(x, where))
-        return self._end(
-            features, x, "classifier_0", kernel_init=normal(0.01), bias_init=nn.initializers.zeros
-        )
+        return self._end(features, x, "classifier_0", kernel_init=normal(0.01), bias_init=zeros)
 
 
 MOBILENETS: dict[str, Callable[..., MobileNetV2]] = {"MobileNetV2": MobileNetV2}

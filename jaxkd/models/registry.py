@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxkd.models.layers import Network
 from jaxkd.models.mobilenet import MOBILENETS
-from jaxkd.models.resnet import RESNETS
+from jaxkd.models.resnet import IMAGENET_RESNETS, RESNETS
 from jaxkd.models.shufflenet import SHUFFLENETS
 from jaxkd.models.vgg import VGGS
 from jaxkd.models.wide_resnet import WIDE_RESNETS
@@ -25,6 +25,7 @@ _MODELS: dict[str, Callable[..., Network]] = {
     **VGGS,
     **MOBILENETS,
     **SHUFFLENETS,
+    **IMAGENET_RESNETS,
 }
 
 

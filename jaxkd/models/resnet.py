@@ -149,6 +149,8 @@ RESNETS: dict[str, Callable[..., ResNet]] = {
     "ResNet50": functools.partial(
         ResNet, Bottleneck, (3, 4, 6, 3), 64, _FOUR_STAGES, projection="shortcut", head="linear"
     ),
+}
+IMAGENET_RESNETS: dict[str, Callable[..., ResNet]] = {
     "imagenet_resnet18": functools.partial(_imagenet, BasicBlock, (2, 2, 2, 2)),
     "imagenet_resnet34": functools.partial(_imagenet, BasicBlock, (3, 4, 6, 3)),
     "imagenet_resnet50": functools.partial(_imagenet, Bottleneck, (3, 4, 6, 3)),

@@ -13,7 +13,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from jaxkd.models.initializers import fan_out_normal, normal
+from jaxkd.models.initializers import fan_out_normal, normal, zeros
 from jaxkd.models.layers import Network, Outputs
 
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -51,7 +51,7 @@ class VGG(Network):
                 features |= {f"stage{block}_preact": before, f"stage{block}": x}
             if block < pooled:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        return self._end(features, x, "classifier", kernel_init=normal(0.01), bias_init=nn.initializers.zeros)
+        return self._end(features, x, "classifier", kernel_init=normal(0.01), bias_init=zeros)
 
 
 VGGS: dict[str, Callable[..., VGG]] = {

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from jaxkd.models.initializers import fan_out_normal
+from jaxkd.models.initializers import fan_out_normal, zeros
 from jaxkd.models.layers import Layers, Network, Outputs
 
 
@@ -78,7 +78,7 @@ class WideResNet(Network):
                 features[f"stage{stage - 1}_preact"] = normalised
             features[f"stage{stage}"] = x
         x = features["stage3_preact"] = layers.norm("bn1")(x, where)
-        return self._end(features, nn.relu(x), "fc", bias_init=nn.initializers.zeros)
+        return self._end(features, nn.relu(x), "fc", bias_init=zeros)
 
 
 WIDE_RESNETS: dict[str, Callable[..., WideResNet]] = {

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxkd import models
+from jaxkd.models.initializers import fan_in_uniform, fan_out_normal, normal, uniform
 from jaxkd.models.layers import BatchNorm
 
 IMAGE = (8, 8, 1)
@@ -24,6 +26,14 @@ def test_initialize_draws_what_init_draws() -> None:
     other = models.initialize(network, seed=4, image_shape=IMAGE)
     kernel = drawn["params"]["layer3_0"]["conv2"]["kernel"]
     assert not np.array_equal(kernel, other["params"]["layer3_0"]["conv2"]["kernel"])
+
+
+def test_draws_are_the_same_eagerly_and_compiled() -> None:
+    key = jax.random.key(5)
+    for initializer in (fan_out_normal, fan_in_uniform, normal(0.01), uniform(0.5)):
+        drawn = initializer(key, (3, 3, 4, 8), jnp.float32)
+        compiled = jax.jit(initializer, static_argnums=(1, 2))(key, (3, 3, 4, 8), jnp.float32)
+        np.testing.assert_array_equal(drawn, compiled)
 
 
 def test_initial_values_have_the_spread_of_the_sources() -> None:
@@ -93,13 +103,16 @@ def test_the_running_variance_is_the_unbiased_one() -> None:
 
 
 def test_bfloat16_changes_little_and_keeps_float32_where_it_matters() -> None:
+    def train(network: nn.Module) -> Any:
+        return jax.jit(functools.partial(network.apply, train=True, mutable=["batch_stats"]))
+
     network = models.create("resnet8", 10, dtype=jnp.bfloat16)
     variables = models.initialize(network, seed=0, image_shape=IMAGE)
     images = jax.random.normal(jax.random.key(1), (4, *IMAGE))
-    outputs, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    outputs, updates = train(network)(variables, images)
     assert outputs.features["stage3"].dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, updates, outputs.logits))} == {
         jnp.dtype("float32")
     }
-    exact = models.create("resnet8", 10).apply(variables, images, train=True, mutable=["batch_stats"])[0]
+    exact, _ = train(models.create("resnet8", 10))(variables, images)
     np.testing.assert_allclose(outputs.logits, exact.logits, atol=0.1)

@@ -5,57 +5,60 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import models
+from jaxkd import cli, models
 from jaxkd.models.torch_names import to_flax, to_torch
 
-# Parameters, values of running statistics, and the shapes of stem, stages and pooled features at 100 classes
-# and 32x32 pixels, counted in the authors' models.
+# Parameters, values of running statistics, millions of multiply-adds, and the shapes of stem, stages and
+# pooled features at 100 classes and 32x32 pixels, counted in the authors' models.
 _NARROW = ((32, 32, 16), (32, 32, 16), (16, 16, 32), (8, 8, 64), (64,))
 _WIDE = ((32, 32, 32), (32, 32, 64), (16, 16, 128), (8, 8, 256), (256,))
 _WRN_2 = ((32, 32, 16), (32, 32, 32), (16, 16, 64), (8, 8, 128), (128,))
 _VGG = ((32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (4, 4, 512), (512,))
-MODELS: dict[str, tuple[int, int, tuple]] = {
-    "resnet8": (83_892, 672, _NARROW),
-    "resnet14": (181_108, 1_120, _NARROW),
-    "resnet20": (278_324, 1_568, _NARROW),
-    "resnet32": (472_756, 2_464, _NARROW),
-    "resnet44": (667_188, 3_360, _NARROW),
-    "resnet56": (861_620, 4_256, _NARROW),
-    "resnet110": (1_736_564, 8_288, _NARROW),
-    "resnet8x4": (1_233_540, 2_752, _WIDE),
-    "resnet32x4": (7_433_860, 9_920, _WIDE),
+MODELS: dict[str, tuple[int, int, float, tuple]] = {
+    "resnet8": (83_892, 672, 12.51, _NARROW),
+    "resnet14": (181_108, 1_120, 26.66, _NARROW),
+    "resnet20": (278_324, 1_568, 40.82, _NARROW),
+    "resnet32": (472_756, 2_464, 69.13, _NARROW),
+    "resnet44": (667_188, 3_360, 97.44, _NARROW),
+    "resnet56": (861_620, 4_256, 125.75, _NARROW),
+    "resnet110": (1_736_564, 8_288, 253.16, _NARROW),
+    "resnet8x4": (1_233_540, 2_752, 177.07, _WIDE),
+    "resnet32x4": (7_433_860, 9_920, 1083.04, _WIDE),
     "ResNet50": (
         23_705_252,
         53_120,
+        1298.01,
         ((32, 32, 64), (32, 32, 256), (16, 16, 512), (8, 8, 1024), (4, 4, 2048), (2048,)),
     ),
-    "wrn_16_1": (180_916, 928, _NARROW),
-    "wrn_16_2": (703_284, 1_824, _WRN_2),
-    "wrn_40_1": (569_780, 2_720, _NARROW),
-    "wrn_40_2": (2_255_156, 5_408, _WRN_2),
-    "vgg8": (3_965_028, 2_944, _VGG),
-    "vgg11": (9_277_284, 5_504, _VGG),
-    "vgg13": (9_462_180, 5_888, _VGG),
-    "vgg16": (14_774_436, 8_448, _VGG),
-    "vgg19": (20_086_692, 11_008, _VGG),
+    "wrn_16_1": (180_916, 928, 26.66, _NARROW),
+    "wrn_16_2": (703_284, 1_824, 101.12, _WRN_2),
+    "wrn_40_1": (569_780, 2_720, 83.29, _NARROW),
+    "wrn_40_2": (2_255_156, 5_408, 327.61, _WRN_2),
+    "vgg8": (3_965_028, 2_944, 96.19, _VGG),
+    "vgg11": (9_277_284, 5_504, 209.44, _VGG),
+    "vgg13": (9_462_180, 5_888, 284.94, _VGG),
+    "vgg16": (14_774_436, 8_448, 398.18, _VGG),
+    "vgg19": (20_086_692, 11_008, 511.43, _VGG),
     "MobileNetV2": (
         812_836,
         18_368,
+        6.52,
         ((16, 16, 16), (16, 16, 12), (8, 8, 16), (4, 4, 48), (2, 2, 160), (1280,)),
     ),
-    "ShuffleV1": (949_258, 23_736, ((32, 32, 24), (16, 16, 240), (8, 8, 480), (4, 4, 960), (960,))),
-    "ShuffleV2": (1_355_528, 16_180, ((32, 32, 24), (16, 16, 116), (8, 8, 232), (4, 4, 464), (1024,))),
+    "ShuffleV1": (949_258, 23_736, 38.69, ((32, 32, 24), (16, 16, 240), (8, 8, 480), (4, 4, 960), (960,))),
+    "ShuffleV2": (1_355_528, 16_180, 44.50, ((32, 32, 24), (16, 16, 116), (8, 8, 232), (4, 4, 464), (1024,))),
 }
-# Torchvision's, at 1000 classes.
+# Torchvision's parameters, and thousand millions of multiply-adds, at 1000 classes.
 IMAGENET = {
-    "imagenet_resnet18": 11_689_512,
-    "imagenet_resnet34": 21_797_672,
-    "imagenet_resnet50": 25_557_032,
+    "imagenet_resnet18": (11_689_512, 1.81),
+    "imagenet_resnet34": (21_797_672, 3.66),
+    "imagenet_resnet50": (25_557_032, 4.09),
 }
 ONE_OF_EACH_FAMILY = ("resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2")
 
@@ -78,29 +81,26 @@ def test_the_tables_name_every_model() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_counts_and_shapes_are_those_of_the_torch_models(name: str) -> None:
-    parameters, statistics, shapes = MODELS[name]
-    outputs, variables = traced(name)
-    assert (count(variables["params"]), count(variables["batch_stats"])) == (parameters, statistics)
-    assert outputs.logits.shape == (1, 100)
-    stages = [f"stage{index}" for index in range(1, len(shapes) - 1)]
-    assert {key: value.shape[1:] for key, value in outputs.features.items()} == {
-        **dict(zip(["stem", *stages, "pooled"], shapes, strict=True)),
-        **{f"{stage}_preact": shape for stage, shape in zip(stages, shapes[1:-1], strict=True)},
-    }
+    parameters, statistics, mega_macs, (stem, *stages, pooled) = MODELS[name]
+    summary = models.describe(name)
+    assert (summary.parameters, summary.statistics) == (parameters, statistics)
+    assert round(summary.macs / 1e6, 2) == mega_macs
+    expected = {"stem": stem}
+    for index, shape in enumerate(stages, start=1):
+        expected |= {f"stage{index}": shape, f"stage{index}_preact": shape}
+    assert list(summary.features.items()) == list({**expected, "pooled": pooled}.items())
 
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_imagenet_networks_have_torchvisions_parameters(name: str) -> None:
-    outputs, variables = traced(name, 1000, (224, 224, 3))
-    assert count(variables["params"]) == IMAGENET[name]
-    assert outputs.features["stem"].shape == (1, 112, 112, 64)
-    assert outputs.features["stage4"].shape[1:3] == (7, 7)
-    names = to_torch(zeros(variables))
-    assert {"layer4.1.bn2.running_var", "layer2.0.downsample.0.weight", "fc.bias"} <= set(names)
-
-
-def zeros(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
+    parameters, giga_macs = IMAGENET[name]
+    summary = models.describe(name, 1000, (224, 224, 3))
+    assert summary.parameters == parameters
+    assert round(summary.macs / 1e9, 2) == giga_macs
+    assert summary.features["stem"] == (112, 112, 64)
+    assert summary.features["stage4"][:2] == (7, 7)
+    weights = to_torch(helpers.deterministic_variables(name))
+    assert {"layer4.1.bn2.running_var", "layer2.0.downsample.0.weight", "fc.bias"} <= set(weights)
 
 
 @pytest.mark.parametrize("name", [*MODELS, *IMAGENET])
@@ -197,3 +197,15 @@ def test_what_cannot_be_made_is_refused() -> None:
         models.create("resnet8", 1)
     with pytest.raises(ValueError, match="vgg8 has no option shortcut; accepted: axis_name, param_dtype"):
         models.create("vgg8", shortcut="A")
+
+
+def test_the_command_lists_networks_and_their_features(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["models", "wrn_16_2", "--image-shape", "8", "8", "1", "--num-classes", "10"])
+    output = capsys.readouterr().out
+    assert "| wrn_16_2 |      10 | 8x8x1 |" in output
+    assert "| stage3_preact       | 2x2x128 |" in output
+    cli.main(["models", "imagenet_resnet18"])
+    assert "|    1000 | 224x224x3 | 11,689,512 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["models", "wrn-16-2"])
+    assert 'did you mean "wrn_16_2"?' in capsys.readouterr().err

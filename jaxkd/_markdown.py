@@ -1,0 +1,27 @@
+"""Markdown tables that also read well as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A table whose first `left` columns are aligned on the left, and the others on the right.
+
+    >>> print(table(["model", "accuracy"], [["resnet8", "97.50"]], left=1), end="")
+    | model   | accuracy |
+    | :--     |      --: |
+    | resnet8 |    97.50 |
+    """
+    marks = [":--" if column < left else "--:" for column in range(len(head))]
+    lines = [head, marks, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "| "
+        + " | ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |\n"
+        for line in lines
+    )
