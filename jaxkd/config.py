@@ -37,7 +37,15 @@ class RunConfig:
     """Passes over the training images. The learning-rate schedule is stretched to fit. Default: 240, the
     literature's; 10 for digits."""
     batch_size: int = 64
-    """Images a step, over all devices together."""
+    """Images an update, over all devices together."""
+    accumulate: int = 1
+    """Parts in which a batch goes through the networks, one after the other, to save memory; one update for
+    all of them. Batch norm sees a part at a time."""
+    batch_norm: Literal["global", "device"] = "global"
+    """Whose examples give training's batch statistics: those of all devices, or of each device alone."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the student's activations. Parameters, statistics and losses stay float32; float16 comes with
+    dynamic loss scaling. The teacher runs in float32."""
     learning_rate: float = 0.05
     """Of SGD; falls to a tenth after 62.5, 75 and 87.5 percent of the epochs. It is not scaled with the batch
     size. The literature takes 0.01 for MobileNet and ShuffleNet students."""
@@ -67,7 +75,15 @@ class RunConfig:
     at the end of each epoch), and at the end."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_batch_size", "log_every", "steps_per_call", "devices"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "eval_batch_size",
+            "log_every",
+            "steps_per_call",
+            "devices",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, got {value}")

@@ -59,8 +59,10 @@ class BatchNorm(nn.Module):
         else:
             mean, var, count = self._batch_statistics(x.astype(jnp.float32), where)
             unbiased = var * count / jnp.maximum(count - 1, 1)
-            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+            for running, new in ((running_mean, mean), (running_var, unbiased)):
+                moved = self.momentum * running.value + (1 - self.momentum) * new
+                # A device, or a part of a batch, that holds no example says nothing of the statistics.
+                running.value = jnp.where(count > 0, moved, running.value)
 
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
         return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
@@ -79,8 +81,9 @@ class BatchNorm(nn.Module):
         if self.axis_name is not None:
             sums = jax.lax.psum(sums, self.axis_name)
         total, squares, count = sums
-        mean = total / count
-        return mean, jnp.maximum(squares / count - mean**2, 0.0), count
+        divisor = jnp.maximum(count, 1)
+        mean = total / divisor
+        return mean, jnp.maximum(squares / divisor - mean**2, 0.0), count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,6 +193,7 @@ class Loop:
             **averages,
             learning_rate=float(self._schedule(step - 1)),
             images_per_second=round(self.stopwatch.images_per_second(), 1),
+            **_loss_scale(state),
         )
         self._lines.trained(
             f"epoch {epoch}/{self._task.num_epochs}", step, averages, self.stopwatch.images_per_second()
@@ -306,6 +307,15 @@ def quantile(histogram: np.ndarray, fraction: float) -> float:
     index = max(index, 1)
     inside = (fraction * reached[-1] - reached[index - 1]) / max(reached[index] - reached[index - 1], 1e-9)
     return float(edges[index - 1] + inside * (edges[index] - edges[index - 1]))
+
+
+def _loss_scale(state: TrainState) -> dict[str, float]:
+    if state.loss_scale is None:
+        return {}
+    return {
+        "loss_scale": float(state.loss_scale.scale),
+        "skipped_steps": int(state.loss_scale.skipped_steps),
+    }
 
 
 def raise_if_not_finite(tally: dict[str, np.ndarray], last_good: int | None) -> None:

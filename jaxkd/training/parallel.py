@@ -57,11 +57,12 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.tree.map(place, tree)
 
 
-def share(ids: np.ndarray, num_devices: int) -> np.ndarray:
+def share(ids: np.ndarray, num_devices: int, num_parts: int = 1) -> np.ndarray:
     """Shares out batches of ids `[..., B]` to devices: `[D, ..., B / D]`.
 
     Raises:
-      ValueError: the batch size is not a multiple of the number of devices.
+      ValueError: the batch size is not a multiple of the number of devices, or no device's share can be cut
+        into `num_parts` equal parts.
 
     >>> share(np.array([[0, 1, 2, 3]]), 2).tolist()
     [[[0, 1]], [[2, 3]]]
@@ -71,6 +72,12 @@ def share(ids: np.ndarray, num_devices: int) -> np.ndarray:
         raise ValueError(
             f"a batch of {batch_size} cannot be shared equally by {num_devices} devices; "
             f"choose a multiple of {num_devices} with --batch-size, or fewer devices with --devices"
+        )
+    if batch_size % (num_devices * num_parts):
+        raise ValueError(
+            f"a batch of {batch_size} on {num_devices} devices cannot be accumulated from {num_parts} equal "
+            f"parts; choose a multiple of {num_devices * num_parts} with --batch-size, or other parts with "
+            "--accumulate"
         )
     parts = ids.reshape(*ids.shape[:-1], num_devices, batch_size // num_devices)
     return np.moveaxis(parts, -2, 0)
@@ -83,9 +90,11 @@ def pmapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..
     call.  The state's buffers are donated.
     """
 
+    unroll = devices[0].platform == "cpu"  # loops are slow there, see _STEPS_PER_CALL
+
     def steps(state: TrainState, teacher: Any, resident: Any, batches: Batch) -> TrainState:
         def step(before: TrainState, batch: Batch) -> tuple[TrainState, None]:
-            return train_step(task, before, teacher, gather(resident, batch)), None
+            return train_step(task, before, teacher, gather(resident, batch), unroll=unroll), None
 
         if batches.ids.shape[0] == 1:
             return step(state, jax.tree.map(lambda leaf: leaf[0], batches))[0]

@@ -16,6 +16,7 @@ from jaxkd.config import DistillConfig, JointRunConfig, RunConfig, TrainConfig
 from jaxkd.methods import Method, Progress
 from jaxkd.training import distributed
 from jaxkd.training.loop import Evaluator, Loop, Say, summarize
+from jaxkd.training.loss_scale import LossScale
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import choose_devices, share
 from jaxkd.training.signals import Stopped
@@ -108,14 +109,14 @@ def _fit(
     if not distributed.is_first():
         say = lambda _: None  # noqa: E731
     devices = choose_devices(config.devices)
-    share(np.zeros(config.batch_size, np.int32), len(devices))
+    share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
     models.create(model_name)  # an unknown name is told before the data are read
     dataset = dataset or data.load(config.data, data_dir=config.data_dir)
     if teacher is not None:
         require_fit(teacher, dataset)
 
     task = _task(config, model_name, dataset, teacher, method)
-    identity = _identity(config, task, dataset, teacher)
+    identity = _identity(config, task, dataset, teacher, len(devices))
     with distributed.peers_needed(), contextlib.closing(distributed.open_record(folder)) as record:
         record.open(config.as_dict(), identity, devices)
         if (result := record.result()) is not None:
@@ -181,7 +182,12 @@ def _task(
     teacher: teachers.Teacher | None,
     method: Method | None,
 ) -> Task:
-    student = models.create(model_name, dataset.num_classes, axis_name=AXIS)
+    student = models.create(
+        model_name,
+        dataset.num_classes,
+        jnp.dtype(config.precision),
+        axis_name=AXIS if config.batch_norm == "global" else None,
+    )
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
     own = dataset.view
     return Task(
@@ -198,6 +204,8 @@ def _task(
         seed=config.seed,
         num_epochs=config.num_epochs,
         steps_per_epoch=steps_per_epoch,
+        accumulate=config.accumulate,
+        batch_norm=config.batch_norm,
     )
 
 
@@ -206,7 +214,7 @@ def _schedule(config: RunConfig, steps_per_epoch: int) -> optax.Schedule:
 
 
 def _identity(
-    config: RunConfig, task: Task, dataset: data.Dataset, teacher: teachers.Teacher | None
+    config: RunConfig, task: Task, dataset: data.Dataset, teacher: teachers.Teacher | None, num_devices: int
 ) -> dict[str, Any]:
     """What decides on the result, resolved: neither a default that changes nor another spelling matters."""
     identity = {
@@ -216,6 +224,8 @@ def _identity(
         "crop_padding": task.view.padding,
         "flip": task.view.flip,
     }
+    if task.batch_norm == "device":  # then, and only then, the number of devices decides on the result
+        identity["batch_norm_devices"] = num_devices
     if teacher is not None and task.method is not None:
         known = teacher.description
         identity |= {"teacher_digest": teacher.digest, "teacher_mean": known.mean, "teacher_std": known.std}
@@ -268,6 +278,7 @@ def initial_state(task: Task, dataset: data.Dataset, teacher_variables: Any = No
         method_variables = dict(task.method.lazy_init(data.stream_key(task.seed, "method"), *example))
         _, shapes = jax.eval_shape(lambda *args: task.method.apply(method_variables, *args), *example)  # type: ignore[union-attr]
         metrics = tuple(shapes)
+    student_dtype = getattr(task.student.module, "dtype", None)
     params = {"student": student["params"], "method": method_variables.pop("params", {})}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -276,6 +287,7 @@ def initial_state(task: Task, dataset: data.Dataset, teacher_variables: Any = No
         method_state=method_variables,
         opt_state=task.optimizer.init(params),
         tally=empty_tally(metrics),
+        loss_scale=LossScale.initial() if student_dtype == jnp.float16 else None,
     )
 
 

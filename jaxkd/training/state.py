@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd.training.loss_scale import LossScale
+
 # Bins of the temperatures' histogram: 256 to a decade, so that a quantile read from it is right to 1 %.
 TEMPERATURE_EDGES = np.logspace(-1, 3, 4 * 256 + 1)
 
@@ -25,6 +27,7 @@ class TrainState:
       opt_state: of the optimiser.
       tally: sums over the epoch's examples so far, by name; kept here so that a resumed run reports the
         same numbers.
+      loss_scale: with float16; None without.
     """
 
     step: jax.Array
@@ -33,6 +36,7 @@ class TrainState:
     method_state: Any
     opt_state: Any
     tally: dict[str, jax.Array]
+    loss_scale: LossScale | None = None
 
 
 def empty_tally(metrics: tuple[str, ...]) -> dict[str, jax.Array]:

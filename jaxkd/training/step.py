@@ -7,7 +7,8 @@ examples of their own device, and return what is equal on all of them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -17,6 +18,7 @@ import optax
 from jaxkd.data import View, normalize, stream_key, view_images
 from jaxkd.methods import Method, Progress
 from jaxkd.models import Outputs
+from jaxkd.training.loss_scale import skip_unless
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 
 AXIS = "devices"
@@ -77,7 +79,11 @@ def gather(resident: tuple[jax.Array, jax.Array] | None, batch: Batch) -> Batch:
 class Task:
     """What stays the same through a run: networks, method, optimiser, views, length.
 
-    `teacher` and `method` are both None for training on labels alone.
+    `teacher` and `method` are both None for training on labels alone.  Each device's share of a batch goes
+    through the networks in `accumulate` parts, one after the other, for one update; batch norm and losses
+    that are defined on a batch see a part.  With `batch_norm` "device" each device normalises by its own
+    examples alone (the student has no `axis_name`), and the running statistics are averaged by number of
+    examples.
     """
 
     student: Network
@@ -88,6 +94,8 @@ class Task:
     seed: int
     num_epochs: int
     steps_per_epoch: int
+    accumulate: int = 1
+    batch_norm: Literal["global", "device"] = "global"
 
     def __post_init__(self) -> None:
         if (self.teacher is None) != (self.method is None):
@@ -95,10 +103,7 @@ class Task:
 
 
 def train_step(
-    task: Task,
-    state: TrainState,
-    teacher_variables: Any,
-    batch: Batch,
+    task: Task, state: TrainState, teacher_variables: Any, batch: Batch, *, unroll: bool = False
 ) -> TrainState:
     """One update of the student.
 
@@ -107,62 +112,74 @@ def train_step(
       state: before the step; equal on all devices.
       teacher_variables: the teacher's; None without one.
       batch: this device's share.
+      unroll: whether the parts of a batch (`task.accumulate`) are written out instead of looped over.
 
     Returns:
       The state after the step; equal on all devices.
     """
-    epoch = state.step // task.steps_per_epoch + 1
-    real, labels = batch.real, batch.labels
-    views = view_images(batch.images, jnp.maximum(batch.ids, 0), seed=task.seed, epoch=epoch, view=task.view)
-    rngs = {"dropout": jax.random.fold_in(stream_key(task.seed, "dropout"), state.step)}
-    rngs = {name: jax.random.fold_in(key, jax.lax.axis_index(AXIS)) for name, key in rngs.items()}
-    num_real = jax.lax.psum(jnp.sum(real, dtype=jnp.float32), AXIS)
+    progress = Progress(state.step // task.steps_per_epoch + 1, task.num_epochs)
+    examples = jnp.sum(batch.real, dtype=jnp.float32)
+    num_real = jax.lax.psum(examples, AXIS)
+    scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+    key = jax.random.fold_in(stream_key(task.seed, "dropout"), state.step)
+    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
-    def average(values: jax.Array) -> jax.Array:
-        """This device's part of the average over the global batch; the parts are summed by psum."""
-        if values.ndim:
-            return jnp.sum(jnp.where(real, values, 0.0)) / num_real
-        return values / jax.lax.psum(1, AXIS)
+    def on_part(carried: tuple[Any, Any], part: Batch, index: jax.Array) -> tuple[Any, tuple[Any, Any]]:
+        """The part's gradient of the batch's mean loss, and its sums; what it carries on to the next part."""
+        batch_stats, method_state = carried
+        rngs = {"dropout": jax.random.fold_in(key, index)}
+        ids = jnp.maximum(part.ids, 0)
+        views = view_images(part.images, ids, seed=task.seed, epoch=progress.epoch, view=task.view)
+        teacher = None
+        if task.teacher is not None:
+            teacher = jax.lax.stop_gradient(task.teacher.apply(teacher_variables, views))
 
-    teacher_outputs = None
-    if task.teacher is not None:
-        teacher_outputs = jax.lax.stop_gradient(task.teacher.apply(teacher_variables, views))
-
-    def objective(params: Any) -> tuple[jax.Array, tuple[Any, Any, dict[str, jax.Array]]]:
-        variables = {"params": params["student"], "batch_stats": state.batch_stats}
-        student, updates = task.student.apply(
-            variables, views, train=True, where=real, mutable=["batch_stats"], rngs=rngs
-        )
-        ce = optax.softmax_cross_entropy_with_integer_labels(student.logits, labels)
-        ce_weight = 1.0 if task.method is None else task.method.ce_weight
-        loss, metrics, method_state = ce_weight * average(ce), {}, state.method_state
-        if task.method is not None:
-            (term, metrics), method_state = task.method.apply(
-                {"params": params["method"], **state.method_state},
-                student,
-                teacher_outputs,
-                labels,
-                Progress(epoch, task.num_epochs),
-                mutable=list(state.method_state),
-                rngs=rngs,
+        def objective(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], tuple[Any, Any]]]:
+            variables = {"params": params["student"], "batch_stats": batch_stats}
+            student, updates = task.student.apply(
+                variables, views, train=True, where=part.real, mutable=["batch_stats"], rngs=rngs
             )
-            loss += average(term)
-        correct = jnp.argmax(student.logits, -1) == labels
-        metrics = {"ce": ce, "correct": correct.astype(jnp.float32), **metrics}
-        return loss, (updates["batch_stats"], method_state, metrics)
+            ce = optax.softmax_cross_entropy_with_integer_labels(student.logits, part.labels)
+            ce_weight = 1.0 if task.method is None else task.method.ce_weight
+            loss, metrics, new_method_state = ce_weight * _total(ce, part.real), {}, method_state
+            if task.method is not None:
+                (term, metrics), new_method_state = task.method.apply(
+                    {"params": params["method"], **method_state},
+                    student,
+                    teacher,
+                    part.labels,
+                    progress,
+                    mutable=list(method_state),
+                    rngs=rngs,
+                )
+                loss += _total(term, part.real)
+            correct = jnp.argmax(student.logits, -1) == part.labels
+            metrics = {"ce": ce, "correct": correct.astype(jnp.float32), **metrics}
+            sums = {"loss": loss, **_sums(metrics, teacher, part.real)}
+            return loss / num_real * scale, (sums, (updates["batch_stats"], new_method_state))
 
-    (loss, (batch_stats, method_state, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
-        state.params
+        gradients, (sums, carried) = jax.grad(objective, has_aux=True)(state.params)
+        return (gradients, sums), carried
+
+    (gradients, sums), (batch_stats, method_state) = _accumulate(
+        on_part, (state.batch_stats, state.method_state), batch, task.accumulate, unroll
     )
-    gradients = jax.lax.psum(gradients, AXIS)
+    gradients = jax.tree.map(lambda leaf: leaf / scale, jax.lax.psum(gradients, AXIS))
+    sums = jax.lax.psum(sums, AXIS)
+    if task.batch_norm == "device":
+        share = examples / num_real
+        batch_stats = jax.lax.psum(jax.tree.map(lambda leaf: leaf * share, batch_stats), AXIS)
     # Equal already where batch statistics are taken over all devices; this states it for the rest.
     method_state = jax.lax.pmean(method_state, AXIS)
     updates, opt_state = task.optimizer.update(gradients, state.opt_state, state.params)
-    sums = {
-        "loss": loss * num_real,
-        **{name: average(value) * num_real for name, value in metrics.items()},
-    }
-    teacher_logits = None if teacher_outputs is None else teacher_outputs.logits
+    loss_scale = state.loss_scale
+    if loss_scale is not None:
+        finite = jnp.isfinite(optax.tree.norm(gradients))
+        updates, opt_state = skip_unless(finite, (updates, opt_state), state.opt_state)
+        # Overflow is what the scale is there for, until it cannot become smaller.
+        exhausted = loss_scale.is_exhausted(finite)
+        updates = jax.tree.map(lambda leaf: jnp.where(exhausted, jnp.nan, leaf), updates)
+        loss_scale = loss_scale.adjust(finite)
     # Covers the gradient, and statistics that overflow while the loss is still finite.
     changes_finite = jnp.isfinite(optax.tree.norm((updates, batch_stats)))
     return TrainState(
@@ -171,41 +188,77 @@ def train_step(
         batch_stats=batch_stats,
         method_state=method_state,
         opt_state=opt_state,
-        tally=_add_to_tally(
-            state, task.steps_per_epoch, sums, metrics, num_real, real, teacher_logits, changes_finite
-        ),
+        tally=_add_to_tally(state, task.steps_per_epoch, sums, num_real, changes_finite),
+        loss_scale=loss_scale,
     )
+
+
+def _total(values: jax.Array, real: jax.Array) -> jax.Array:
+    """The sum over the examples that count; a value of the whole batch counts once for each of them."""
+    if values.ndim:
+        return jnp.sum(jnp.where(real, values, 0.0))
+    return values * jnp.sum(real, dtype=jnp.float32)
+
+
+def _sums(metrics: dict[str, jax.Array], teacher: Outputs | None, real: jax.Array) -> dict[str, jax.Array]:
+    """What a part of a batch adds to the tally."""
+    sums = {name: _total(value, real) for name, value in metrics.items()}
+    sums["nonfinite_teacher"] = jnp.zeros(())
+    if teacher is not None:
+        broken = ~jnp.all(jnp.isfinite(teacher.logits), axis=-1)
+        sums["nonfinite_teacher"] = _total(broken.astype(jnp.float32), real)
+    if "temperature" in metrics:
+        # Counts by comparison rather than by scatter: as fast, and the same on every platform.
+        bins = jnp.searchsorted(jnp.asarray(TEMPERATURE_EDGES, jnp.float32), metrics["temperature"])
+        slots = jnp.arange(len(TEMPERATURE_EDGES) + 1)
+        hits = (bins[:, None] == slots) & real[:, None]
+        sums["temperature_histogram"] = jnp.sum(hits, axis=0, dtype=jnp.float32)
+    return sums
+
+
+def _accumulate(
+    on_part: Callable[[Any, Batch, jax.Array], tuple[Any, Any]],
+    carried: Any,
+    batch: Batch,
+    num_parts: int,
+    unroll: bool,
+) -> tuple[Any, Any]:
+    """Adds up `on_part(carried, part, index) -> (summands, carried)` over the parts of a batch, in turn.
+
+    Every `num_parts`-th example makes a part, so that one which is not full is spread over all of them.
+    """
+    if num_parts == 1:
+        return on_part(carried, batch, jnp.int32(0))
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, num_parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    indices = jnp.arange(num_parts, dtype=jnp.int32)
+    first = jax.tree.map(lambda leaf: leaf[0], (parts, indices))
+    shapes, _ = jax.eval_shape(on_part, carried, *first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(before: tuple[Any, Any], part: tuple[Batch, jax.Array]) -> tuple[tuple[Any, Any], None]:
+        total, carried = before
+        summands, carried = on_part(carried, *part)
+        return (jax.tree.map(jnp.add, total, summands), carried), None
+
+    return jax.lax.scan(add, (zeros, carried), (parts, indices), unroll=num_parts if unroll else 1)[0]
 
 
 def _add_to_tally(
     state: TrainState,
     steps_per_epoch: int,
     sums: dict[str, jax.Array],
-    metrics: dict[str, jax.Array],
     num_real: jax.Array,
-    real: jax.Array,
-    teacher_logits: jax.Array | None,
     changes_finite: jax.Array,
 ) -> dict[str, jax.Array]:
     starts = state.step % steps_per_epoch == 0
-    fresh = empty_tally(tuple(name for name in sums if name not in ("loss", "ce", "correct")))
+    own = ("loss", "ce", "correct", "nonfinite_teacher", "temperature_histogram")
+    fresh = empty_tally(tuple(name for name in sums if name not in own))
     tally = {name: jnp.where(starts, fresh[name], state.tally[name]) for name in fresh}
-    added = {**sums, "nonfinite_teacher": jnp.zeros(())}
-    if teacher_logits is not None:
-        broken = ~jnp.all(jnp.isfinite(teacher_logits), axis=-1)
-        added["nonfinite_teacher"] = jnp.sum(jnp.where(real, broken, False), dtype=jnp.float32)
-    if "temperature" in metrics:
-        # Counts by comparison rather than by scatter: as fast, and the same on every platform.
-        bins = jnp.searchsorted(jnp.asarray(TEMPERATURE_EDGES, jnp.float32), metrics["temperature"])
-        slots = jnp.arange(len(TEMPERATURE_EDGES) + 1)
-        hits = (bins[:, None] == slots) & real[:, None]
-        added["temperature_histogram"] = jnp.sum(hits, axis=0, dtype=jnp.float32)
-    added = jax.lax.psum(added, AXIS)
-    finite = jnp.isfinite(added["loss"]) & (added["nonfinite_teacher"] == 0) & changes_finite
+    finite = jnp.isfinite(sums["loss"]) & (sums["nonfinite_teacher"] == 0) & changes_finite
     first = tally["nonfinite_step"]
     tally["nonfinite_step"] = jnp.where((first < 0) & ~finite, state.step, first)
     tally["examples"] += num_real
-    return {name: value + added[name] if name in added else value for name, value in tally.items()}
+    return {name: value + sums[name] if name in sums else value for name, value in tally.items()}
 
 
 def eval_step(network: Network, variables: Any, batch: Batch) -> dict[str, jax.Array]:
