@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from jaxkd.signals import exit_when_stopped
+
 
 def main() -> None:
     """Runs the command line."""
-    try:
-        from jaxkd.cli import main as run
-    except ImportError as error:
-        sys.exit(f"jaxkd: {error}")
-    run()
+    with exit_when_stopped():
+        try:
+            from jaxkd.cli import main as run
+        except ImportError as error:
+            sys.exit(f"jaxkd: {error}")
+        run()
 
 
 if __name__ == "__main__":

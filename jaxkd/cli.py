@@ -1,32 +1,33 @@
 """The command line: one subcommand a job, its options made from the dataclasses of `jaxkd.config`.
 
-Exit codes: 0 done; 1 failed, with a message; 2 the options are wrong; 75 stopped by a signal with a
-checkpoint saved, so that the same command goes on; 76 another process of the run was lost, the same command
-in all of them goes on from the last checkpoint; 130 interrupted where there was nothing to save.
+Exit codes: 0 done; 1 failed, with a message; 2 the options are wrong; 75 stopped by a signal, and the same
+command goes on; 76 another process of the run was lost, and the same command in all of them goes on from the
+last checkpoint; 130 interrupted where there was nothing to save.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
 from jaxkd import config as configs
+from jaxkd.signals import Stopped, report
 from jaxkd.training.distributed import PeerLostError, leave
-from jaxkd.training.signals import Stopped
 
 EXIT_FAILED = 1
-EXIT_STOPPED = 75
 EXIT_PEER_LOST = 76
-EXIT_INTERRUPTED = 130
 
 _DESCRIPTION = (
     "Knowledge distillation in JAX with a temperature that nobody has to tune. Begin with `jaxkd compare`. "
-    "Every run can be stopped with Ctrl-C; the same command goes on where it was."
+    "Every run can be stopped with Ctrl-C; the same command goes on where it was. With --config FILE, the "
+    "config.json that a run wrote, train and distill take its options, unless others are given."
 )
 
 
@@ -36,11 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = _parse(arguments)
         next(run for config, run in _COMMANDS.values() if isinstance(command, config))(command)
     except Stopped as stopped:
-        _say(str(stopped))
-        sys.exit(EXIT_STOPPED)
-    except KeyboardInterrupt:
-        _say("stopped at once; what was saved before remains")
-        leave(EXIT_INTERRUPTED)
+        sys.exit(report(stopped))
+    except KeyboardInterrupt as interrupt:
+        leave(report(interrupt))
     except PeerLostError as error:
         _failed(error)
         leave(EXIT_PEER_LOST)
@@ -49,11 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:
-    commands = tuple(
-        Annotated[config, tyro.conf.subcommand(name, prefix_name=False)]
-        for name, (config, _) in _COMMANDS.items()
-    )
-    return tyro.cli(Union[commands], prog="jaxkd", description=_DESCRIPTION, args=arguments)  # type: ignore[call-overload]  # noqa: UP007
+    first = argparse.ArgumentParser(prog="jaxkd", add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, metavar="FILE")
+    known, rest = first.parse_known_args(arguments)
+    commands = []
+    for name, (config, _) in _COMMANDS.items():
+        given = known.config is not None and name in rest[:1]
+        default = configs.from_file(config, known.config) if given else tyro.MISSING_NONPROP
+        commands.append(Annotated[config, tyro.conf.subcommand(name, default=default, prefix_name=False)])
+    return tyro.cli(Union[tuple(commands)], prog="jaxkd", description=_DESCRIPTION, args=rest)  # type: ignore[call-overload]  # noqa: UP007
 
 
 def _compare(config: configs.CompareConfig) -> None:

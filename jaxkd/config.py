@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxkd._extras import require
 
@@ -13,10 +15,13 @@ require("train", "tyro")
 
 from tyro.conf import Positional  # noqa: E402
 
+C = TypeVar("C")
+
 # Fields that may differ between a run and its resumption: they change nothing, or only the rounding.
 _HARMLESS = frozenset(
     {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
-     "checkpoint_seconds", "distributed", "coordinator", "num_processes", "process_id", "peer_timeout"}
+     "checkpoint_seconds", "debug", "fork",
+     "distributed", "coordinator", "num_processes", "process_id", "peer_timeout"}
 )  # fmt: skip
 
 _EPOCHS = {"digits": 10}
@@ -90,6 +95,24 @@ class RunConfig:
         for name in ("momentum", "weight_decay", "seed", "checkpoint_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(
+                f"--seed must be less than 2**32, which random keys are made of, got {self.seed}"
+            )
+        if self.momentum >= 1:
+            raise ValueError(f"--momentum must be less than 1, got {self.momentum}")
+        if (self.crop_padding or 0) < 0:
+            raise ValueError(f"--crop-padding must not be negative, got {self.crop_padding}")
+        if self.steps_per_call is not None and self.steps_per_call > self.log_every:
+            raise ValueError(
+                f"--steps-per-call {self.steps_per_call} would never be reached, since a call ends with each "
+                f"--log-every {self.log_every} steps; lower the one or raise the other"
+            )
+        if self.data_dir is not None and (self.data == "digits" or self.data.endswith(".npz")):
+            raise ValueError(
+                f"--data-dir is for data sets of TensorFlow Datasets, and --data {self.data} is none; "
+                "leave one of them out"
+            )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
 
@@ -111,8 +134,14 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JointRunConfig(RunConfig):
-    """What runs have besides that several processes can do together."""
+    """What a single run has besides: what it starts from, a closer look, and several processes."""
 
+    fork: Path | None = None
+    """The folder of another run, whose newest checkpoint (networks, optimiser and step) this one starts from,
+    with other options and in a folder of its own. Student, data and --batch-size must be the same."""
+    debug: bool = False
+    """Look at every step; if one gives NaN or infinity, make it again, an operation at a time, and show where
+    that arises. Slower, with the same numbers: on a run that failed, it goes on from the last checkpoint."""
     distributed: bool = False
     """Whether this is one of several processes that the environment (Cloud TPU, SLURM, Open MPI) tells apart;
     the same command is started in all of them."""
@@ -127,6 +156,13 @@ class JointRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.debug and (self.steps_per_call or 1) > 1:
+            raise ValueError(
+                f"--debug makes one step a call; leave out --steps-per-call {self.steps_per_call}"
+            )
+        for flag, wanted in (("--debug", self.debug), ("--fork", self.fork)):
+            if wanted and (self.distributed or self.coordinator):
+                raise ValueError(f"{flag} is for one process; leave out --distributed and --coordinator")
         given = {"--coordinator": self.coordinator, "--num-processes": self.num_processes,
                  "--process-id": self.process_id}  # fmt: skip
         if len({value is None for value in given.values()}) > 1:
@@ -186,6 +222,8 @@ class DistillConfig(JointRunConfig):
         for name in ("kd_weight", "ce_weight"):
             if not 0 <= (getattr(self, name) or 0.0) < math.inf:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.kd_weight == self.ce_weight == 0:
+            raise ValueError("--kd-weight and --ce-weight are both 0: there is nothing to learn")
 
     @property
     def folder(self) -> Path:
@@ -343,6 +381,35 @@ class ReportConfig:
     """Folders of runs, in the order of the table."""
     out: Path = Path("report")
     """Folder for report.md and the figures."""
+
+
+def from_file(command: type[C], path: Path) -> C:
+    """The options that a run was started with.
+
+    Args:
+      command: the dataclass of the command that is wanted, `TrainConfig` or `DistillConfig`.
+      path: the run's `config.json`.
+
+    Raises:
+      ValueError: it is not a run's, or of another command or version.
+    """
+    try:
+        stored = json.loads(path.read_bytes())["config"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"--config {path} is not the config.json of a run") from None
+    types = typing.get_type_hints(command)
+    if unknown := sorted(stored.keys() - types.keys()):
+        raise ValueError(
+            f"--config {path} has options that {command.__name__} has not: {', '.join(unknown)}; "
+            "it is of another command or version"
+        )
+
+    def typed(key: str, value: Any) -> Any:
+        if isinstance(value, str) and Path in (types[key], *typing.get_args(types[key])):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return command(**{key: typed(key, value) for key, value in stored.items()})
 
 
 def _flag(name: str) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +18,8 @@ import numpy as np
 import pytest
 from helpers import run_jaxkd, start_jaxkd
 
-from jaxkd import data, teachers
+from jaxkd import data, storage, teachers
+from jaxkd.training.record import read_metrics
 
 COMMANDS = "compare", "train", "distill", "evaluate", "import", "report"
 
@@ -90,38 +95,54 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Path, teacher: Path) -
     return folder
 
 
-def wait_for_steps(folder: Path, child: subprocess.Popen[str]) -> None:
+# Moments: is the run there now?
+
+
+def in_steps(folder: Path, _: subprocess.Popen[str] | None = None) -> bool:
     metrics = folder / "metrics.jsonl"
-    while child.poll() is None and (not metrics.is_file() or metrics.read_text().count("\n") < 25):
+    return metrics.is_file() and metrics.read_text().count("\n") >= 25
+
+
+def in_save(folder: Path, _: subprocess.Popen[str]) -> bool:
+    return in_steps(folder) and any((folder / "checkpoints").glob(f".*{storage.UNFINISHED}*"))
+
+
+def in_evaluation(folder: Path, _: subprocess.Popen[str]) -> bool:
+    """The first one: after the line on the last step of the epoch, before that on the test."""
+    lines = read_metrics(folder)
+    return len(lines) == 5 and lines[-1]["kind"] == "train"
+
+
+def in_compilation(_: Path, child: subprocess.Popen[str]) -> bool:
+    assert child.stdout is not None
+    return "compiling" in child.stdout.readline()
+
+
+Moment = Callable[[Path, subprocess.Popen[str]], bool]
+
+
+def wait(there: Moment, folder: Path, child: subprocess.Popen[str]) -> None:
+    while child.poll() is None and not there(folder, child):
         time.sleep(0.002)
 
 
-def wait_for_compilation(_: Path, child: subprocess.Popen[str]) -> None:
-    assert child.stdout is not None
-    while "compiling" not in child.stdout.readline():
-        assert child.poll() is None
-
-
 @pytest.mark.parametrize(
-    ("name", "wait"),
+    ("name", "there"),
     [
-        ("SIGINT", wait_for_steps),
-        ("SIGTERM", wait_for_steps),
-        ("SIGKILL", wait_for_steps),
-        ("SIGTERM", wait_for_compilation),
+        ("SIGINT", in_steps),
+        ("SIGKILL", in_steps),
+        ("SIGTERM", in_compilation),
+        ("SIGTERM", in_evaluation),
+        ("SIGTERM", in_save),
+        ("SIGKILL", in_save),
     ],
 )
 def test_a_run_that_is_stopped_ends_with_the_same_bits(
-    tmp_path: Path,
-    tiny: Path,
-    teacher: Path,
-    whole: Path,
-    name: str,
-    wait: Callable[[Path, subprocess.Popen[str]], None],
+    tmp_path: Path, tiny: Path, teacher: Path, whole: Path, name: str, there: Moment
 ) -> None:
     arguments = distill_arguments(tiny, teacher, tmp_path / "cut")
     with start_jaxkd(*arguments) as child:
-        wait(tmp_path / "cut", child)
+        wait(there, tmp_path / "cut", child)
         child.send_signal(signal.Signals[name])
         output, errors = child.communicate(timeout=120)
     assert not (tmp_path / "cut" / "result.json").exists()
@@ -137,12 +158,120 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(
     assert teachers.load(tmp_path / "cut").digest == teachers.load(whole).digest
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path / "cut")]
     assert results[0]["temperature"] == results[1]["temperature"]
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} == {"59", "60"}
+    assert [path.name for path in (tmp_path / "cut").glob(".*")] == [".lock"]
+
+
+# The command line, with a place that says when it is reached, and takes its time.
+PAUSING = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
+def pause(*_, **__):
+    print("here", flush=True)
+    time.sleep(60)
+{place}
+from jaxkd.__main__ import main
+main()
+"""
+WHILE_IMPORTING = """
+class Finder:
+    find_spec = lambda name, *_: pause() if name == "optax" else None
+sys.meta_path.insert(0, Finder)
+"""
+WHILE_LOADING = "import jaxkd.data; jaxkd.data.load = pause"
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "code", "message"),
+    [
+        (WHILE_IMPORTING, "SIGTERM", 75, "stopped by SIGTERM; there was nothing to save"),
+        (WHILE_LOADING, "SIGTERM", 75, "stopped by SIGTERM; there was nothing to save"),
+        (WHILE_LOADING, "SIGINT", 130, "stopped at once; what was saved before remains"),
+    ],
+)
+def test_a_signal_before_training_has_its_message_and_code(
+    tmp_path: Path, tiny: Path, teacher: Path, place: str, name: str, code: int, message: str
+) -> None:
+    arguments = map(str, distill_arguments(tiny, teacher, tmp_path / "run"))
+    with subprocess.Popen(
+        [sys.executable, "-c", PAUSING.format(place=place), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(signal.Signals[name])
+        output, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (code, "")
+    assert message in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_starts_the_same_run(tmp_path: Path, whole: Path) -> None:
+    from jaxkd.cli import _parse
+
+    file = whole / "config.json"
+    stored = json.loads(file.read_text())["config"]
+    assert _parse(["distill", "--config", str(file)]).as_dict() == stored
+    changed = _parse(["distill", "--epochs", "3", f"--config={file}", "--flip", "True", "--run", "other"])
+    assert changed.as_dict() == {**stored, "epochs": 3, "flip": True, "run": "other"}
+    code, output, errors = run_jaxkd("distill", "--config", file)
+    assert code == 0, errors
+    assert f"{whole} is done already" in output
+
+    (tmp_path / "foreign.json").write_text("[]")
+    for arguments, message in (
+        (["train", "--config", file], "has options that TrainConfig has not: ce_weight, kd_weight"),
+        (["distill", "--config", tmp_path / "foreign.json"], "is not the config.json of a run"),
+        (["distill", "--config", tmp_path / "none.json"], "No such file"),
+    ):
+        code, _, errors = run_jaxkd(*arguments)
+        assert code == 1
+        assert message in errors
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, tiny: Path, teacher: Path, whole: Path) -> None:
+    """From some moment on no file may grow beyond 200 kB, and a state has 300 kB."""
+    arguments = distill_arguments(tiny, teacher, tmp_path / "run")
+    with start_jaxkd(*arguments) as child:
+        wait(in_steps, tmp_path / "run", child)
+        _, most = resource.prlimit(child.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (200_000, most))
+        _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1
+    failed = re.search(r"checkpoint .*/(\d+) could not be saved: ", errors)
+    saved = re.search(r"the last good checkpoint is step (\d+)\. When that is mended", errors)
+    assert failed is not None, errors
+    assert saved is not None, errors
+    assert int(failed[1]) == int(saved[1]) + 1
+    code, output, errors = run_jaxkd(*arguments)
+    assert code == 0, errors
+    assert f"resuming at step {saved[1]} of 60" in output
+    assert teachers.load(tmp_path / "run").digest == teachers.load(whole).digest
+
+
+def test_a_damaged_result_is_made_again(tmp_path: Path, tiny: Path, teacher: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text('{"last_acc')
+    code, output, errors = run_jaxkd(*distill_arguments(tiny, teacher, tmp_path / "run"))
+    assert code == 0, errors
+    assert "result.json is damaged: it is not JSON" in errors
+    assert "resuming at step 60 of 60" in output
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path / "run")]
+    for result in results:
+        del result["images_per_second"], result["seconds"]
+    assert results[0] == results[1]
+    (tmp_path / "run" / "config.json").write_text("")
+    code, _, errors = run_jaxkd(*distill_arguments(tiny, teacher, tmp_path / "run"))
+    assert code == 1
+    assert "config.json is damaged: it is not JSON" in errors
 
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
     arguments = distill_arguments(tiny, teacher, tmp_path / "run")
     with start_jaxkd(*arguments) as child:
-        wait_for_compilation(tmp_path, child)
+        wait(in_compilation, tmp_path / "run", child)
         code, _, errors = run_jaxkd(*arguments)
         child.kill()
         child.communicate()

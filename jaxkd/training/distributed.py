@@ -233,11 +233,6 @@ class SharedCheckpoints(Checkpoints):
         """See `Checkpoints`."""
         return from_first(super().latest_step)
 
-    def close(self) -> None:
-        """See `Checkpoints`."""
-        if is_first():
-            super().close()
-
 
 def open_record(folder: Path) -> Record:
     """The record of a run, of one process or several."""

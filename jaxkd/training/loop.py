@@ -14,11 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.config import RunConfig
+from jaxkd.config import JointRunConfig
 from jaxkd.data import Dataset, Split, epoch_order
 from jaxkd.data.order import batches
-from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.distributed import agreed_signal
+from jaxkd.signals import Stopped, StopRequest
+from jaxkd.storage import write_json
+from jaxkd.training import nonfinite
+from jaxkd.training.checkpoint import Checkpoints, describe_newest
+from jaxkd.training.distributed import agreed_signal, is_first
 from jaxkd.training.feed import Feed, open_feed, stack
 from jaxkd.training.parallel import (
     default_steps_per_call,
@@ -27,15 +30,10 @@ from jaxkd.training.parallel import (
     replicate,
 )
 from jaxkd.training.record import Record
-from jaxkd.training.signals import Stopped, StopRequest
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState
 from jaxkd.training.step import Batch, Network, Task
 
 Say = Callable[[str], None]
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss, or the teacher's output, was NaN or infinite."""
 
 
 class Stopwatch:
@@ -73,6 +71,7 @@ class Loop:
       record: the run's files.
       checkpoints: the run's checkpoints.
       schedule: the learning rate by step, for the record.
+      stop: what tells that a signal came; entered by the caller.
       say: where progress goes.
     """
 
@@ -81,11 +80,12 @@ class Loop:
         task: Task,
         dataset: Dataset,
         *,
-        config: RunConfig,
+        config: JointRunConfig,
         devices: list[jax.Device],
         record: Record,
         checkpoints: Checkpoints,
         schedule: Callable[[int], Any],
+        stop: StopRequest,
         say: Say,
     ) -> None:
         self._task = task
@@ -93,12 +93,14 @@ class Loop:
         self._config = config
         self._devices = devices
         self._steps_per_call = config.steps_per_call or default_steps_per_call(devices)
+        if config.debug:
+            self._steps_per_call = 1
         self._record = record
         self._checkpoints = checkpoints
         self._schedule = schedule
         self._say = say
         self._lines = ProgressLines(say)
-        self._stop = StopRequest()
+        self._stop = stop
         self._step_function = pmapped_train_step(task, devices)
         self._feed = open_feed(self._train_split, devices)
         self._evaluator = Evaluator(task.student, dataset.splits["test"], config.eval_batch_size, devices)
@@ -124,22 +126,17 @@ class Loop:
         place = lambda tree: replicate(tree, self._devices)  # noqa: E731
         state, teacher_variables = place(state), place(teacher_variables)
 
-        with self._stop:
-            per_epoch = self._task.steps_per_epoch
-            evaluated = {line["epoch"] for line in self._record.lines("test")}
-            if step and step % per_epoch == 0 and step // per_epoch not in evaluated:
-                self._evaluate(state, step // per_epoch)
-            for epoch in range(step // per_epoch + 1, self._task.num_epochs + 1):
-                state = self._train_epoch(state, teacher_variables, epoch)
-                self._evaluate(state, epoch)
-                self._stop_if_asked(state)
+        per_epoch = self._task.steps_per_epoch
+        evaluated = {line["epoch"] for line in self._record.lines("test")}
+        if step and step % per_epoch == 0 and step // per_epoch not in evaluated:
+            self._evaluate(state, step // per_epoch)
+        self._stop_if_asked(state)  # before a compilation, which may take longer than the grace of a signal
+        for epoch in range(step // per_epoch + 1, self._task.num_epochs + 1):
+            state = self._train_epoch(state, teacher_variables, epoch)
+            self._evaluate(state, epoch)
+            self._stop_if_asked(state)
         self._checkpoints.save(state)
         return jax.device_get(state)
-
-    @property
-    def stopped_by(self) -> str | None:
-        """The signal that came so late that the run finished all the same."""
-        return self._stop.signal_name
 
     def _train_epoch(self, state: TrainState, teacher_variables: Any, epoch: int) -> TrainState:
         step = int(state.step)
@@ -170,9 +167,14 @@ class Loop:
             self._say(f"compiling the training step ({len(ids)} in a call) ...")
             self.stopwatch.start()
         batches = stack(list(itertools.islice(stream, len(ids))))
+        before = jax.device_get(state) if self._config.debug else None
         state = self._step_function(state, teacher_variables, self._feed.resident, batches)
+        if before is not None:
+            share = jax.tree.map(lambda leaf: leaf[:, 0], batches)  # of the one step of this call
+            again = self._task, before, teacher_variables, self._feed.resident, share
+            self._check(state, lambda: nonfinite.where_it_arises(*again))
         if first:
-            raise_if_not_finite(jax.device_get(state.tally), self._checkpoints.latest_step())
+            self._check(state)
             self._compiled.add(len(ids))
             self._say(f"compiled, and made the first call, in {self.stopwatch.stop('compile'):.1f} s")
         else:
@@ -183,7 +185,7 @@ class Loop:
         """Waits for the device, checks and records the epoch's averages so far."""
         tally = jax.device_get(state.tally)
         self.stopwatch.stop("train")
-        raise_if_not_finite(tally, self._checkpoints.latest_step())
+        self._check(state)
         step = int(state.step)
         averages = summarize(tally)
         self._record.write(
@@ -199,6 +201,26 @@ class Loop:
             f"epoch {epoch}/{self._task.num_epochs}", step, averages, self.stopwatch.images_per_second()
         )
 
+    def _check(self, state: TrainState, look_again: Callable[[], list[str]] | None = None) -> None:
+        """Raises NonFiniteError, and keeps what is needed to look at the step again, if it was not finite."""
+        tally = jax.device_get(state.tally)
+        trouble = nonfinite.find(tally)
+        if trouble is None:
+            return
+        saved = self._checkpoints.latest_step()
+        where = look_again() if look_again else []
+        evidence = nonfinite.evidence(
+            trouble, self._task, tally, self._train_split.labels, self._config.batch_size
+        )
+        path = self._record.folder / "nonfinite.json"
+        if is_first():
+            write_json(path, {**evidence, "checkpoint": saved, "where": where})
+        place = "\n".join(where) or "The same command with --debug goes there again and shows where it arises"
+        raise nonfinite.NonFiniteError(
+            f"step {trouble.step}: {trouble.term}; {describe_newest(saved)}. To mend it, {trouble.remedy}. "
+            f"Its batch is in {path}.\n{place}"
+        )
+
     def _evaluate(self, state: TrainState, epoch: int) -> None:
         self.stopwatch.start()
         variables = {"params": state.params["student"], "batch_stats": state.batch_stats}
@@ -209,12 +231,16 @@ class Loop:
 
     def _stop_if_asked(self, state: TrainState) -> None:
         self._stop.signal_name = agreed_signal(self._stop.signal_name)
-        if self._stop.signal_name and int(state.step) < self._total_steps:
+        step = int(state.step)
+        if not self._stop.signal_name or step == self._total_steps:
+            return
+        saved = "there was nothing to save, and the same command begins again"
+        if step:
             self._save(state)
-            raise Stopped(
-                f"stopped by {self._stop.signal_name} after step {int(state.step)} of {self._total_steps}; "
-                f"checkpoint saved in {self._record.folder}; the same command goes on from there"
-            )
+            saved = f"checkpoint saved in {self._record.folder}; the same command goes on from there"
+        raise Stopped(
+            f"stopped by {self._stop.signal_name} after step {step} of {self._total_steps}; {saved}"
+        )
 
     def _save(self, state: TrainState) -> None:
         self._checkpoints.save(state)
@@ -316,26 +342,6 @@ def _loss_scale(state: TrainState) -> dict[str, float]:
         "loss_scale": float(state.loss_scale.scale),
         "skipped_steps": int(state.loss_scale.skipped_steps),
     }
-
-
-def raise_if_not_finite(tally: dict[str, np.ndarray], last_good: int | None) -> None:
-    """Raises NonFiniteError, naming step, term and last good checkpoint, if something was not finite."""
-    step = int(tally["nonfinite_step"])
-    if step < 0:
-        return
-    if tally["nonfinite_teacher"]:
-        term = f"the teacher's logits are NaN or infinite for {int(tally['nonfinite_teacher'])} examples"
-        remedy = "check the teacher's weights and its normalisation with `jaxkd evaluate`"
-    else:
-        names = [name for name in ("ce", "kd", "loss") if name in tally and not np.isfinite(tally[name])]
-        term = f"the loss is NaN or infinite (term: {', '.join(names)})"
-        if not names:
-            term = "the update of the parameters or statistics is NaN or infinite, though the loss is not"
-        remedy = "lower --learning-rate"
-    kept = (
-        "there is no checkpoint yet" if last_good is None else f"the last good checkpoint is step {last_good}"
-    )
-    raise NonFiniteError(f"step {step}: {term}; {kept}. To mend it, {remedy}")
 
 
 def _chunks(todo: np.ndarray, done: int, log_every: int) -> Iterator[np.ndarray]:

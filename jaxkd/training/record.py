@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,8 +17,10 @@ import jax
 import tensorboardX
 
 from jaxkd import __version__
-from jaxkd.storage import write_json, write_text
+from jaxkd.storage import DamagedError, read_json, remove_unfinished, write_json, write_text
 from jaxkd.training.checkpoint import describe_differences, differing_keys
+
+logger = logging.getLogger("jaxkd")
 
 
 class Record:
@@ -30,9 +35,19 @@ class Record:
         self._events: tensorboardX.SummaryWriter | None = None
 
     def result(self) -> dict[str, Any] | None:
-        """What the run ended with; None if it has not ended."""
+        """What the run ended with; None if it has not ended.
+
+        A damaged one is set aside: the last checkpoint gives it again.
+        """
         path = self.folder / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return read_json(path)
+        except DamagedError as error:
+            logger.warning("%s; it is set aside and made again", error)
+            path.rename(path.with_name(f"damaged-{time.time_ns()}-{path.name}"))
+            return None
 
     def open(self, config: Mapping[str, Any], identity: Mapping[str, Any], devices: list[jax.Device]) -> None:
         """Writes config.json, or compares with the one that is there.
@@ -43,7 +58,7 @@ class Record:
         self._lock()
         path = self.folder / "config.json"
         if path.is_file():
-            stored = json.loads(path.read_text()).get("identity")
+            stored = read_json(path).get("identity")
             if stored is None:
                 raise ValueError(f"{path} is not a run's; choose another folder with --run")
             if different := differing_keys(stored, identity):
@@ -73,8 +88,14 @@ class Record:
         Raises:
           ValueError: another process is working on this run.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock_file = (self.folder / ".lock").open("w")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock_file = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise OSError(
+                f"nothing can be written in {self.folder} ({error.strerror}); give it free space and the "
+                "right to write there, or choose another folder with --run"
+            ) from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -82,6 +103,7 @@ class Record:
                 f"another process is working on {self.folder}; wait for it, or choose another folder "
                 "with --run"
             ) from None
+        remove_unfinished(self.folder)
 
     def rewind(self, step: int) -> None:
         """Forgets what was written after `step`: a resumed run will write it again."""
@@ -118,14 +140,14 @@ class Record:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line that was cut off is left out."""
+    """The lines of a run's metrics.jsonl; a line that was cut off or damaged is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    for text in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and {"kind", "step", "epoch"} <= line.keys():
+                lines.append(line)
     return lines

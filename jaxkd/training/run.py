@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import optax
 from jaxkd import data, methods, models, teachers
 from jaxkd.config import DistillConfig, JointRunConfig, RunConfig, TrainConfig
 from jaxkd.methods import Method, Progress
+from jaxkd.signals import Stopped, StopRequest
 from jaxkd.training import distributed
+from jaxkd.training.checkpoint import describe_newest, saved_steps
+from jaxkd.training.fork import graft, open_fork
 from jaxkd.training.loop import Evaluator, Loop, Say, summarize
 from jaxkd.training.loss_scale import LossScale
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import choose_devices, share
-from jaxkd.training.signals import Stopped
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 from jaxkd.training.step import AXIS, Network, Task
 
@@ -117,35 +120,45 @@ def _fit(
 
     task = _task(config, model_name, dataset, teacher, method)
     identity = _identity(config, task, dataset, teacher, len(devices))
-    with distributed.peers_needed(), contextlib.closing(distributed.open_record(folder)) as record:
+    teacher_variables = teacher.frozen[1] if teacher else None
+    forked = None
+    if config.fork is not None:
+        identity["forked_from"], found = open_fork(config.fork, folder)
+        if found is not None:
+            forked = graft(found, initial_state(task, dataset, teacher_variables), identity, task)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.peers_needed())
+        record = stack.enter_context(contextlib.closing(distributed.open_record(folder)))
         record.open(config.as_dict(), identity, devices)
         if (result := record.result()) is not None:
             say(f"{folder} is done already: last accuracy {result['last_accuracy']:.2f} %")
             return result
-        with contextlib.closing(
-            distributed.open_checkpoints(folder / "checkpoints", identity)
-        ) as checkpoints:
-            teacher_variables = teacher.frozen[1] if teacher else None
-            state = initial_state(task, dataset, teacher_variables)
-            parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
-            learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
-            say(
-                f"{folder}: {model_name} ({parameters:,} parameters){learned_from} on {dataset.name}, "
-                f"{len(dataset.splits['train']):,} images; {task.num_epochs} epochs of "
-                f"{task.steps_per_epoch} steps, batch {config.batch_size} on "
-                f"{len(devices)} x {devices[0].device_kind}"
-            )
-            loop = Loop(
-                task,
-                dataset,
-                config=config,
-                devices=devices,
-                record=record,
-                checkpoints=checkpoints,
-                schedule=_schedule(config, task.steps_per_epoch),
-                say=say,
-            )
-            state = loop.run(state, teacher_variables)
+        checkpoints = distributed.open_checkpoints(folder / "checkpoints", identity)
+        state = initial_state(task, dataset, teacher_variables)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
+        learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
+        say(
+            f"{folder}: {model_name} ({parameters:,} parameters){learned_from} on {dataset.name}, "
+            f"{len(dataset.splits['train']):,} images; {task.num_epochs} epochs of "
+            f"{task.steps_per_epoch} steps, batch {config.batch_size} on "
+            f"{len(devices)} x {devices[0].device_kind}"
+        )
+        if forked is not None:
+            say(f"starting from step {checkpoints.save(forked)} of {config.fork}")
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(_saying_what_is_saved(folder / "checkpoints"))
+        loop = Loop(
+            task,
+            dataset,
+            config=config,
+            devices=devices,
+            record=record,
+            checkpoints=checkpoints,
+            schedule=_schedule(config, task.steps_per_epoch),
+            stop=stop,
+            say=say,
+        )
+        state = loop.run(state, teacher_variables)
 
         tests = record.lines("test")
         if distributed.is_first():
@@ -170,9 +183,21 @@ def _fit(
         }
         record.finish(result)
     say(f"{folder}: done, last accuracy {tests[-1]['accuracy']:.2f} % (best {best['accuracy']:.2f} %)")
-    if loop.stopped_by:
-        raise Stopped(f"{loop.stopped_by} came while {folder} was finishing; it is done")
+    if stop.signal_name:
+        raise Stopped(f"{stop.signal_name} came while {folder} was finishing; it is done")
     return result
+
+
+@contextlib.contextmanager
+def _saying_what_is_saved(checkpoints: Path) -> Iterator[None]:
+    """Adds to a failure of the disk what it has not taken."""
+    try:
+        yield
+    except OSError as error:
+        newest = max(saved_steps(checkpoints), default=None)
+        raise OSError(
+            f"{error}; {describe_newest(newest)}. When that is mended, the same command goes on"
+        ) from error
 
 
 def _task(

@@ -17,6 +17,7 @@ import jaxkd
 from jaxkd import data, teachers
 from jaxkd.config import DistillConfig, TrainConfig
 from jaxkd.training import NonFiniteError, Stopped, evaluate
+from jaxkd.training.checkpoint import saved_steps
 from jaxkd.training.loop import ProgressLines, _chunks, _pieces, quantile
 from jaxkd.training.state import TEMPERATURE_EDGES
 
@@ -190,7 +191,7 @@ def test_nan_in_the_teacher_stops_at_its_step_and_says_so(tmp_path: Path) -> Non
         NonFiniteError, match=r"step 0: the teacher's logits are NaN or infinite for 16 examples"
     ):
         jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
-    assert not any((tmp_path / "run" / "checkpoints").iterdir())
+    assert not saved_steps(tmp_path / "run" / "checkpoints")
 
 
 @pytest.mark.parametrize("learning_rate", [1e18, 1e39])  # the loss overflows first, or the update does
@@ -201,7 +202,7 @@ def test_divergence_names_the_step_and_leaves_good_checkpoints_only(
     options = {"learning_rate": learning_rate, "epochs": 50, "log_every": 1, "checkpoint_seconds": 0}
     with pytest.raises(NonFiniteError, match=r"^step \d+: the (loss|update) .*is NaN or infinite") as caught:
         jaxkd.train(config(tmp_path / "run", **options), dataset, say=silent)
-    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    saved = saved_steps(tmp_path / "run" / "checkpoints")
     last = f"the last good checkpoint is step {max(saved)}" if saved else "there is no checkpoint yet"
     assert last in str(caught.value)
     for step in saved:
@@ -228,9 +229,20 @@ def test_bad_configurations_are_refused() -> None:
         ({"batch_size": -4}, "--batch-size must be at least 1, got -4"),
         ({"learning_rate": 0.0}, "--learning-rate must be positive"),
         ({"weight_decay": -1.0}, "--weight-decay must not be negative"),
+        ({"momentum": 1.0}, "--momentum must be less than 1, got 1.0"),
+        ({"seed": 2**32}, "--seed must be less than 2"),
+        ({"crop_padding": -1}, "--crop-padding must not be negative"),
+        ({"steps_per_call": 25, "log_every": 10}, "--steps-per-call 25 would never be reached"),
+        ({"data_dir": Path("tfds")}, "--data-dir is for data sets of TensorFlow Datasets, and --data digits"),
+        ({"data": "my.npz", "data_dir": Path("tfds")}, "--data-dir is for .* --data my.npz is none"),
+        ({"debug": True, "steps_per_call": 5}, "--debug makes one step a call; leave out --steps-per-call 5"),
+        ({"debug": True, "distributed": True}, "--debug is for one process; leave out --distributed"),
+        ({"fork": Path("other"), "distributed": True}, "--fork is for one process"),
     ):
         with pytest.raises(ValueError, match=message):
             TrainConfig(**changes)
+    with pytest.raises(ValueError, match="--kd-weight and --ce-weight are both 0: there is nothing to learn"):
+        DistillConfig(teacher="t", kd_weight=0.0, ce_weight=0.0)
     with pytest.raises(ValueError, match=r"devices must be from 1 to 8 \(cpu\) on this machine, got 9"):
         jaxkd.train(TrainConfig(devices=9), helpers.tiny_dataset(), say=silent)
     with pytest.raises(ValueError, match="a batch of 12 cannot be shared equally by 8 devices"):

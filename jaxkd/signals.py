@@ -1,0 +1,88 @@
+"""Ctrl-C and SIGTERM: an exception where nothing can be lost, a flag to look at where something can.
+
+Needs nothing outside the standard library, so that the handler is there before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+
+EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
+
+
+class Stopped(Exception):
+    """A signal ended the run early; what was done is saved, and the same command goes on."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came where nothing had to be saved; like Ctrl-C, no `Exception`, lest it pass for a failure."""
+
+
+@contextlib.contextmanager
+def exit_when_stopped() -> Iterator[None]:
+    """Around a whole command: SIGTERM interrupts as Ctrl-C does, and both end it as `report` says."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt) as stopped:
+        sys.exit(report(stopped))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def report(stopped: Stopped | KeyboardInterrupt) -> int:
+    """Says what ended a command and returns its exit code.
+
+    75 after SIGTERM at any time, and after Ctrl-C if a checkpoint was saved: the same command goes on.
+    130 after Ctrl-C where there was nothing to save, and after a second signal, which does not wait.
+    """
+    if isinstance(stopped, Stopped):
+        print(stopped, flush=True)
+        return EXIT_STOPPED
+    if isinstance(stopped, _Terminated):
+        print("stopped by SIGTERM; there was nothing to save, and the same command begins again", flush=True)
+        return EXIT_STOPPED
+    print("stopped at once; what was saved before remains", flush=True)
+    return EXIT_INTERRUPTED
+
+
+class StopRequest:
+    """While it is entered, the first SIGINT or SIGTERM only sets `signal_name`; a second one interrupts.
+
+    Outside the main thread, where Python admits no signal handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.signal_name is not None:
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+        # Not print: the signal may have come in the midst of one, and it cannot be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(1, f"{self.signal_name}: saving what there is; once more to stop at once\n".encode())
