@@ -14,10 +14,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes of pytest-xdi
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
-import numpy as np
 import pytest
 
-FIXTURES = Path(__file__).parent / "fixtures"
 # Real data and pretrained teachers, kept beside the repository; most machines do not have them.
 SHARED = Path(os.environ.get("JAXKD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -27,9 +25,3 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data: {SHARED} does not exist")
     return SHARED
-
-
-@pytest.fixture(scope="session")
-def model_fixtures() -> dict[str, np.ndarray]:
-    with np.load(FIXTURES / "models.npz") as arrays:
-        return dict(arrays)
