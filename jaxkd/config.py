@@ -20,7 +20,7 @@ C = TypeVar("C")
 # Fields that may differ between a run and its resumption: they change nothing, or only the rounding.
 _HARMLESS = frozenset(
     {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
-     "checkpoint_seconds", "debug", "fork",
+     "checkpoint_seconds", "debug", "fork", "stream", "workers",
      "distributed", "coordinator", "num_processes", "process_id", "peer_timeout"}
 )  # fmt: skip
 
@@ -34,13 +34,18 @@ class RunConfig:
     """What training on labels and distillation share."""
 
     data: str = "digits"
-    """Data set: digits (needs no download), cifar10, cifar100, or the path of an .npz file with
-    train_images, train_labels, test_images and test_labels."""
+    """Data set: digits (needs no download), cifar10, cifar100, imagenet2012, imagenet_resized/64x64, or the
+    path of an .npz file with train_images, train_labels, test_images and test_labels."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets (array_record). Default: TFDS's own, ~/tensorflow_datasets."""
     epochs: int | None = None
     """Passes over the training images. The learning-rate schedule is stretched to fit. Default: 240, the
     literature's; 10 for digits."""
+    stream: bool = False
+    """Whether to bring every batch from the host, where the images do not fit on a device. ImageNet always
+    comes so."""
+    workers: int = 0
+    """Processes that read and decode streamed images. Default: threads of this one."""
     batch_size: int = 64
     """Images an update, over all devices together."""
     accumulate: int = 1
@@ -92,7 +97,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, got {value}")
-        for name in ("momentum", "weight_decay", "seed", "checkpoint_seconds"):
+        for name in ("momentum", "weight_decay", "seed", "checkpoint_seconds", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
         if self.seed >= 2**32:

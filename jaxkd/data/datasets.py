@@ -1,4 +1,4 @@
-"""Data sets by name: digits (shipped with scikit-learn), CIFAR through TFDS, or any arrays."""
+"""Data sets by name: digits (shipped with scikit-learn), CIFAR and ImageNet through TFDS, or any arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxkd.data.tfds_source import read_tfds
+from jaxkd.data.host_views import CentralCrop, RandomResizedCrop
+from jaxkd.data.streaming import StreamedSplit
+from jaxkd.data.tfds_source import open_tfds, read_tfds
 from jaxkd.data.views import View
 
 
@@ -38,6 +40,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def labels_of(self, ids: Sequence[int]) -> list[int]:
+        """The labels of some examples."""
+        return [int(self.labels[example_id]) for example_id in ids]
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -45,7 +57,7 @@ class Dataset:
 
     Attributes:
       name: for the record.
-      splits: "train" and "test" (only those that were asked for).
+      splits: "train" and "test" (only those that were asked for), in memory or streamed.
       num_classes: how many labels there are, from 0.
       mean: of each channel, of pixels in [0, 1].
       std: of each channel, likewise.
@@ -53,7 +65,7 @@ class Dataset:
     """
 
     name: str
-    splits: Mapping[str, Split]
+    splits: Mapping[str, Split | StreamedSplit]
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -61,13 +73,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
-            low, high = int(split.labels.min()), int(split.labels.max())
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(
-                    f"{self.name}: labels of split {name!r} reach from {low} to {high}, "
-                    f"but num_classes={self.num_classes} admits 0 to {self.num_classes - 1}"
-                )
-            channels = split.images.shape[-1]
+            if isinstance(split, Split):
+                low, high = int(split.labels.min()), int(split.labels.max())
+                if low < 0 or high >= self.num_classes:
+                    raise ValueError(
+                        f"{self.name}: labels of split {name!r} reach from {low} to {high}, "
+                        f"but num_classes={self.num_classes} admits 0 to {self.num_classes - 1}"
+                    )
+            channels = split.image_shape[-1]
             if not len(self.mean) == len(self.std) == channels:
                 raise ValueError(
                     f"{self.name}: mean and std need one value for each of {channels} channels, "
@@ -77,17 +90,22 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
-        height, width, channels = next(iter(self.splits.values())).images.shape[1:]
-        return height, width, channels
+        return next(iter(self.splits.values())).image_shape
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of every pixel and label and of what is done with them, to tell data sets apart."""
+        """A hash of every pixel and label and of what is done with them, to tell data sets apart.
+
+        Of a streamed split it takes the split's own digest and its views.
+        """
         sha = hashlib.sha256(repr((self.num_classes, self.mean, self.std, self.view)).encode())
-        for name in sorted(self.splits):
-            sha.update(f"{name} {self.splits[name].images.shape}".encode())
-            sha.update(self.splits[name].images.tobytes())
-            sha.update(self.splits[name].labels.astype(np.int64).tobytes())
+        for name, split in sorted(self.splits.items()):
+            if isinstance(split, StreamedSplit):
+                sha.update(f"{name} {split.digest} {split.train_view} {split.eval_view}".encode())
+                continue
+            sha.update(f"{name} {split.images.shape}".encode())
+            sha.update(split.images.tobytes())
+            sha.update(split.labels.astype(np.int64).tobytes())
         return sha.hexdigest()[:16]
 
 
@@ -102,13 +120,14 @@ def load(
     """Loads a data set.
 
     Args:
-      name: "digits" (needs no file and no network), "cifar10", "cifar100", or the path of an `.npz` file with
-        the arrays `train_images`, `train_labels`, `test_images` and `test_labels`.
-      data_dir: for CIFAR, the TFDS folder; by default TFDS's own (`~/tensorflow_datasets`).
+      name: "digits" (needs no file and no network), "cifar10", "cifar100", "imagenet2012",
+        "imagenet_resized/64x64", or the path of an `.npz` file with the arrays `train_images`,
+        `train_labels`, `test_images` and `test_labels`.
+      data_dir: for CIFAR and ImageNet, the TFDS folder; by default TFDS's own (`~/tensorflow_datasets`).
       splits: which splits to read.
 
     Returns:
-      The data set, in memory.
+      The data set, in memory; ImageNet streamed, with its validation split as "test".
 
     Raises:
       ValueError: the name is unknown, or the arrays do not fit.
@@ -217,7 +236,23 @@ FACTS = {
 }
 
 
-def _known(name: str, parts: Mapping[str, Split]) -> Dataset:
+# ImageNet, streamed: views on the host for training and for evaluation.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_STREAMED: dict[str, tuple[RandomResizedCrop | None, CentralCrop | None]] = {
+    "imagenet2012": (RandomResizedCrop(224), CentralCrop(224, resize=256)),
+    "imagenet_resized/64x64": (None, None),
+}
+FACTS |= {
+    # Cropped and mirrored on the host.
+    "imagenet2012": Facts((224, 224, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, View(padding=0, flip=False)),
+    # CIFAR's padding, an eighth of the side.
+    "imagenet_resized/64x64": Facts(
+        (64, 64, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, View(padding=8, flip=True)
+    ),
+}
+
+
+def _known(name: str, parts: Mapping[str, Split | StreamedSplit]) -> Dataset:
     facts = FACTS[name]
     return Dataset(name, parts, facts.num_classes, facts.mean, facts.std, facts.view)
 
@@ -238,7 +273,17 @@ def _load_cifar(name: str, data_dir: str | Path | None, splits: Sequence[str]) -
     return _known(name, {split: Split(*read_tfds(name, split, data_dir)) for split in splits})
 
 
+def _load_streamed(name: str, data_dir: str | Path | None, splits: Sequence[str]) -> Dataset:
+    parts = {}
+    for split in splits:
+        source, digest = open_tfds(name, "validation" if split == "test" else split, data_dir)
+        train_view, eval_view = _STREAMED[name]
+        parts[split] = StreamedSplit(source, FACTS[name].image_shape, digest, train_view, eval_view)
+    return _known(name, parts)
+
+
 _LOADERS: dict[str, Callable[[str | Path | None, Sequence[str]], Dataset]] = {
     "digits": _load_digits,
     **{name: functools.partial(_load_cifar, name) for name in ("cifar10", "cifar100")},
+    **{name: functools.partial(_load_streamed, name) for name in _STREAMED},
 }

@@ -13,6 +13,7 @@ import logging
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,17 +35,7 @@ def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.nd
     Raises:
       FileNotFoundError: nothing is prepared there and it cannot be downloaded; the message says what to do.
     """
-    # TFDS logs, through absl, that it would decode faster with OpenCV.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    folder = Path(builder.data_path)
-    shards = sorted(folder.glob(f"{name}-{split}.array_record-*"))
-    if not shards:
-        _prepare(builder, name, split, folder)
-        shards = sorted(folder.glob(f"{name}-{split}.array_record-*"))
-
+    builder, shards = _open(name, split, data_dir)
     cache = _cache_file(name, split, shards)
     if cache.is_file():
         with (
@@ -60,6 +51,32 @@ def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.nd
         images[index], labels[index] = example["image"], example["label"]
     _keep(cache, images, labels)
     return images, labels
+
+
+def open_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[Any, str]:
+    """Opens one split of a TFDS image classification set without reading it.
+
+    Args and errors are those of `read_tfds`.
+
+    Returns:
+      The examples by index, each decoded when it is asked for; and a digest of the files' names and sizes.
+    """
+    builder, shards = _open(name, split, data_dir)
+    facts = [(shard.name, shard.stat().st_size) for shard in shards]
+    return builder.as_data_source(split), hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _open(name: str, split: str, data_dir: str | Path | None) -> tuple[Any, list[Path]]:
+    """The set's builder and the files of a split, which are prepared if they are not there."""
+    # TFDS logs, through absl, that it would decode faster with OpenCV.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    folder, files = Path(builder.data_path), f"{builder.name}-{split}.array_record-*"
+    if not sorted(folder.glob(files)):
+        _prepare(builder, name, split, folder)
+    return builder, sorted(folder.glob(files))
 
 
 def _prepare(builder, name: str, split: str, folder: Path) -> None:  # type: ignore[no-untyped-def]

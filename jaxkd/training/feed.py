@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxkd.data import Split
+from jaxkd.data import Split, StreamedSplit
+from jaxkd.data.streaming import in_memory
 from jaxkd.training.parallel import local_rows, replicate, share
 from jaxkd.training.step import Batch
 
@@ -49,9 +51,47 @@ class ResidentFeed:
             yield Batch(ids=share(ids, self._num_devices)[self._own])
 
 
-def open_feed(split: Split, devices: Sequence[jax.Device]) -> Feed:
-    """The feed that suits a split."""
-    return ResidentFeed(split, devices)
+class StreamedFeed:
+    """A split on the host; each step brings its images, and each process reads its own share."""
+
+    resident = None
+
+    def __init__(self, split: StreamedSplit, devices: Sequence[jax.Device], seed: int) -> None:
+        self._split = split
+        self._num_devices = len(devices)
+        self._own = local_rows(devices)
+        self._seed = seed
+
+    def __call__(self, steps: np.ndarray, epoch: int | None = None) -> Iterator[Batch]:
+        """See `Feed`; views that are not made here are made on the device, as for a resident split."""
+        shared = share(steps, self._num_devices)[self._own].swapaxes(0, 1)  # [S, D, B / D]
+        read = self._split.batches(shared.reshape(len(steps), -1), seed=self._seed, epoch=epoch)
+        for ids, (images, labels) in zip(shared, read, strict=True):
+            yield Batch(ids, images.reshape(*ids.shape, *images.shape[1:]), labels.reshape(ids.shape))
+
+
+def open_feed(
+    split: Split | StreamedSplit,
+    devices: Sequence[jax.Device],
+    *,
+    seed: int = 0,
+    stream: bool = False,
+    workers: int = 0,
+) -> Feed:
+    """The feed that suits a split.
+
+    Args:
+      split: in memory, or streamed.
+      devices: of all processes.
+      seed: the run's; it decides on the views of a streamed split.
+      stream: whether to stream a split that is in memory, too.
+      workers: processes that read a streamed split; 0 for threads.
+    """
+    if isinstance(split, Split) and not stream:
+        return ResidentFeed(split, devices)
+    if isinstance(split, Split):
+        split = in_memory(split.images, split.labels)
+    return StreamedFeed(dataclasses.replace(split, workers=workers), devices, seed)
 
 
 def stack(batches: Sequence[Batch]) -> Batch:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxkd.config import JointRunConfig
-from jaxkd.data import Dataset, Split, epoch_order
+from jaxkd.data import Dataset, Split, StreamedSplit, epoch_order
 from jaxkd.data.order import batches
 from jaxkd.signals import Stopped, StopRequest
 from jaxkd.storage import write_json
@@ -102,8 +102,11 @@ class Loop:
         self._lines = ProgressLines(say)
         self._stop = stop
         self._step_function = pmapped_train_step(task, devices)
-        self._feed = open_feed(self._train_split, devices)
-        self._evaluator = Evaluator(task.student, dataset.splits["test"], config.eval_batch_size, devices)
+        reading: dict[str, Any] = {"stream": config.stream, "workers": config.workers}
+        self._feed = open_feed(self._train_split, devices, seed=task.seed, **reading)
+        self._evaluator = Evaluator(
+            task.student, dataset.splits["test"], config.eval_batch_size, devices, **reading
+        )
         self._total_steps = task.num_epochs * task.steps_per_epoch
         self._saved_at = time.monotonic()
         self._compiled: set[int] = set()
@@ -168,6 +171,8 @@ class Loop:
             self.stopwatch.start()
         batches = stack(list(itertools.islice(stream, len(ids))))
         before = jax.device_get(state) if self._config.debug else None
+        if self._feed.resident is None:
+            jax.block_until_ready(state.step)  # lest the images of many steps pile up on the device
         state = self._step_function(state, teacher_variables, self._feed.resident, batches)
         if before is not None:
             share = jax.tree.map(lambda leaf: leaf[:, 0], batches)  # of the one step of this call
@@ -209,9 +214,7 @@ class Loop:
             return
         saved = self._checkpoints.latest_step()
         where = look_again() if look_again else []
-        evidence = nonfinite.evidence(
-            trouble, self._task, tally, self._train_split.labels, self._config.batch_size
-        )
+        evidence = nonfinite.evidence(trouble, self._task, tally, self._train_split, self._config.batch_size)
         path = self._record.folder / "nonfinite.json"
         if is_first():
             write_json(path, {**evidence, "checkpoint": saved, "where": where})
@@ -251,17 +254,30 @@ class Loop:
 class Evaluator:
     """Accuracy and cross-entropy of a network over exactly all examples of a split."""
 
-    def __init__(self, network: Network, split: Split, batch_size: int, devices: list[jax.Device]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        split: Split | StreamedSplit,
+        batch_size: int,
+        devices: list[jax.Device],
+        **reading: Any,
+    ) -> None:
+        """`reading`: what `open_feed` takes."""
         rounded = -(-batch_size // len(devices)) * len(devices)
         self._ids = batches(np.arange(len(split)), min(rounded, _up(split, devices)))
-        self._feed: Feed = open_feed(split, devices)
+        self._feed: Feed = open_feed(split, devices, **reading)
         self._devices = devices
         self._function = pmapped_eval_step(network, devices)
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns accuracy and accuracy_top5 in percent, and the mean cross-entropy in nats."""
         variables = replicate(variables, self._devices)
-        parts = [self._function(variables, self._feed.resident, batch) for batch in self._feed(self._ids)]
+        parts: list[dict[str, jax.Array]] = []
+        for batch in self._feed(self._ids):
+            # Few calls in flight: each holds its images, and on simulated devices many collectives at once
+            # can wait for each other for ever.
+            jax.block_until_ready(parts[-2:-1])
+            parts.append(self._function(variables, self._feed.resident, batch))
         # In float64 on the host, once: no round trip for each batch, and exact counts.
         sums = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
         return {
@@ -362,7 +378,7 @@ def _pieces(chunk: np.ndarray, steps_per_call: int) -> Iterator[np.ndarray]:
         yield chunk[start : start + 1]
 
 
-def _up(split: Split, devices: list[jax.Device]) -> int:
+def _up(split: Split | StreamedSplit, devices: list[jax.Device]) -> int:
     """The smallest batch that holds the whole split and can be shared out."""
     return -(-len(split) // len(devices)) * len(devices)
 

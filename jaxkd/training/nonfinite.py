@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.data import epoch_order
+from jaxkd.data import Split, StreamedSplit, epoch_order
 from jaxkd.data.order import batches
 from jaxkd.training.state import TrainState
 from jaxkd.training.step import AXIS, Batch, Task, gather, train_step
@@ -68,7 +68,11 @@ def batch_ids(step: int, *, num_examples: int, batch_size: int, seed: int) -> li
 
 
 def evidence(
-    trouble: Trouble, task: Task, tally: Mapping[str, np.ndarray], labels: np.ndarray, batch_size: int
+    trouble: Trouble,
+    task: Task,
+    tally: Mapping[str, np.ndarray],
+    split: Split | StreamedSplit,
+    batch_size: int,
 ) -> dict[str, Any]:
     """What it takes to look at the step again, ready for JSON.
 
@@ -76,17 +80,17 @@ def evidence(
       trouble: what was found.
       task: the run's constants.
       tally: the sums of the epoch so far.
-      labels: of the whole training split, int32 `[N]`.
+      split: that is trained on.
       batch_size: over all devices.
     """
-    ids = batch_ids(trouble.step, num_examples=len(labels), batch_size=batch_size, seed=task.seed)
+    ids = batch_ids(trouble.step, num_examples=len(split), batch_size=batch_size, seed=task.seed)
     return {
         "step": trouble.step,
         "epoch": trouble.step // task.steps_per_epoch + 1,
         "seed": task.seed,
         "trouble": trouble.term,
         "ids": ids,
-        "labels": [int(labels[i]) for i in ids],
+        "labels": split.labels_of(ids),
         "sums_of_the_epoch": {
             name: as_json(float(value)) for name, value in tally.items() if value.ndim == 0
         },
