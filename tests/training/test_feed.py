@@ -43,7 +43,7 @@ def test_streamed_batches_are_the_resident_ones() -> None:
 
 def test_a_run_may_change_from_resident_to_streamed_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     dataset = helpers.tiny_dataset()
-    common = {"model": "resnet8", "epochs": 2, "batch_size": 16, "devices": 2, "log_every": 1}
+    common = {"model": "resnet8", "epochs": 2, "batch_size": 16, "devices": 2, "log_every": 2}
     results = {
         run: jaxkd.train(TrainConfig(run=tmp_path / run, **common, **more), dataset, say=silent)  # type: ignore[arg-type]
         for run, more in {
