@@ -156,21 +156,20 @@ def _export(config: configs.ExportConfig) -> None:
 
 
 def _teachers(config: configs.TeachersConfig) -> None:
+    from jaxkd import _markdown as markdown
     from jaxkd import teachers
 
     entries = teachers.available()
-    rows = [["name", "model", "data", "accuracy", "digest", "source"]]
+    rows = []
     for entry in entries:
         about = entry.description
         accuracy = "-" if about.test_accuracy is None else f"{about.test_accuracy:.2f}"
-        rows.append([entry.name, about.model, about.data, accuracy, entry.digest[:12], about.source])
+        rows.append([entry.name, about.model, about.data, about.source, entry.digest[:12], accuracy])
         if config.verify:
             teachers.load(entry.folder)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _say(markdown.table(["name", "model", "data", "source", "digest", "accuracy"], rows, left=5))
     verified = "; all weights have their digests" if config.verify else ""
-    _say(f"\n{len(entries)} teachers, in {teachers.zoo()} and in the package{verified}")
+    _say(f"{len(entries)} teachers, in {teachers.zoo()} and in the package{verified}")
 
 
 def _models(config: configs.ModelsConfig) -> None:

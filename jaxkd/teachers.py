@@ -233,15 +233,14 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
     """Saves a network as a teacher.
 
     Args:
-      folder: where; it is made, and the teacher in it replaced.
+      folder: where; it is made, and a teacher that is there is replaced, whole or not at all.
       variables: `{"params": ..., "batch_stats": ...}`.
       description: what they are.
     """
-    folder = Path(folder)
-    digest = storage.save_tree(folder / "variables", dict(variables))
-    storage.write_json(
-        folder / _DESCRIPTION, {"format": _FORMAT, **dataclasses.asdict(description), "digest": digest}
-    )
+    with storage.replacing(Path(folder)) as new:
+        digest = storage.save_tree(new / "variables", dict(variables))
+        about = {"format": _FORMAT, **dataclasses.asdict(description), "digest": digest}
+        storage.write_json(new / _DESCRIPTION, about)
 
 
 def locate(path_or_name: str | Path) -> Path:
