@@ -169,7 +169,7 @@ def _teachers(config: configs.TeachersConfig) -> None:
             teachers.load(entry.folder)
     _say(markdown.table(["name", "model", "data", "source", "digest", "accuracy"], rows, left=5))
     verified = "; all weights have their digests" if config.verify else ""
-    _say(f"{len(entries)} teachers, in {teachers.zoo()} and in the package{verified}")
+    _say(f"{len(entries)} teacher(s), in {teachers.zoo()} and in the package{verified}")
 
 
 def _models(config: configs.ModelsConfig) -> None:

@@ -107,7 +107,7 @@ def test_teachers_are_listed_and_verified(
 
     code, output, errors = run_jaxkd("teachers", "--verify")
     assert code == 0, errors
-    assert "2 teachers" in output
+    assert "2 teacher(s), in" in output
     assert "97.78" in next(line for line in output.splitlines() if "| digits-resnet20" in line)
     shutil.rmtree(tmp_path / "mine" / "variables")
     code, _, errors = run_jaxkd("teachers", "--verify")
