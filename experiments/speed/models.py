@@ -5,7 +5,7 @@
 Each network in a process of its own, without compilation cache: drawing its initial variables after the
 imports, then tracing and compiling its evaluation and one training step (cross-entropy, SGD with momentum) at
 batch 64, 32x32 images, 100 classes, float32.  Nothing is trained.  Both the time that passed and the
-processor's time are recorded; other work on the machine lengthens the former.  Some minutes on two cores; writes
+processor's time are recorded; other work on the machine lengthens the former.  Minutes on two cores; writes
 `results/models.json` and `results/models.md`.
 """
 

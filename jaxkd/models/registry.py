@@ -86,7 +86,7 @@ def initialize(model: nn.Module, *, seed: int, image_shape: tuple[int, int, int]
       image_shape: height, width, channels.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}`, what `model.init` gives with a threefry key of the seed.
+      A dictionary with "params" and "batch_stats", what `model.init` gives with a threefry key of the seed.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return dict(model.lazy_init(jax.random.key(seed, impl="threefry2x32"), images))

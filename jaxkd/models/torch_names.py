@@ -51,7 +51,7 @@ def to_flax(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[
       like: variables, or their shapes (`jax.eval_shape` of `init`), of the network that receives them.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}`, float32.
+      A dictionary with "params" and "batch_stats", float32.
 
     Raises:
       ValueError: weights are missing, left over or of another shape; one message lists them all.
