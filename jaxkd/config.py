@@ -20,7 +20,7 @@ C = TypeVar("C")
 # Fields that may differ between a run and its resumption: they change nothing, or only the rounding.
 _HARMLESS = frozenset(
     {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
-     "checkpoint_seconds", "debug", "fork", "stream", "workers",
+     "checkpoint_seconds", "debug", "fork", "stream", "workers", "profile", "wandb",
      "distributed", "coordinator", "num_processes", "process_id", "peer_timeout"}
 )  # fmt: skip
 
@@ -80,6 +80,10 @@ class RunConfig:
     """Images a step of evaluation, over all devices together."""
     log_every: int = 100
     """Steps between lines in metrics.jsonl."""
+    profile: int | None = None
+    """Trace this many steps after compilation with JAX's profiler, into the run's folder."""
+    wandb: str | None = None
+    """Project on Weights & Biases to send the metrics to; needs wandb installed."""
     checkpoint_seconds: float = 60.0
     """A checkpoint is saved when the last one is older than this (looked at every --log-every steps and
     at the end of each epoch), and at the end."""
@@ -93,6 +97,7 @@ class RunConfig:
             "log_every",
             "steps_per_call",
             "devices",
+            "profile",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -100,6 +105,8 @@ class RunConfig:
         for name in ("momentum", "weight_decay", "seed", "checkpoint_seconds", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
+        for name in ("run", "data_dir", "teacher"):
+            refuse_remote(_flag(name), getattr(self, name, None))
         if self.seed >= 2**32:
             raise ValueError(
                 f"--seed must be less than 2**32, which random keys are made of, got {self.seed}"
@@ -415,6 +422,19 @@ def from_file(command: type[C], path: Path) -> C:
         return tuple(value) if isinstance(value, list) else value
 
     return command(**{key: typed(key, value) for key, value in stored.items()})
+
+
+def refuse_remote(flag: str, path: Path | str | None) -> None:
+    """Raises ValueError if a path is the address of an object store.
+
+    >>> refuse_remote("--run", Path("runs/one"))
+    """
+    scheme, colon, rest = str(path or "").partition(":/")
+    if colon and len(scheme) > 1 and scheme.isalnum():
+        raise ValueError(
+            f"{flag} must be a folder of this machine, got {scheme}://{rest.lstrip('/')}; mount the bucket "
+            "(Cloud Storage: gcsfuse) and name the folder"
+        )
 
 
 def _flag(name: str) -> str:

@@ -32,6 +32,7 @@ from jaxkd.training.parallel import (
 from jaxkd.training.record import Record
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState
 from jaxkd.training.step import Batch, Network, Task
+from jaxkd.training.watching import Profiler
 
 Say = Callable[[str], None]
 
@@ -110,6 +111,7 @@ class Loop:
         self._total_steps = task.num_epochs * task.steps_per_epoch
         self._saved_at = time.monotonic()
         self._compiled: set[int] = set()
+        self._profiler = Profiler(record.folder / "profile", config.profile if is_first() else None, say)
         self.stopwatch = Stopwatch()
 
     def run(self, state: TrainState, teacher_variables: Any) -> TrainState:
@@ -138,6 +140,7 @@ class Loop:
             state = self._train_epoch(state, teacher_variables, epoch)
             self._evaluate(state, epoch)
             self._stop_if_asked(state)
+        self._profiler.close()
         self._checkpoints.save(state)
         return jax.device_get(state)
 
@@ -173,7 +176,10 @@ class Loop:
         before = jax.device_get(state) if self._config.debug else None
         if self._feed.resident is None:
             jax.block_until_ready(state.step)  # lest the images of many steps pile up on the device
+        if not first:
+            self._profiler.before()
         state = self._step_function(state, teacher_variables, self._feed.resident, batches)
+        self._profiler.after(len(ids), state)
         if before is not None:
             share = jax.tree.map(lambda leaf: leaf[:, 0], batches)  # of the one step of this call
             again = self._task, before, teacher_variables, self._feed.resident, share

@@ -19,6 +19,7 @@ import tensorboardX
 from jaxkd import __version__
 from jaxkd.storage import DamagedError, read_json, remove_unfinished, write_json, write_text
 from jaxkd.training.checkpoint import describe_differences, differing_keys
+from jaxkd.training.watching import Log
 
 logger = logging.getLogger("jaxkd")
 
@@ -31,6 +32,7 @@ class Record:
         self.folder = folder
         self._metrics = folder / "metrics.jsonl"
         self._lines: list[dict[str, Any]] = []
+        self._logs: list[Log] = []
         self._lock_file: IO[str] | None = None
         self._events: tensorboardX.SummaryWriter | None = None
 
@@ -122,6 +124,12 @@ class Record:
         assert self._events is not None, "rewind opens the record"
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
+        for log in self._logs:
+            log({f"{kind}/{name}": value for name, value in values.items()}, step)
+
+    def also(self, log: Log) -> None:
+        """Adds a place that gets what `write` gets."""
+        self._logs.append(log)
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """The lines of a kind so far."""

@@ -17,6 +17,7 @@ from jaxkd.config import DistillConfig, JointRunConfig, RunConfig, TrainConfig
 from jaxkd.methods import Method, Progress
 from jaxkd.signals import Stopped, StopRequest
 from jaxkd.training import distributed
+from jaxkd.training.announce import announce, cost
 from jaxkd.training.checkpoint import describe_newest, saved_steps
 from jaxkd.training.fork import graft, open_fork
 from jaxkd.training.loop import Evaluator, Loop, Say, summarize
@@ -25,6 +26,7 @@ from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import choose_devices, share
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 from jaxkd.training.step import AXIS, Network, Task
+from jaxkd.training.watching import log_to_wandb
 
 
 def _print(text: str) -> None:
@@ -136,13 +138,17 @@ def _fit(
         checkpoints = distributed.open_checkpoints(folder / "checkpoints", identity)
         state = initial_state(task, dataset, teacher_variables)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
-        learned_from = f" from {teacher.name} ({teacher.description.model})" if teacher else ""
+        size = dataset.num_classes, dataset.image_shape
+        learned_from = f" from {teacher.name}, {cost(teacher.description.model, *size)}," if teacher else ""
         say(
-            f"{folder}: {model_name} ({parameters:,} parameters){learned_from} on {dataset.name}, "
+            f"{folder}: {cost(model_name, *size)}{learned_from} on {dataset.name}, "
             f"{len(dataset.splits['train']):,} images; {task.num_epochs} epochs of "
-            f"{task.steps_per_epoch} steps, batch {config.batch_size} on "
-            f"{len(devices)} x {devices[0].device_kind}"
+            f"{task.steps_per_epoch} steps"
         )
+        for line in announce(task, dataset, state, teacher_variables, config=config, devices=devices):
+            say(line)
+        if config.wandb is not None and distributed.is_first():
+            record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
         if forked is not None:
             say(f"starting from step {checkpoints.save(forked)} of {config.fork}")
         stop = stack.enter_context(StopRequest())

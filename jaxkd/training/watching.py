@@ -1,0 +1,71 @@
+"""Watching a run with other tools: a trace of some steps for the profiler, and Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxkd._extras import require
+
+
+class Profiler:
+    """Traces the first steps after compilation with `jax.profiler`; with no steps it does nothing."""
+
+    def __init__(self, folder: Path, num_steps: int | None, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._left = num_steps or 0
+        self._running = False
+        self._say = say
+
+    def before(self) -> None:
+        """Starts the trace; called before each step that is compiled already."""
+        if self._left > 0 and not self._running:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, num_steps: int, result: Any) -> None:
+        """Ends the trace if enough steps were made; waits for `result` so that they are in it."""
+        if not self._running:
+            return
+        self._left -= num_steps
+        if self._left <= 0:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if there is one."""
+        if self._running:
+            self._running = False
+            self._left = 0
+            jax.profiler.stop_trace()
+            self._say(f"trace in {self._folder}; look at it with TensorBoard's profile plugin or XProf")
+
+
+Log = Callable[[Mapping[str, float], int], None]
+
+
+def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Log:
+    """Opens a run on Weights & Biases, or goes on with it.
+
+    Args:
+      project: where it belongs.
+      folder: of the run; names it there.
+      config: what to show beside it.
+
+    Returns:
+      A function of values by name and the step.
+
+    Raises:
+      ImportError: wandb is not installed.
+    """
+    require("wandb", "wandb")
+    import wandb
+
+    name = folder.name
+    run = wandb.init(
+        project=project, id=name, name=name, dir=str(folder), config=dict(config), resume="allow"
+    )
+    return lambda values, step: run.log(dict(values), step=step)
