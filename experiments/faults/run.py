@@ -156,23 +156,27 @@ def finishing(run: Path) -> bool:
 def anywhere(lab: Lab, run: Path, rng: random.Random) -> tuple[Callable[[Path], bool], float]:
     """Before the first step, or so many steps and tests later than the last kill; and for how long."""
     if rng.random() < 1 / 3:
-        return lambda _: True, lab.seconds_to_first_step
-    lines = len(read_metrics(run)) + rng.randint(1, 8)
+        return starting, lab.seconds_to_first_step
+    lines = len(read_metrics(run)) + rng.randint(1, 6)
     return lambda run: len(read_metrics(run)) >= lines, 0.2
 
 
-def where(run: Path) -> str:
+def starting(_: Path) -> bool:
+    return True
+
+
+def where(run: Path, is_up: bool) -> str:
     """In words, from what lies there."""
     if not (run / "config.json").is_file():
         return "before the run's folder was there"
     if (run / "result.json").is_file():
         return "after the end"
+    if not is_up or compiling(run):
+        return "before the first step"
     if saving(run):
         return "in a save"
     if finishing(run):
         return "writing the model or the result"
-    if compiling(run):
-        return "before the first step"
     return "in an evaluation" if evaluating(run) else "in training"
 
 
@@ -182,17 +186,27 @@ def strike(
     """Starts the command, waits for a moment and up to `spread` seconds more, and sends a signal."""
     if moment is anywhere:
         moment, spread = anywhere(lab, run, rng)
+    before = inode(run / "metrics.jsonl")
+
+    def is_up() -> bool:
+        """Whether this process has come to its loop, and what lies there is no longer the last one's."""
+        return inode(run / "metrics.jsonl") != before
+
     with lab.start(run, **options) as child:
-        while child.poll() is None and not moment(run):
+        while child.poll() is None and not ((is_up() or moment is starting) and moment(run)):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, spread))
-        there = where(run)
+        there = where(run, is_up())
         child.send_signal(signal.Signals[name])
         output, errors = child.communicate(timeout=600)
     accepted = {"SIGKILL": (-9, 0), "SIGTERM": (75, 0, -15), "SIGINT": (75, 130, 0, -2)}[name]
     if child.returncode not in accepted or ("Traceback" in errors and child.returncode == 75):
         raise AssertionError(f"{run}: {name} {there}: exit code {child.returncode}: {output}{errors}")
     return {"signal": name, "where": there, "exit_code": child.returncode}
+
+
+def inode(file: Path) -> int | None:
+    return file.stat().st_ino if file.is_file() else None
 
 
 def killed(
@@ -355,22 +369,22 @@ def kill(what: str, rounds: int, name: str, moment: Any, spread: float, **option
 
 FAULTS = (
     kill("at any moment", 2, "SIGKILL", anywhere, 0),
-    kill("at any moment", 2, "SIGTERM", anywhere, 0),
+    kill("at any moment", 1, "SIGTERM", anywhere, 0),
     kill("at any moment", 1, "SIGINT", anywhere, 0),
     kill("in a compilation without cache", 1, "SIGKILL", compiling, 2.0, cache=False),
     kill("in a compilation without cache", 1, "SIGTERM", compiling, 2.0, cache=False),
-    kill("in training", 2, "SIGKILL", training, 2.0),
+    kill("in training", 1, "SIGKILL", training, 2.0),
     kill("in a save", 2, "SIGKILL", saving, 0.1),
     kill("in a save", 1, "SIGTERM", saving, 0.1),
     kill("in an evaluation", 1, "SIGKILL", evaluating, 0.05),
     kill("in an evaluation", 1, "SIGTERM", evaluating, 0.05),
     kill("while the model and the result are written", 1, "SIGKILL", finishing, 0.5),
     kill("while the model and the result are written", 1, "SIGTERM", finishing, 0.5),
-    Fault("one bit of the newest checkpoint flipped", functools.partial(damaged, damage=flip_bit), 4),
-    Fault("one file of the newest checkpoint truncated", functools.partial(damaged, damage=truncate), 2),
-    Fault("one file of the newest checkpoint deleted", functools.partial(damaged, damage=delete), 2),
+    Fault("one bit of the newest checkpoint flipped", functools.partial(damaged, damage=flip_bit), 2),
+    Fault("one file of the newest checkpoint truncated", functools.partial(damaged, damage=truncate), 1),
+    Fault("one file of the newest checkpoint deleted", functools.partial(damaged, damage=delete), 1),
     Fault("an empty folder named like a newer checkpoint", empty_folder, 1),
-    Fault("the disk is full", full_disk, 2),
+    Fault("the disk is full", full_disk, 1),
     Fault("the folder is read-only", read_only, 1),
     Fault("two processes on one run", two_processes, 1),
 )
