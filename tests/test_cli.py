@@ -162,6 +162,47 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(
     assert [path.name for path in (tmp_path / "cut").glob(".*")] == [".lock"]
 
 
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8)])
+def test_a_run_goes_on_with_another_number_of_devices(
+    tmp_path: Path, tiny: Path, teacher: Path, whole: Path, before: int, after: int
+) -> None:
+    arguments = distill_arguments(tiny, teacher, tmp_path / "moved")
+    with start_jaxkd(*arguments, devices=before) as child:
+        wait(in_steps, tmp_path / "moved", child)
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=120)
+    assert child.returncode == 75
+    code, output, errors = run_jaxkd(*arguments, devices=after)
+    assert code == 0, errors
+    assert "resuming at step" in output
+    # The same images and views in the same order: on one device or eight, the first losses are equal.
+    losses = [
+        [line["loss"] for line in read_metrics(folder) if line["kind"] == "train"]
+        for folder in (whole, tmp_path / "moved")
+    ]
+    assert len(losses[0]) == len(losses[1]) == 60
+    assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-3)
+
+
+def test_another_loss_teacher_or_seed_is_refused_by_name(
+    tmp_path: Path, tiny: Path, teacher: Path, whole: Path
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    other = helpers.untrained_teacher(tmp_path / "other", data.load(str(tiny)), model="resnet14")
+    for chosen, changes, keys in (
+        (
+            teacher,
+            ["--method", "kd", "--seed", 1],
+            ("method (there atkd, here kd)", "seed (there 0, here 1)"),
+        ),
+        (other, [], ("teacher_digest",)),
+    ):
+        code, _, errors = run_jaxkd(*distill_arguments(tiny, chosen, folder), *changes)
+        assert code == 1
+        assert f"{folder} holds another run; different: " in errors
+        assert all(key in errors for key in keys)
+
+
 # The command line, with a place that says when it is reached, and takes its time.
 PAUSING = """
 import signal, sys, time

@@ -41,6 +41,9 @@ def test_a_malicious_file_is_refused_and_does_not_run(tmp_path: Path, container:
         path.write_bytes(pickled)
     with pytest.raises(ValueError, match=r"refused to read .*(posix|nt)\.system.*could run code"):
         torch_files.read(path)
+    code, _, errors = run_jaxkd("import", path, "--model", "resnet8")
+    assert code == 1
+    assert "could run code" in errors
     assert not victim.exists()
     pickle.loads(pickled)  # the attack is a real one
     assert victim.exists()
