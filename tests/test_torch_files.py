@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import run_jaxkd
 
 from jaxkd import torch_files
 
