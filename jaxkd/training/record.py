@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
-import tensorboardX
 
 from jaxkd import __version__
 from jaxkd.storage import DamagedError, read_json, remove_unfinished, write_json, write_text
 from jaxkd.training.checkpoint import describe_differences, differing_keys
+from jaxkd.training.events import Events
 from jaxkd.training.watching import Log
 
 logger = logging.getLogger("jaxkd")
@@ -34,7 +34,7 @@ class Record:
         self._lines: list[dict[str, Any]] = []
         self._logs: list[Log] = []
         self._lock_file: IO[str] | None = None
-        self._events: tensorboardX.SummaryWriter | None = None
+        self._events: Events | None = None
 
     def result(self) -> dict[str, Any] | None:
         """What the run ended with; None if it has not ended.
@@ -111,9 +111,7 @@ class Record:
         """Forgets what was written after `step`: a resumed run will write it again."""
         self._lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in self._lines))
-        self._events = tensorboardX.SummaryWriter(
-            str(self.folder / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._events = Events(self.folder / "tensorboard", step + 1 if step else 0)
 
     def write(self, kind: str, step: int, epoch: int, **values: float) -> None:
         """Adds a line, of kind "train" or "test", to metrics.jsonl and to the events."""
@@ -122,10 +120,10 @@ class Record:
         with self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         assert self._events is not None, "rewind opens the record"
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        tagged = {f"{kind}/{name}": value for name, value in values.items()}
+        self._events.write(step, tagged)
         for log in self._logs:
-            log({f"{kind}/{name}": value for name, value in values.items()}, step)
+            log(tagged, step)
 
     def also(self, log: Log) -> None:
         """Adds a place that gets what `write` gets."""
@@ -140,9 +138,10 @@ class Record:
         write_json(self.folder / "result.json", dict(result))
 
     def close(self) -> None:
-        """Flushes the events, and lets other processes into the folder."""
+        """Lets other processes into the folder."""
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was said when it refused a line
+                self._events.close()
         if self._lock_file is not None:
             self._lock_file.close()
 
