@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
+import jax
 import tyro
 
 from jaxkd import config as configs
+from jaxkd._paths import cache_folder
 from jaxkd.signals import Stopped, report
 from jaxkd.training.distributed import PeerLostError, leave
 
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that the arguments ask for, and exits with its code."""
     try:
         command = _parse(arguments)
+        keep_compiled_programs()
         next(run for config, run in _COMMANDS.values() if isinstance(command, config))(command)
     except Stopped as stopped:
         sys.exit(report(stopped))
@@ -45,6 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         leave(EXIT_PEER_LOST)
     except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
         leave(_failed(error))
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs for later processes, under `~/.cache/jaxkd/compiled`.
+
+    JAX's own variables go first: `JAX_COMPILATION_CACHE_DIR` names another folder, and
+    `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # A run compiles some small programs too, and by default those under a second are not kept.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:
@@ -76,6 +92,12 @@ def _distill(config: configs.DistillConfig) -> None:
     from jaxkd.training import distill
 
     distill(config, say=_say)
+
+
+def _cache(config: configs.CacheConfig) -> None:
+    from jaxkd.training import build_cache
+
+    build_cache(config, say=_say)
 
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
@@ -197,6 +219,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "compare": (configs.CompareConfig, _compare),
     "train": (configs.TrainConfig, _train),
     "distill": (configs.DistillConfig, _distill),
+    "cache": (configs.CacheConfig, _cache),
     "evaluate": (configs.EvaluateConfig, _evaluate),
     "import": (configs.ImportConfig, _import),
     "export": (configs.ExportConfig, _export),

@@ -36,14 +36,23 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
     teacher = config.pretrained
     if teacher is None:
         runs.append(config.folder / "teacher")
-        train(TrainConfig(**shared, model=config.teacher_architecture, run=runs[-1]), dataset, say=say)
+        once = {**shared, "seeds": 1}
+        train(TrainConfig(**once, model=config.teacher_architecture, run=runs[-1]), dataset, say=say)
         teacher = str(runs[-1])
     else:
         runs.append(teachers.locate(teacher))
-    runs.append(config.folder / "alone")
-    train(TrainConfig(**shared, model=config.student, run=runs[-1]), dataset, say=say)
+    alone = TrainConfig(**shared, model=config.student, run=config.folder / "alone")
+    train(alone, dataset, say=say)
+    runs += [each.folder for each in alone.each_seed()]
     for method in config.methods:
-        runs.append(config.folder / method)
-        run = DistillConfig(**shared, teacher=teacher, student=config.student, method=method, run=runs[-1])
+        run = DistillConfig(
+            **shared,
+            teacher=teacher,
+            student=config.student,
+            method=method,
+            cache=config.cache,
+            run=config.folder / method,
+        )
         distill(run, dataset, say=say)
+        runs += [each.folder for each in run.each_seed()]
     return report(runs, config.folder / "report")

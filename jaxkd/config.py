@@ -7,7 +7,7 @@ import json
 import math
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from jaxkd._extras import require
 
@@ -21,6 +21,7 @@ C = TypeVar("C")
 _HARMLESS = frozenset(
     {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
      "checkpoint_seconds", "debug", "fork", "stream", "workers", "profile", "wandb",
+     "cache", "seeds",
      "distributed", "coordinator", "num_processes", "process_id", "peer_timeout"}
 )  # fmt: skip
 
@@ -69,9 +70,12 @@ class RunConfig:
     """Whether to mirror images at random. Default: the data set's (CIFAR yes, digits no)."""
     seed: int = 0
     """Fixes initialisation, order and views; the same seed gives the same data to every method."""
+    seeds: int = 1
+    """How many runs, of seeds --seed, --seed + 1 and so on: each what it would be alone, in a folder of its
+    own; then mean and deviation."""
     run: Path | None = None
     """Folder for everything that the run leaves behind. Default: under runs/, named after data, networks,
-    method and seed."""
+    method and seed. With --seeds, -seed0 and so on are added."""
     devices: int | None = None
     """How many local devices to use (of each process, if there are several). Default: all."""
     steps_per_call: int | None = None
@@ -98,6 +102,7 @@ class RunConfig:
             "steps_per_call",
             "devices",
             "profile",
+            "seeds",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -132,6 +137,20 @@ class RunConfig:
     def num_epochs(self) -> int:
         """`epochs`, or the data set's own number."""
         return self.epochs or _EPOCHS.get(self.data, _EPOCHS_ELSEWHERE)
+
+    def each_seed(self) -> list[Self]:
+        """A configuration for each of the seeds."""
+        if self.seeds == 1:
+            return [self]
+        folders = [self.run and self.run.with_name(f"{self.run.name}-seed{seed}") for seed in self._seeds]
+        return [
+            dataclasses.replace(self, seed=seed, seeds=1, run=folder)
+            for seed, folder in zip(self._seeds, folders, strict=True)
+        ]
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide on the result, by name."""
@@ -228,6 +247,10 @@ class DistillConfig(JointRunConfig):
     """Weight of the distillation loss. Default: the method's (kd 0.9, the others 9)."""
     ce_weight: float | None = None
     """Weight of the cross-entropy with the labels. Default: the method's (0.1)."""
+    cache: str = "auto"
+    """Where the teacher's logits come from. auto: from a cache of `jaxkd cache`, if there is one that fits,
+    or else the teacher runs in every step. fill: the teacher runs ahead, an epoch at a time, and its logits
+    are kept for later runs. off: the teacher runs in every step. Or a cache's folder, which must fit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -272,6 +295,8 @@ class CompareConfig(RunConfig):
     """Architecture of the students."""
     methods: tuple[str, ...] = ("kd", "atkd")
     """Distillation methods to compare."""
+    cache: str = "auto"
+    """Where the teacher's logits come from, as for distill."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -299,6 +324,49 @@ class CompareConfig(RunConfig):
         """The options that every run of the comparison gets."""
         names = {field.name for field in dataclasses.fields(RunConfig)} - {"run"}
         return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Compute a teacher's logits ahead, for all views of the training images or for those of some epochs.
+
+    Training finds them by itself. Stop it with Ctrl-C; the same command goes on where it was.
+    """
+
+    teacher: str
+    """The folder of a teacher, or of the run that trained it, or a name in the zoo."""
+    data: str = "digits"
+    """Data set, as for training."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets (array_record)."""
+    epochs: int | None = None
+    """Only the views that runs of so many epochs will see. Default: all views."""
+    seed: int = 0
+    """The seed of the run, if --epochs is given."""
+    seeds: int = 1
+    """How many runs, of seeds --seed, --seed + 1 and so on, if --epochs is given."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Precision of the stored logits. Default: that of the cache that is there, or float16."""
+    crop_padding: int | None = None
+    """Of the runs, as for training."""
+    flip: bool | None = None
+    """Of the runs, as for training."""
+    out: Path | None = None
+    """Folder of the cache. Default: where training looks for it, under ~/.cache/jaxkd/logits."""
+    batch_size: int = 256
+    """Views a step, over all devices together."""
+    devices: int | None = None
+    """How many local devices to use. Default: all."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "seeds", "batch_size", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{_flag(name)} must be at least 1, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        if self.epochs is None and (self.seed, self.seeds) != (0, 1):
+            raise ValueError("--seed and --seeds choose views together with --epochs: give it too")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +68,52 @@ def report(runs: Sequence[str | Path], out: str | Path) -> str:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """The Markdown table of some runs' records."""
+    """The Markdown table of some runs' records; runs that differ in the seed alone stand together.
+
+    After them comes a row with mean and standard deviation (of the sample: divided by n - 1) of those that
+    are finished.
+    """
     head = ["run", "model", "method", "epochs", "accuracy", "best", "temperature", "correlation", "images/s"]
-    return _markdown.table(head, [_row(record) for record in records], left=3)
+    rows: list[list[str]] = []
+    for group in _groups(records):
+        rows += [*map(_row, group), *([_row_of_seeds(group)] if len(group) > 1 else [])]
+    return _markdown.table(head, rows, left=3)
+
+
+def _groups(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Runs of one configuration and several seeds, in the order of the first of each."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        identity = {key: value for key, value in record.get("identity", {}).items() if key != "seed"}
+        key = json.dumps(identity, sort_keys=True) if identity else record["name"]
+        groups.setdefault(key, []).append(record)
+    return list(groups.values())
+
+
+def _row_of_seeds(group: Sequence[dict[str, Any]]) -> list[str]:
+    done = [record for record in group if record["result"]]
+    names = {re.sub(r"-?seed\d+$", "", record["name"]) for record in group}
+    name = f"{names.pop()}, mean" if len(names) == 1 else "mean"
+
+    def spread(key: str, digits: int = 2) -> str:
+        values = [record["result"].get(key) for record in done]
+        if len(values) < 2 or None in values:
+            return "-"
+        return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+    first = _row(group[0])
+    temperatures = [record["result"].get("temperature") for record in done]
+    means = [temperature["mean"] for temperature in temperatures if temperature]
+    return [
+        f"**{name} of {len(done)} seeds**",
+        *first[1:3],
+        first[3],
+        spread("last_accuracy"),
+        spread("best_accuracy"),
+        f"{statistics.mean(means):.2f}" if means else "-",
+        spread("correlation", 3),
+        "-",
+    ]
 
 
 def _sampling_error(records: Sequence[dict[str, Any]]) -> str:
@@ -92,13 +137,14 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
         )
-    config = json.loads((folder / "config.json").read_text()).get("config")
+    stored = json.loads((folder / "config.json").read_text())
+    config, identity = stored.get("config"), stored.get("identity", {})
     if config is None:
         raise ValueError(f"{folder / 'config.json'} is not a run's")
     result_file = folder / "result.json"
     result = json.loads(result_file.read_text()) if result_file.is_file() else {}
     tests = [line for line in read_metrics(folder) if line["kind"] == "test"]
-    return {"name": folder.name, "config": config, "result": result, "tests": tests}
+    return {"name": folder.name, "config": config, "identity": identity, "result": result, "tests": tests}
 
 
 def _read_teacher(folder: Path) -> dict[str, Any]:
@@ -143,15 +189,21 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 def _accuracy(records: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = _figure()
-    for record, colour in zip(records, _cycle(len(records)), strict=True):
-        if record.get("pretrained_accuracy") is not None:
-            accuracy = record["pretrained_accuracy"]
-            axes.axhline(accuracy, color=colour, linestyle="--", label=f"{record['name']}: {accuracy:.2f} %")
-            continue
-        epochs = [line["epoch"] for line in record["tests"]]
-        accuracies = [line["accuracy"] for line in record["tests"]]
-        label = f"{record['name']}: {accuracies[-1]:.2f} %" if accuracies else record["name"]
-        axes.plot(epochs, accuracies, color=colour, label=label, marker="o" if len(epochs) < _LONG else "")
+    groups = _groups(records)
+    for group, colour in zip(groups, _cycle(len(groups)), strict=True):
+        label = _row_of_seeds(group)[0].strip("*") if len(group) > 1 else group[0]["name"]
+        accuracies = [accuracy for record in group if (accuracy := _last_accuracy(record)) is not None]
+        if accuracies:
+            label += f": {statistics.mean(accuracies):.2f} %"
+        for record in group:
+            if record.get("pretrained_accuracy") is not None:
+                axes.axhline(record["pretrained_accuracy"], color=colour, linestyle="--", label=label)
+            else:
+                epochs = [line["epoch"] for line in record["tests"]]
+                values = [line["accuracy"] for line in record["tests"]]
+                marker = "o" if len(epochs) < _LONG else ""
+                axes.plot(epochs, values, color=colour, label=label, marker=marker, alpha=len(group) ** -0.5)
+            label = ""  # one line in the legend for all seeds
     # In a long run the first epochs would squeeze what the figure is for into its upper edge.
     late = [line["accuracy"] for r in records for line in r["tests"][_early_epochs(r) :]]
     known = late + [r["pretrained_accuracy"] for r in records if r.get("pretrained_accuracy") is not None]
@@ -163,6 +215,11 @@ def _accuracy(records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _last_accuracy(record: dict[str, Any]) -> float | None:
+    tests = record["tests"]
+    return tests[-1]["accuracy"] if tests else record.get("pretrained_accuracy")
+
+
 def _early_epochs(record: dict[str, Any]) -> int:
     count = len(record["tests"])
     return count // 3 if count >= _LONG else 0
@@ -170,7 +227,10 @@ def _early_epochs(record: dict[str, Any]) -> int:
 
 def _temperature(records: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = _figure()
-    for record, colour in zip(records, _cycle(len(records)), strict=True):
+    groups = _groups(records)
+    for group, colour in zip(groups, _cycle(len(groups)), strict=True):
+        # One seed stands for the others: their temperatures hardly differ, and would hide each other.
+        record = next((record for record in group if record["result"].get("temperature")), group[0])
         temperature = record["result"].get("temperature")
         if not temperature or not temperature["counts"]:
             continue

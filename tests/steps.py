@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,7 +43,12 @@ def teacher_variables(dataset: data.Dataset) -> dict[str, Any]:
 
 
 def run(
-    made: Task, dataset: data.Dataset, num_devices: int, num_steps: int, per_call: int = 1
+    made: Task,
+    dataset: data.Dataset,
+    num_devices: int,
+    num_steps: int,
+    per_call: int = 1,
+    cached: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[Any, list]:
     """Runs some steps and returns the state and each step's mean loss."""
     devices = jax.local_devices()[:num_devices]
@@ -61,7 +67,9 @@ def run(
     )[:num_steps]
     losses, before = [], (0.0, 0.0)
     for start in range(0, num_steps, per_call):
-        state = step(state, teacher, resident, Batch(share(ids[start : start + per_call], num_devices)))
+        shared = share(ids[start : start + per_call], num_devices)
+        logits = None if cached is None else cached(shared)
+        state = step(state, teacher, resident, Batch(shared, teacher_logits=logits))
         sums = float(state.tally["loss"]), float(state.tally["examples"])
         if start % made.steps_per_epoch == 0:
             before = (0.0, 0.0)

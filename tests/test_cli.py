@@ -14,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import helpers
+import jax
 import numpy as np
 import pytest
 from helpers import run_jaxkd, start_jaxkd
 
-from jaxkd import data, storage, teachers
+from jaxkd import cli, data, storage, teachers
 from jaxkd.training.record import read_metrics
 
-COMMANDS = "compare", "train", "distill", "evaluate", "import", "report"
+COMMANDS = "compare", "train", "distill", "cache", "evaluate", "import", "report"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset) -> Pat
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return helpers.untrained_teacher(tmp_path_factory.mktemp("teacher") / "untrained", data.load(str(tiny)))
+
+
+def test_compiled_programs_are_kept_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in names]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/chosen")
+        cli.keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == before[0]
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        cli.keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jaxkd" / "compiled")
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
 
 
 def test_help_teaches() -> None:

@@ -11,10 +11,16 @@ import pytest
 from jaxkd.report import report
 
 
-def write_run(folder: Path, accuracies: list[float], result: dict[str, Any] | None, tail: str = "") -> Path:
+def write_run(
+    folder: Path,
+    accuracies: list[float],
+    result: dict[str, Any] | None,
+    tail: str = "",
+    identity: dict[str, Any] | None = None,
+) -> Path:
     folder.mkdir()
     config = {"student": "resnet8", "method": "atkd"}
-    (folder / "config.json").write_text(json.dumps({"config": config}))
+    (folder / "config.json").write_text(json.dumps({"config": config, "identity": identity or {}}))
     lines = [
         {"kind": kind, "step": 10 * epoch, "epoch": epoch, "accuracy": accuracy}
         for epoch, accuracy in enumerate(accuracies, 1)
@@ -56,6 +62,23 @@ def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
         "accuracy.png",
         "temperature.png",
     }
+
+
+def test_runs_that_differ_in_the_seed_alone_are_summarised(tmp_path: Path) -> None:
+    runs = []
+    for seed, accuracy in ((0, 70.0), (1, 73.0), (2, 71.0)):
+        result = RESULT | {"last_accuracy": accuracy, "best_accuracy": accuracy + 1}
+        runs.append(
+            write_run(tmp_path / f"a-seed{seed}", [accuracy], result, identity={"lr": 1, "seed": seed})
+        )
+    runs.insert(1, write_run(tmp_path / "b", [60.0], RESULT, identity={"lr": 2, "seed": 0}))
+    runs.append(write_run(tmp_path / "a-seed3", [], None, identity={"lr": 1, "seed": 3}))
+    rows = [line.split("|")[1:-1] for line in report(runs, tmp_path / "out").splitlines()[2:]]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert [row[0] for row in cells] == [
+        "a-seed0", "a-seed1", "a-seed2", "a-seed3 (running)", "**a, mean of 3 seeds**", "b",
+    ]  # fmt: skip
+    assert cells[4][4:] == ["71.33 ± 1.53", "72.33 ± 1.53", "6.50", "0.912 ± 0.000", "-"]
 
 
 def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:

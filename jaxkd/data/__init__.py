@@ -10,7 +10,7 @@ require("train", "sklearn", "tensorflow_datasets", "grain", "PIL")
 from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names  # noqa: E402
 from jaxkd.data.order import epoch_order  # noqa: E402
 from jaxkd.data.streaming import StreamedSplit  # noqa: E402
-from jaxkd.data.views import View, normalize, stream_key, view_images  # noqa: E402
+from jaxkd.data.views import View, normalize, stream_key, take_views, view_images, view_indices  # noqa: E402
 
 __all__ = [
     "Dataset",
@@ -23,5 +23,7 @@ __all__ = [
     "names",
     "normalize",
     "stream_key",
+    "take_views",
     "view_images",
+    "view_indices",
 ]

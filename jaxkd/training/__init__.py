@@ -5,7 +5,8 @@ from jaxkd._extras import require
 require("train", "flax", "optax", "orbax", "tensorboardX")
 
 from jaxkd.signals import Stopped  # noqa: E402
+from jaxkd.training.build_cache import build_cache  # noqa: E402
 from jaxkd.training.nonfinite import NonFiniteError  # noqa: E402
 from jaxkd.training.run import distill, evaluate, require_fit, train  # noqa: E402
 
-__all__ = ["NonFiniteError", "Stopped", "distill", "evaluate", "require_fit", "train"]
+__all__ = ["NonFiniteError", "Stopped", "build_cache", "distill", "evaluate", "require_fit", "train"]

@@ -183,6 +183,10 @@ class SharedRecord(Record):
         """See `Record`."""
         return from_first(super().result)
 
+    def identity(self) -> dict[str, Any] | None:
+        """See `Record`."""
+        return from_first(super().identity)
+
     def open(self, config: Mapping[str, Any], identity: Mapping[str, Any], devices: list[jax.Device]) -> None:
         """See `Record`."""
         require_same(identity)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -34,6 +34,9 @@ from jaxkd.training.state import TEMPERATURE_EDGES, TrainState
 from jaxkd.training.step import Batch, Network, Task
 from jaxkd.training.watching import Profiler
 
+if TYPE_CHECKING:
+    from jaxkd.training.cached import CachedLogits
+
 Say = Callable[[str], None]
 
 
@@ -41,7 +44,7 @@ class Stopwatch:
     """Adds up the seconds spent under a few names, each from the last `start` or `stop`."""
 
     def __init__(self) -> None:
-        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self.seconds = {"compile": 0.0, "teacher": 0.0, "train": 0.0, "evaluate": 0.0}
         self.images = 0
         self.start()
 
@@ -57,8 +60,9 @@ class Stopwatch:
         return spent
 
     def images_per_second(self) -> float:
-        """Of training, compilation and evaluation left out; 0 before anything was timed."""
-        return self.images / self.seconds["train"] if self.seconds["train"] else 0.0
+        """Of training and of a teacher that runs ahead; compilation and evaluation are left out."""
+        seconds = self.seconds["train"] + self.seconds["teacher"]
+        return self.images / seconds if self.images else 0.0
 
 
 class Loop:
@@ -73,6 +77,7 @@ class Loop:
       checkpoints: the run's checkpoints.
       schedule: the learning rate by step, for the record.
       stop: what tells that a signal came; entered by the caller.
+      cached: the teacher's logits; None to run the teacher in each step.
       say: where progress goes.
     """
 
@@ -87,6 +92,7 @@ class Loop:
         checkpoints: Checkpoints,
         schedule: Callable[[int], Any],
         stop: StopRequest,
+        cached: CachedLogits | None = None,
         say: Say,
     ) -> None:
         self._task = task
@@ -99,6 +105,7 @@ class Loop:
         self._record = record
         self._checkpoints = checkpoints
         self._schedule = schedule
+        self._cached = cached
         self._say = say
         self._lines = ProgressLines(say)
         self._stop = stop
@@ -149,6 +156,11 @@ class Loop:
         order = epoch_order(len(self._train_split), seed=self._task.seed, epoch=epoch)
         done = step - (epoch - 1) * self._task.steps_per_epoch
         todo = batches(order, self._config.batch_size)[done:]
+        if self._cached is not None and len(todo):
+            self.stopwatch.start()
+            self._cached.start_epoch(epoch, stop=lambda: self._stop.signal_name is not None)
+            self.stopwatch.stop("teacher")
+            self._stop_if_asked(state)
         stream = self._feed(todo, epoch)
         for chunk in _chunks(todo, done, self._config.log_every):
             for ids in _pieces(chunk, self._steps_per_call):
@@ -173,6 +185,8 @@ class Loop:
             self._say(f"compiling the training step ({len(ids)} in a call) ...")
             self.stopwatch.start()
         batches = stack(list(itertools.islice(stream, len(ids))))
+        if self._cached is not None:
+            batches = batches.replace(teacher_logits=self._cached(batches.ids))  # type: ignore[attr-defined]
         before = jax.device_get(state) if self._config.debug else None
         if self._feed.resident is None:
             jax.block_until_ready(state.step)  # lest the images of many steps pile up on the device
@@ -327,7 +341,7 @@ class ProgressLines:
             words += [f"T {averages['temperature']:.2f} ({low:.2f}-{high:.2f})"]
         if "correlation" in averages:
             words += [f"corr {averages['correlation']:.3f}"]
-        self._say("  ".join([*words, f"{rate:.0f} images/s", f"{_duration(left)} left"]))
+        self._say("  ".join([*words, f"{rate:.0f} images/s", f"{duration(left)} left"]))
 
     def evaluated(self, where: str, scores: dict[str, float]) -> None:
         """A line on evaluation, if one is due."""
@@ -389,7 +403,12 @@ def _up(split: Split | StreamedSplit, devices: list[jax.Device]) -> int:
     return -(-len(split) // len(devices)) * len(devices)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, or hours too.
+
+    >>> duration(75), duration(3675)
+    ('1:15', '1:01:15')
+    """
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

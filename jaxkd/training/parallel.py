@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,8 +11,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxkd.data import View
 from jaxkd.training.state import TrainState
-from jaxkd.training.step import AXIS, Batch, Network, Task, eval_step, gather, train_step
+from jaxkd.training.step import (
+    AXIS,
+    Batch,
+    Network,
+    Task,
+    eval_step,
+    gather,
+    teacher_logits,
+    train_step,
+)
 
 # In one call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
 # naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
@@ -92,22 +103,27 @@ def pmapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..
 
     unroll = devices[0].platform == "cpu"  # loops are slow there, see _STEPS_PER_CALL
 
-    def steps(state: TrainState, teacher: Any, resident: Any, batches: Batch) -> TrainState:
+    def steps(state: TrainState, teacher: Any, resident: Any, batches: Batch, seed: Any) -> TrainState:
+        # An argument, so that one compiled program serves all seeds.
+        seeded = dataclasses.replace(task, seed=seed)
+
         def step(before: TrainState, batch: Batch) -> tuple[TrainState, None]:
-            return train_step(task, before, teacher, gather(resident, batch), unroll=unroll), None
+            return train_step(seeded, before, teacher, gather(resident, batch), unroll=unroll), None
 
         if batches.ids.shape[0] == 1:
             return step(state, jax.tree.map(lambda leaf: leaf[0], batches))[0]
         return jax.lax.scan(step, state, batches)[0]
 
-    return jax.pmap(
+    mapped = jax.pmap(
         steps,
         axis_name=AXIS,
-        in_axes=(None, None, None, 0),
+        in_axes=(None, None, None, 0, None),
         out_axes=None,
         donate_argnums=0,
         devices=devices,
     )
+    seed = np.uint32(task.seed % 2**32)  # all of a seed that JAX's keys take in
+    return lambda state, teacher, resident, batches: mapped(state, teacher, resident, batches, seed)
 
 
 def pmapped_eval_step(network: Network, devices: Sequence[jax.Device]) -> Callable[..., dict[str, jax.Array]]:
@@ -119,3 +135,14 @@ def pmapped_eval_step(network: Network, devices: Sequence[jax.Device]) -> Callab
         out_axes=None,
         devices=devices,
     )
+
+
+def pmapped_teacher_logits(
+    network: Network, view: View, dtype: str, devices: Sequence[jax.Device]
+) -> Callable[..., jax.Array]:
+    """`teacher_logits` on several devices: `(variables, resident, batch, numbers [D, B / D])`."""
+
+    def logits(variables: Any, resident: Any, batch: Batch, numbers: jax.Array) -> jax.Array:
+        return teacher_logits(network, view, variables, gather(resident, batch), numbers).astype(dtype)
+
+    return jax.pmap(logits, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)

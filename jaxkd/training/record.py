@@ -51,6 +51,10 @@ class Record:
             path.rename(path.with_name(f"damaged-{time.time_ns()}-{path.name}"))
             return None
 
+    def identity(self) -> dict[str, Any] | None:
+        """What decides on the result of the run that is there; None if there is none."""
+        return _stored_identity(self.folder)
+
     def open(self, config: Mapping[str, Any], identity: Mapping[str, Any], devices: list[jax.Device]) -> None:
         """Writes config.json, or compares with the one that is there.
 
@@ -60,7 +64,7 @@ class Record:
         self._lock()
         path = self.folder / "config.json"
         if path.is_file():
-            stored = read_json(path).get("identity")
+            stored = _stored_identity(self.folder)
             if stored is None:
                 raise ValueError(f"{path} is not a run's; choose another folder with --run")
             if different := differing_keys(stored, identity):
@@ -144,6 +148,11 @@ class Record:
                 self._events.close()
         if self._lock_file is not None:
             self._lock_file.close()
+
+
+def _stored_identity(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    return read_json(path).get("identity") if path.is_file() else None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

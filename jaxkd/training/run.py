@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import statistics
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,27 @@ from jaxkd.methods import Method, Progress
 from jaxkd.signals import Stopped, StopRequest
 from jaxkd.training import distributed
 from jaxkd.training.announce import announce, cost
+from jaxkd.training.cached import LIVE, CachedLogits, find_cache
 from jaxkd.training.checkpoint import describe_newest, saved_steps
 from jaxkd.training.fork import graft, open_fork
 from jaxkd.training.loop import Evaluator, Loop, Say, summarize
 from jaxkd.training.loss_scale import LossScale
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import choose_devices, share
+from jaxkd.training.precompute import Filler, FillProgress, cacheable_split
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 from jaxkd.training.step import AXIS, Network, Task
 from jaxkd.training.watching import log_to_wandb
 
 
-def _print(text: str) -> None:
+def print_line(text: str) -> None:
+    """Where progress goes unless told otherwise."""
     print(text, flush=True)
 
 
-def train(config: TrainConfig, dataset: data.Dataset | None = None, *, say: Say = _print) -> dict[str, Any]:
+def train(
+    config: TrainConfig, dataset: data.Dataset | None = None, *, say: Say = print_line
+) -> dict[str, Any]:
     """Trains a network on labels alone.
 
     Args:
@@ -44,12 +51,15 @@ def train(config: TrainConfig, dataset: data.Dataset | None = None, *, say: Say 
 
     Returns:
       What `result.json` holds; the trained network lies in the run's folder `model`, ready to be a teacher.
+      Of several seeds, mean and deviation, and the results in `runs`.
 
     Raises:
       Stopped: a signal came; a checkpoint was saved, and the same call goes on.
       ValueError: the configuration contradicts itself, the data, or the run that is there.
     """
     distributed.join(config, say)
+    if config.seeds > 1:
+        return _each_seed(train, config, dataset, say)
     return _fit(config, config.model, config.folder, None, None, dataset, say)
 
 
@@ -58,7 +68,7 @@ def distill(
     dataset: data.Dataset | None = None,
     *,
     teacher: teachers.Teacher | None = None,
-    say: Say = _print,
+    say: Say = print_line,
 ) -> dict[str, Any]:
     """Distils a teacher into a student.
 
@@ -66,9 +76,12 @@ def distill(
     (see `teachers.from_function`), and ValueError is raised if the teacher does not fit the data.
 
     Returns:
-      What `result.json` holds; the student lies in the run's folder `model`.
+      What `result.json` holds; the student lies in the run's folder `model`. Of several seeds, mean and
+      deviation, and the results in `runs`.
     """
     distributed.join(config, say)
+    if config.seeds > 1:
+        return _each_seed(functools.partial(distill, teacher=teacher), config, dataset, say)
     teacher = teacher or teachers.load(config.teacher)
     method = methods.create(config.method, **config.method_options())
     return _fit(config, config.student, config.folder, teacher, method, dataset, say)
@@ -102,6 +115,27 @@ def evaluate(
     return evaluator(teacher.frozen[1])
 
 
+def _each_seed(
+    one: Callable[..., dict[str, Any]], config: RunConfig, dataset: data.Dataset | None, say: Say
+) -> dict[str, Any]:
+    """Runs of several seeds, one after the other: each ends with the bits that it has on its own.
+
+    One compiled program serves all of them, and one cache of the teacher's logits.  Mapping the step over the
+    seeds turns its convolutions into grouped ones, which is slower on a CPU (docs/speed.md).
+    """
+    dataset = dataset or data.load(config.data, data_dir=config.data_dir)
+    runs = [one(each, dataset, say=say) for each in config.each_seed()]
+    accuracies = [run["last_accuracy"] for run in runs]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    say(f"{len(runs)} seeds: last accuracy {mean:.2f} +- {deviation:.2f} % (mean and standard deviation)")
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "last_accuracy": mean,
+        "last_accuracy_deviation": deviation,
+        "runs": runs,
+    }
+
+
 def _fit(
     config: JointRunConfig,
     model_name: str,
@@ -121,16 +155,21 @@ def _fit(
         require_fit(teacher, dataset)
 
     task = _task(config, model_name, dataset, teacher, method)
-    identity = _identity(config, task, dataset, teacher, len(devices))
     teacher_variables = teacher.frozen[1] if teacher else None
-    forked = None
-    if config.fork is not None:
-        identity["forked_from"], found = open_fork(config.fork, folder)
-        if found is not None:
-            forked = graft(found, initial_state(task, dataset, teacher_variables), identity, task)
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.peers_needed())
         record = stack.enter_context(contextlib.closing(distributed.open_record(folder)))
+        before = (record.identity() or {}).get("teacher_logits")
+        cached, logits_from = None, before or LIVE
+        if isinstance(config, DistillConfig) and teacher is not None and record.result() is None:
+            cached = _cached_logits(config, task, dataset, teacher, devices, before, say)
+            logits_from = LIVE if cached is None else cached.cache.dtype
+        identity = _identity(config, task, dataset, teacher, logits_from, len(devices))
+        forked = None
+        if config.fork is not None:
+            identity["forked_from"], found = open_fork(config.fork, folder)
+            if found is not None:
+                forked = graft(found, initial_state(task, dataset, teacher_variables), identity, task)
         record.open(config.as_dict(), identity, devices)
         if (result := record.result()) is not None:
             say(f"{folder} is done already: last accuracy {result['last_accuracy']:.2f} %")
@@ -140,12 +179,15 @@ def _fit(
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params["student"]))
         size = dataset.num_classes, dataset.image_shape
         learned_from = f" from {teacher.name}, {cost(teacher.description.model, *size)}," if teacher else ""
+        if cached is not None:
+            learned_from += f" its logits from {cached.cache.folder} ({cached.cache.dtype}),"
         say(
             f"{folder}: {cost(model_name, *size)}{learned_from} on {dataset.name}, "
             f"{len(dataset.splits['train']):,} images; {task.num_epochs} epochs of "
             f"{task.steps_per_epoch} steps"
         )
-        for line in announce(task, dataset, state, teacher_variables, config=config, devices=devices):
+        placed = None if cached else teacher_variables
+        for line in announce(task, dataset, state, placed, config=config, devices=devices):
             say(line)
         if config.wandb is not None and distributed.is_first():
             record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
@@ -162,9 +204,10 @@ def _fit(
             checkpoints=checkpoints,
             schedule=_schedule(config, task.steps_per_epoch),
             stop=stop,
+            cached=cached,
             say=say,
         )
-        state = loop.run(state, teacher_variables)
+        state = loop.run(state, placed)
 
         tests = record.lines("test")
         if distributed.is_first():
@@ -220,7 +263,6 @@ def _task(
         axis_name=AXIS if config.batch_norm == "global" else None,
     )
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
-    own = dataset.view
     return Task(
         student=Network(student, dataset.mean, dataset.std),
         teacher=_network(teacher) if teacher else None,
@@ -228,10 +270,7 @@ def _task(
         optimizer=sgd(
             _schedule(config, steps_per_epoch), momentum=config.momentum, weight_decay=config.weight_decay
         ),
-        view=data.View(
-            own.padding if config.crop_padding is None else config.crop_padding,
-            own.flip if config.flip is None else config.flip,
-        ),
+        view=dataset.view.changed(config.crop_padding, config.flip),
         seed=config.seed,
         num_epochs=config.num_epochs,
         steps_per_epoch=steps_per_epoch,
@@ -244,8 +283,44 @@ def _schedule(config: RunConfig, steps_per_epoch: int) -> optax.Schedule:
     return learning_rate_schedule(config.learning_rate, config.num_epochs, steps_per_epoch)
 
 
+def _cached_logits(
+    config: DistillConfig,
+    task: Task,
+    dataset: data.Dataset,
+    teacher: teachers.Teacher,
+    devices: list[jax.Device],
+    before: str | None,
+    say: Say,
+) -> CachedLogits | None:
+    """The teacher's logits from a cache, if there is one for this run and it is wanted."""
+    if config.cache == "fill" and jax.process_count() > 1:
+        raise ValueError("--cache fill is for one process; make the cache with `jaxkd cache` first")
+    cache = find_cache(
+        config.cache,
+        teacher,
+        dataset,
+        task.view,
+        seed=task.seed,
+        num_epochs=task.num_epochs,
+        before=before,
+        say=say,
+    )
+    if cache is None:
+        return None
+    split, fill = cacheable_split(dataset), None
+    if config.cache == "fill":
+        filler = Filler(cache, _network(teacher), teacher.frozen[1], split, task.view, devices=devices)
+        fill = functools.partial(filler, progress=FillProgress(say))
+    return CachedLogits(cache, len(split), task.view, seed=task.seed, fill=fill)
+
+
 def _identity(
-    config: RunConfig, task: Task, dataset: data.Dataset, teacher: teachers.Teacher | None, num_devices: int
+    config: RunConfig,
+    task: Task,
+    dataset: data.Dataset,
+    teacher: teachers.Teacher | None,
+    logits_from: str,
+    num_devices: int,
 ) -> dict[str, Any]:
     """What decides on the result, resolved: neither a default that changes nor another spelling matters."""
     identity = {
@@ -261,6 +336,8 @@ def _identity(
         known = teacher.description
         identity |= {"teacher_digest": teacher.digest, "teacher_mean": known.mean, "teacher_std": known.std}
         identity |= {"kd_weight": task.method.weight, **methods.options(task.method)}
+        # The precision of a cache changes every bit that follows, and so does the cache itself.
+        identity["teacher_logits"] = logits_from
     return identity
 
 

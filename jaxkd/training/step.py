@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd.data import View, normalize, stream_key, view_images
+from jaxkd.data import View, normalize, stream_key, take_views, view_images
 from jaxkd.methods import Method, Progress
 from jaxkd.models import Outputs
 from jaxkd.training.loss_scale import skip_unless
@@ -48,11 +48,13 @@ class Batch:
       ids: int32 `[B]`; -1 stands for no example.
       images: uint8 `[B, H, W, C]`; None until `gather` fetches them from where they lie on the device.
       labels: int32 `[B]`, likewise.
+      teacher_logits: on the views that are trained on, `[B, K]`, from a cache; None to run the teacher.
     """
 
     ids: Any
     images: Any = None
     labels: Any = None
+    teacher_logits: Any = None
 
     @property
     def real(self) -> jax.Array:
@@ -131,7 +133,9 @@ def train_step(
         ids = jnp.maximum(part.ids, 0)
         views = view_images(part.images, ids, seed=task.seed, epoch=progress.epoch, view=task.view)
         teacher = None
-        if task.teacher is not None:
+        if part.teacher_logits is not None:
+            teacher = Outputs(part.teacher_logits.astype(jnp.float32), {})
+        elif task.teacher is not None:
             teacher = jax.lax.stop_gradient(task.teacher.apply(teacher_variables, views))
 
         def objective(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], tuple[Any, Any]]]:
@@ -259,6 +263,14 @@ def _add_to_tally(
     tally["nonfinite_step"] = jnp.where((first < 0) & ~finite, state.step, first)
     tally["examples"] += num_real
     return {name: value + sums[name] if name in sums else value for name, value in tally.items()}
+
+
+def teacher_logits(
+    teacher: Network, view: View, variables: Any, batch: Batch, numbers: jax.Array
+) -> jax.Array:
+    """The teacher's logits `[B, K]` on views that are given by number, `[B]`: what a cache holds."""
+    outputs: Outputs = teacher.apply(variables, take_views(batch.images, numbers, view))
+    return outputs.logits
 
 
 def eval_step(network: Network, variables: Any, batch: Batch) -> dict[str, jax.Array]:

@@ -87,3 +87,20 @@ def test_batches_hold_every_example_once() -> None:
     assert cut.shape == (4, 8)
     assert sorted(cut[cut >= 0]) == list(range(29))
     assert (cut[:3] >= 0).all()
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("flip", [False, True])
+def test_every_number_is_the_view_that_it_says(padding: int, flip: bool) -> None:
+    view = data.View(padding, flip)
+    image = np.arange(1, 3 * 4 * 2 + 1, dtype=np.uint8).reshape(3, 4, 2)
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    offsets = range(2 * padding + 1)
+    crops = [padded[y : y + 3, x : x + 4] for y in offsets for x in offsets]
+    expected = [shown for crop in crops for shown in ([crop, crop[:, ::-1]] if flip else [crop])]
+    assert view.count == len(expected) == len({shown.tobytes() for shown in expected})
+    many = jnp.broadcast_to(image, (view.count, *image.shape))
+    shown = jax.jit(lambda images: data.take_views(images, jnp.arange(view.count), view))(many)
+    np.testing.assert_array_equal(shown, expected)
+    drawn = data.view_indices(jnp.arange(5000), seed=3, epoch=2, view=view)
+    assert set(drawn.tolist()) == set(range(view.count))

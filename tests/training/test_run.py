@@ -255,3 +255,28 @@ def test_quantiles_are_those_of_the_sample_to_a_bin() -> None:
     histogram = np.bincount(bins, minlength=len(TEMPERATURE_EDGES) + 1)
     for fraction in (0.05, 0.5, 0.95):
         assert quantile(histogram, fraction) == pytest.approx(np.quantile(sample, fraction), rel=0.01)
+
+
+def test_seeds_are_the_runs_that_each_would_be_alone(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    said: list[str] = []
+    alone = jaxkd.distill(config(tmp_path / "alone", teacher, seed=4), dataset, say=silent)
+    several = jaxkd.distill(config(tmp_path / "many", teacher, seed=3, seeds=2), dataset, say=said.append)
+    assert several["seeds"] == [3, 4]
+    accuracies = [run["last_accuracy"] for run in several["runs"]]
+    assert several["last_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert several["last_accuracy_deviation"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert "2 seeds: last accuracy" in said[-1]
+    digests = [teachers.load(tmp_path / name).digest for name in ("alone", "many-seed4", "many-seed3")]
+    assert digests[0] == digests[1] != digests[2]
+    for result in (alone, several["runs"][1]):
+        del result["images_per_second"], result["seconds"]
+    assert alone == several["runs"][1]
+    # The same call again, after a stop in the second run: the first is done, the second goes on.
+    (tmp_path / "many-seed4" / "result.json").unlink()
+    said.clear()
+    again = jaxkd.distill(config(tmp_path / "many", teacher, seed=3, seeds=2), dataset, say=said.append)
+    assert [line for line in said if "many-seed3" in line and "is done already" in line]
+    assert "resuming at step 9 of 9" in said
+    assert again["last_accuracy"] == several["last_accuracy"]

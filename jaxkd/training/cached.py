@@ -1,0 +1,118 @@
+"""Where training takes the teacher's logits from: the teacher itself, or a cache that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxkd import data, teachers
+from jaxkd.training.loop import Say
+from jaxkd.training.precompute import SPLIT, cache_key, default_folder, epoch_codes, wanted_codes
+from jaxkd.training.teacher_cache import TeacherCache
+
+LIVE = "live"
+
+
+class CachedLogits:
+    """The teacher's logits of one run, from a cache.
+
+    Args:
+      cache: with a row for every view that the run will see, unless `fill` adds them.
+      num_examples: of the training split.
+      view: what an image's views are.
+      seed: the run's.
+      fill: called with the codes of each epoch before it (and `stop`); adds the rows that the cache lacks.
+    """
+
+    def __init__(
+        self,
+        cache: TeacherCache,
+        num_examples: int,
+        view: data.View,
+        *,
+        seed: int,
+        fill: Callable[..., int] | None = None,
+    ) -> None:
+        self.cache = cache
+        self._num_examples = num_examples
+        self._view = view
+        self._seed = seed
+        self._fill = fill
+
+    def start_epoch(self, epoch: int, stop: Callable[[], bool]) -> None:
+        """Finds the rows of an epoch's views, after computing those that are absent and may be added.
+
+        Args:
+          epoch: from 1.
+          stop: asked while computing; if it is true, the epoch cannot be trained on.
+
+        Raises:
+          ValueError: some are not there.
+        """
+        codes = epoch_codes(self._num_examples, self._view, seed=self._seed, epoch=epoch)
+        if self._fill is not None:
+            self._fill(codes, stop=stop)
+            if stop():
+                return
+        self._rows = self.cache.locate(codes)
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """The logits `[..., K]`, in the cache's precision, of what examples `ids` `[...]` show in this epoch.
+
+        An id of -1, which stands for no example, gets those of another.
+        """
+        return self.cache.logits(self._rows[ids])
+
+
+def find_cache(
+    where: str,
+    teacher: teachers.Teacher,
+    dataset: data.Dataset,
+    view: data.View,
+    *,
+    seed: int,
+    num_epochs: int,
+    before: str | None,
+    say: Say,
+) -> TeacherCache | None:
+    """Decides where a run takes its teacher's logits from.
+
+    Args:
+      where: "auto", "off", "fill" or the folder of a cache.
+      teacher: of the run.
+      dataset: of the run.
+      view: of the run.
+      seed: of the run.
+      num_epochs: of the run.
+      before: where they came from if the run has begun already, `LIVE` or a cache's precision: "auto" goes
+        on with that.
+      say: where it is said that a cache was there and is not used.
+
+    Returns:
+      The cache to use; None for the teacher itself.
+
+    Raises:
+      FileNotFoundError: a cache is named, or was begun with, that does not exist.
+      ValueError: likewise, and it does not fit or lacks views.
+    """
+    if where == "off" or (where == "auto" and before == LIVE):
+        return None
+    if where == "auto" and isinstance(dataset.splits[SPLIT], data.StreamedSplit):
+        return None
+    key = cache_key(teacher, dataset, view)
+    usual = default_folder(key, teacher, dataset)
+    if where == "fill":
+        return TeacherCache.create(usual, key)
+    try:
+        cache = TeacherCache(usual if where == "auto" else Path(where), key)
+        if len(cache) < key.num_examples * view.count:
+            cache.locate(wanted_codes(key.num_examples, view, seeds=[seed], num_epochs=num_epochs))
+    except (FileNotFoundError, ValueError) as error:
+        if where != "auto" or before is not None:
+            raise
+        if not isinstance(error, FileNotFoundError):
+            say(f"{error}. It is not used: the teacher runs along")
+        return None
+    return cache
