@@ -60,7 +60,7 @@ IMAGENET = {
     "imagenet_resnet34": (21_797_672, 3.66),
     "imagenet_resnet50": (25_557_032, 4.09),
 }
-ONE_OF_EACH_FAMILY = ("resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2")
+ONE_OF_EACH_FAMILY = ("resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2")
 
 
 @functools.cache
@@ -129,7 +129,7 @@ def test_bfloat16_keeps_parameters_statistics_pooled_features_and_logits_in_floa
 
 @pytest.mark.parametrize("name", [*MODELS, *IMAGENET])
 def test_digits_and_other_sizes_fit(name: str) -> None:
-    for shape in ((8, 8, 1), (28, 28, 1), (33, 47, 3), (64, 64, 3)):
+    for shape in ((8, 8, 1), (33, 47, 3)):
         outputs, _ = traced(name, 10, shape)
         assert outputs.logits.shape == (1, 10)
         assert all(0 not in value.shape for value in outputs.features.values())
