@@ -142,19 +142,17 @@ def replacing(folder: Path) -> Iterator[Path]:
         raise
     old = _predecessor(folder)
     if folder.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
     _flush(folder.parent)
-    if old.is_dir():
-        shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
     """Brings back what a process killed in `replacing` left beside `folder`; call it before reading."""
     old = _predecessor(folder)
-    if old.is_dir() and folder.is_dir():
-        shutil.rmtree(old)
-    elif old.is_dir():
+    if old.is_dir() and not folder.is_dir():
         old.rename(folder)
 
 
@@ -165,7 +163,7 @@ def remove_unfinished(parent: Path) -> None:
 
 
 def _predecessor(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.parent / f".{folder.name}.old"
 
 
 def _flush(path: Path) -> None:

@@ -252,6 +252,7 @@ def locate(path_or_name: str | Path) -> Path:
         _SHIPPED / path_or_name,
     ]
     for folder in candidates:
+        storage.recover(folder)
         if (folder / _DESCRIPTION).is_file():
             return folder
     raise FileNotFoundError(
