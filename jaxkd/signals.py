@@ -44,8 +44,8 @@ def exit_when_stopped() -> Iterator[None]:
 def report(stopped: Stopped | KeyboardInterrupt) -> int:
     """Says what ended a command and returns its exit code.
 
-    75 after SIGTERM at any time, and after Ctrl-C if a checkpoint was saved: the same command goes on.
-    130 after Ctrl-C where there was nothing to save, and after a second signal, which does not wait.
+    75 after SIGTERM at any time, and after Ctrl-C in a run's loop: the same command goes on.
+    130 after Ctrl-C elsewhere, and after a second signal, which does not wait.
     """
     if isinstance(stopped, Stopped):
         print(stopped, flush=True)
