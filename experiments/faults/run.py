@@ -141,6 +141,10 @@ def saving(run: Path) -> bool:
     return any(run.glob(f"checkpoints/.*{storage.UNFINISHED}*"))
 
 
+def saving_again(run: Path) -> bool:
+    return saving(run) and bool(saved_steps(run / "checkpoints"))
+
+
 def evaluating(run: Path) -> bool:
     """After the line on the last step of an epoch, before that on the test."""
     lines = read_metrics(run)
@@ -171,10 +175,12 @@ def where(run: Path, is_up: bool) -> str:
         return "before the run's folder was there"
     if (run / "result.json").is_file():
         return "after the end"
-    if not is_up or compiling(run):
+    if not is_up:
         return "before the first step"
     if saving(run):
         return "in a save"
+    if compiling(run):
+        return "before the first step"
     if finishing(run):
         return "writing the model or the result"
     return "in an evaluation" if evaluating(run) else "in training"
@@ -374,8 +380,8 @@ FAULTS = (
     kill("in a compilation without cache", 1, "SIGKILL", compiling, 2.0, cache=False),
     kill("in a compilation without cache", 1, "SIGTERM", compiling, 2.0, cache=False),
     kill("in training", 1, "SIGKILL", training, 2.0),
-    kill("in a save", 2, "SIGKILL", saving, 0.1),
-    kill("in a save", 1, "SIGTERM", saving, 0.1),
+    kill("in a save", 2, "SIGKILL", saving_again, 0.1),
+    kill("in a save", 1, "SIGTERM", saving_again, 0.1),
     kill("in an evaluation", 1, "SIGKILL", evaluating, 0.05),
     kill("in an evaluation", 1, "SIGTERM", evaluating, 0.05),
     kill("while the model and the result are written", 1, "SIGKILL", finishing, 0.5),
