@@ -375,11 +375,11 @@ def kill(what: str, rounds: int, name: str, moment: Any, spread: float, **option
 
 FAULTS = (
     kill("at any moment", 2, "SIGKILL", anywhere, 0),
-    kill("at any moment", 1, "SIGTERM", anywhere, 0),
+    kill("at any moment", 2, "SIGTERM", anywhere, 0),
     kill("at any moment", 1, "SIGINT", anywhere, 0),
     kill("in a compilation without cache", 1, "SIGKILL", compiling, 2.0, cache=False),
     kill("in a compilation without cache", 1, "SIGTERM", compiling, 2.0, cache=False),
-    kill("in training", 1, "SIGKILL", training, 2.0),
+    kill("in training", 2, "SIGKILL", training, 2.0),
     kill("in a save", 2, "SIGKILL", saving_again, 0.1),
     kill("in a save", 1, "SIGTERM", saving_again, 0.1),
     kill("in an evaluation", 1, "SIGKILL", evaluating, 0.05),
