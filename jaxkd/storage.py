@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -59,8 +60,10 @@ def save_tree(folder: Path, tree: Any) -> str:
             checkpointer.wait_until_finished()
     except OSError:
         raise
-    except Exception as error:  # TensorStore has a type of its own for a full disk
-        raise OSError(f"{folder} cannot be written ({first_line(error)})") from error
+    except Exception as error:  # TensorStore hides the system's error in a long text
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        why = os.strerror(int(code[1])) if code else first_line(error)
+        raise OSError(f"{folder} cannot be written ({why})") from error
     digest = tree_digest(host)
     load_tree(folder, None, digest)
     return digest
