@@ -83,7 +83,10 @@ def test_runs_that_differ_in_the_seed_alone_are_summarised(tmp_path: Path) -> No
 
 def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
-    description = {"model": "resnet56", "test_accuracy": 72.63}
+    description = {
+        "format": 1, "model": "resnet56", "num_classes": 100, "image_shape": [32, 32, 3], "mean": [0.5] * 3,
+        "std": [0.25] * 3, "data": "cifar100", "test_accuracy": 72.63, "digest": "of no variables",
+    }  # fmt: skip
     (tmp_path / "big" / "teacher.json").write_text(json.dumps(description))
     text = report([tmp_path / "big", write_run(tmp_path / "run", [50.0], RESULT)], tmp_path / "out")
     cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]

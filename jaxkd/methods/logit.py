@@ -42,7 +42,9 @@ class KD(Method):
         s, t = student.logits, jax.lax.stop_gradient(teacher.logits)
         seen = (standardize(s), standardize(t)) if self.standardize else (s, t)
         tau = temperature.resolve(rule, *seen)
-        loss = losses.kd(s, t, temperature=tau, standardize=self.standardize)
+        # As a rule: the check of a given array puts a number into the program that differs from tracing to
+        # tracing, and a compiled program would not be found again.
+        loss = losses.kd(s, t, temperature=lambda *_: tau, standardize=self.standardize)
         return self.weight * loss, {
             "kd": loss,
             "temperature": jax.lax.stop_gradient(tau[..., 0]),

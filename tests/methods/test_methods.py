@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FIXTURES
 
 from jaxkd import methods
 from jaxkd.models import Outputs
 
 PROGRESS = methods.Progress(jnp.ones((), jnp.int32), 240)
-LOSSES = np.load(FIXTURES / "losses.npz")
+LOSSES = np.load(Path(__file__).parents[1] / "fixtures" / "losses.npz")
 
 
 def outputs(name: str) -> Outputs:
@@ -31,6 +32,18 @@ def test_totals_with_the_default_weights_are_the_authors(name: str, total: str) 
     assert loss.shape == metrics["temperature"].shape == metrics["correlation"].shape == (8,)
     whole = method.ce_weight * LOSSES["b8_k10/ce/loss_f32"] + loss.mean()
     np.testing.assert_allclose(whole, LOSSES[f"b8_k10/{total}/loss_f32"], rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["kd", "atkd"])
+def test_every_tracing_gives_the_same_program(name: str) -> None:
+    """Or else the cache of compiled programs would not find it again."""
+    method = methods.create(name)
+    s, t, labels = outputs("z_s"), outputs("z_t"), jnp.asarray(LOSSES["b8_k10/labels"])
+
+    def program() -> str:
+        return jax.jit(lambda s, t: method.apply({}, s, t, labels, PROGRESS)).lower(s, t).as_text()
+
+    assert program() == program()
 
 
 def test_the_reported_temperature_is_the_one_that_was_used() -> None:
