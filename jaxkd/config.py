@@ -501,7 +501,7 @@ def refuse_remote(flag: str, path: Path | str | None) -> None:
     if colon and len(scheme) > 1 and scheme.isalnum():
         raise ValueError(
             f"{flag} must be a folder of this machine, got {scheme}://{rest.lstrip('/')}; mount the bucket "
-            "(Cloud Storage: gcsfuse) and name the folder"
+            "(Cloud Storage: gcsfuse) and name the folder, or copy (gcloud storage rsync)"
         )
 
 

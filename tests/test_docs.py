@@ -24,6 +24,11 @@ def test_program_runs_and_learns(name, capsys):
     assert capsys.readouterr().out.startswith("loss ")
 
 
+def test_the_program_of_the_page_on_scale_runs():
+    program = re.search(r"^```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), re.S | re.M)
+    exec(compile(program.group(1), "scale.md", "exec"), {})
+
+
 def test_the_programs_of_the_readme_run(tmp_path, monkeypatch):
     import helpers
 
