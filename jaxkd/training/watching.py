@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,14 @@ def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Log:
     require("wandb", "wandb")
     import wandb
 
-    name = folder.name
+    # The folder is what a run is known by: the same one goes on, another of the same name is another run.
+    known_by = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
     run = wandb.init(
-        project=project, id=name, name=name, dir=str(folder), config=dict(config), resume="allow"
+        project=project,
+        id=known_by,
+        name=folder.name,
+        dir=str(folder),
+        config=dict(config),
+        resume="allow",
     )
     return lambda values, step: run.log(dict(values), step=step)

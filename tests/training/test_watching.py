@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import types
 from pathlib import Path
@@ -56,6 +57,8 @@ def test_a_watched_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
     assert wandb.opened["project"] == "distilling"
+    assert wandb.opened["name"] == "run"
+    assert re.fullmatch("[0-9a-f]{16}", wandb.opened["id"])
     assert wandb.opened["config"]["student"] == "resnet8"
     steps = [step for step, values in wandb.logged if "train/kd" in values]
     assert steps == [1, 2, 3, 4, 5, 6]
