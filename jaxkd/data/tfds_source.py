@@ -80,7 +80,7 @@ def _open(name: str, split: str, data_dir: str | Path | None) -> tuple[Any, list
 
 
 def _prepare(builder, name: str, split: str, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    absent = f"no split {split!r} of {name} in {folder} (looked for {name}-{split}.array_record-*)"
+    absent = f"no split {split!r} of {name} in {folder} (looked for {builder.name}-{split}.array_record-*)"
     remedy = "Pass --data-dir (data_dir=) the folder that holds a prepared one in array_record format"
     if importlib.util.find_spec("tensorflow") is None:
         raise FileNotFoundError(
