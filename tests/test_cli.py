@@ -127,9 +127,9 @@ def in_save(folder: Path, _: subprocess.Popen[str]) -> bool:
 
 
 def in_evaluation(folder: Path, _: subprocess.Popen[str]) -> bool:
-    """The first one: after the line on the last step of the epoch, before that on the test."""
+    """The first one: after the line on the epoch's last step and its checkpoint, before that on the test."""
     lines = read_metrics(folder)
-    return len(lines) == 5 and lines[-1]["kind"] == "train"
+    return len(lines) == 5 and lines[-1]["kind"] == "train" and (folder / "checkpoints" / "5").is_dir()
 
 
 def in_compilation(_: Path, child: subprocess.Popen[str]) -> bool:

@@ -148,9 +148,11 @@ def saving_again(run: Path) -> bool:
 
 
 def evaluating(run: Path) -> bool:
-    """After the line on the last step of an epoch, before that on the test."""
+    """After the line on the last step of an epoch and its checkpoint, before the line on the test."""
     lines = read_metrics(run)
-    return bool(lines) and lines[-1]["kind"] == "train" and lines[-1]["step"] % STEPS_PER_EPOCH == 0
+    if not lines or lines[-1]["kind"] == "test" or lines[-1]["step"] % STEPS_PER_EPOCH:
+        return False
+    return lines[-1]["step"] in saved_steps(run / "checkpoints") and not saving(run)
 
 
 def finishing(run: Path) -> bool:
@@ -294,12 +296,13 @@ def two_processes(lab: Lab, run: Path, _: random.Random) -> dict:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
     try:
         yield
     finally:
         subprocess.run(["umount", folder], check=True)
+        folder.rmdir()
 
 
 def failed(child: subprocess.Popen[str], run: Path) -> str:
