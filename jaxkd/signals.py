@@ -25,20 +25,28 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM came where nothing had to be saved; like Ctrl-C, no `Exception`, lest it pass for a failure."""
 
 
+# Python swallows what a handler raises in a destructor or in JAX's callback of the garbage collector; a run
+# that begins all the same finds the signal here.
+_raised: list[str] = []
+
+
 @contextlib.contextmanager
 def exit_when_stopped() -> Iterator[None]:
     """Around a whole command: SIGTERM interrupts as Ctrl-C does, and both end it as `report` says."""
 
-    def terminate(*_: object) -> None:
-        raise _Terminated
+    def interrupt(number: int, _: FrameType | None) -> None:
+        _raised.append(signal.Signals(number).name)
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except (Stopped, KeyboardInterrupt) as stopped:
         sys.exit(report(stopped))
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        _raised.clear()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def report(stopped: Stopped | KeyboardInterrupt) -> int:
@@ -71,6 +79,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
+            self.signal_name = _raised[0] if _raised else None
         return self
 
     def __exit__(

@@ -1,0 +1,35 @@
+"""What a signal does to a command, in this process; the rest is tested through the command line."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from jaxkd.signals import StopRequest, exit_when_stopped
+
+
+class Destructible:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_swallows_still_stops_a_run() -> None:
+    """As in JAX's callback of the garbage collector, where the handler's exception is lost."""
+    with exit_when_stopped():
+        thing = Destructible()
+        del thing  # raises KeyboardInterrupt, which Python reports and forgets
+        with StopRequest() as stop:
+            assert stop.signal_name == "SIGINT"
+    with StopRequest() as stop:
+        assert stop.signal_name is None
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_command_ends_with_its_exit_code(name: str, code: int) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught, exit_when_stopped():
+        signal.raise_signal(signal.Signals[name])
+    assert caught.value.code == code
+    assert signal.getsignal(signal.SIGINT) is handler
