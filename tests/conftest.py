@@ -20,6 +20,13 @@ import pytest
 SHARED = Path(os.environ.get("JAXKD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_freed() -> Iterator[None]:
+    """Each program takes memory maps, of which Linux gives a process 65,530; short of them, XLA crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     if not SHARED.is_dir():

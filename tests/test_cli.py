@@ -101,7 +101,7 @@ def test_compare_trains_four_networks_and_reports_them(tmp_path: Path, tiny: Pat
 
 
 def distill_arguments(tiny: Path, teacher: Path, folder: Path) -> list[object]:
-    options = ["--data", tiny, "--teacher", teacher, "--batch-size", 8, "--log-every", 1, "--epochs", 12]
+    options = ["--data", tiny, "--teacher", teacher, "--batch-size", 8, "--log-every", 1, "--epochs", 4]
     return ["distill", *options, "--checkpoint-seconds", 0, "--run", folder]
 
 
@@ -119,7 +119,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Path, teacher: Path) -
 
 def in_steps(folder: Path, _: subprocess.Popen[str] | None = None) -> bool:
     metrics = folder / "metrics.jsonl"
-    return metrics.is_file() and metrics.read_text().count("\n") >= 25
+    return metrics.is_file() and metrics.read_text().count("\n") >= 8
 
 
 def in_save(folder: Path, _: subprocess.Popen[str]) -> bool:
@@ -149,7 +149,7 @@ def wait(there: Moment, folder: Path, child: subprocess.Popen[str]) -> None:
     ("name", "there"),
     [
         ("SIGINT", in_steps),
-        ("SIGKILL", in_steps),
+        pytest.param("SIGKILL", in_steps, marks=pytest.mark.slow),  # in a save is the harder moment
         ("SIGTERM", in_compilation),
         ("SIGTERM", in_evaluation),
         ("SIGTERM", in_save),
@@ -177,11 +177,11 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(
     assert teachers.load(tmp_path / "cut").digest == teachers.load(whole).digest
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path / "cut")]
     assert results[0]["temperature"] == results[1]["temperature"]
-    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} == {"59", "60"}
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} == {"19", "20"}
     assert [path.name for path in (tmp_path / "cut").glob(".*")] == [".lock"]
 
 
-@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8)])
+@pytest.mark.parametrize(("before", "after"), [(8, 1), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_devices(
     tmp_path: Path, tiny: Path, teacher: Path, whole: Path, before: int, after: int
 ) -> None:
@@ -199,7 +199,7 @@ def test_a_run_goes_on_with_another_number_of_devices(
         [line["loss"] for line in read_metrics(folder) if line["kind"] == "train"]
         for folder in (whole, tmp_path / "moved")
     ]
-    assert len(losses[0]) == len(losses[1]) == 60
+    assert len(losses[0]) == len(losses[1]) == 20
     assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-3)
 
 
@@ -282,7 +282,7 @@ def test_a_config_file_starts_the_same_run(tmp_path: Path, whole: Path) -> None:
 
     (tmp_path / "foreign.json").write_text("[]")
     for arguments, message in (
-        (["train", "--config", file], "has options that TrainConfig has not: ce_weight, kd_weight"),
+        (["train", "--config", file], "has options that TrainConfig has not: cache, ce_weight, "),
         (["distill", "--config", tmp_path / "foreign.json"], "is not the config.json of a run"),
         (["distill", "--config", tmp_path / "none.json"], "No such file"),
     ):
@@ -307,7 +307,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, tiny: Path, teacher:
     assert int(failed[1]) == int(saved[1]) + 1
     code, output, errors = run_jaxkd(*arguments)
     assert code == 0, errors
-    assert f"resuming at step {saved[1]} of 60" in output
+    assert f"resuming at step {saved[1]} of 20" in output
     assert teachers.load(tmp_path / "run").digest == teachers.load(whole).digest
 
 
@@ -317,7 +317,7 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, tiny: Path, teacher: Pat
     code, output, errors = run_jaxkd(*distill_arguments(tiny, teacher, tmp_path / "run"))
     assert code == 0, errors
     assert "result.json is damaged: it is not JSON" in errors
-    assert "resuming at step 60 of 60" in output
+    assert "resuming at step 20 of 20" in output
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path / "run")]
     for result in results:
         del result["images_per_second"], result["seconds"]
@@ -364,7 +364,10 @@ def test_import_writes_a_teacher_with_its_accuracy(shared_data: Path, tmp_path: 
     assert teachers.load(tmp_path / "t").description.test_accuracy == pytest.approx(72.63)
 
 
-def test_every_mistake_has_its_message(tmp_path: Path, tiny: Path, teacher: Path) -> None:
+def test_every_mistake_has_its_message(
+    tmp_path: Path, tiny: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, with its eight devices: a child for each would take a minute."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "foreign").mkdir()
@@ -404,8 +407,10 @@ def test_every_mistake_has_its_message(tmp_path: Path, tiny: Path, teacher: Path
         (["report", tmp_path / "foreign"], 1, "is not a run's"),
     ):
         run = [] if arguments[0] in ("evaluate", "import", "report", "fly") else ["--run", tmp_path / "never"]
-        got, output, errors = run_jaxkd(*arguments, *run, devices=8)
-        assert got == code, (arguments, errors)
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in (*arguments, *run)])
+        output, errors = capsys.readouterr()
+        assert caught.value.code == code, (arguments, errors)
         assert message in " ".join((output + errors).replace("│", " ").split()), arguments
         assert "Traceback" not in errors, arguments
     assert not (tmp_path / "never").exists()

@@ -89,7 +89,8 @@ def initialize(model: nn.Module, *, seed: int, image_shape: tuple[int, int, int]
       A dictionary with "params" and "batch_stats", what `model.init` gives with a threefry key of the seed.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return dict(model.lazy_init(jax.random.key(seed, impl="threefry2x32"), images))
+    variables = dict(model.lazy_init(jax.random.key(seed, impl="threefry2x32"), images))
+    return jax.tree.map(jnp.asarray, variables)  # constants come as arrays of a private type of JAX
 
 
 def _options(make: Callable[..., Network]) -> tuple[str, ...]:
