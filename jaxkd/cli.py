@@ -21,6 +21,7 @@ import tyro
 from jaxkd import config as configs
 from jaxkd._paths import cache_folder
 from jaxkd.signals import Stopped, report
+from jaxkd.storage import tree_digest
 from jaxkd.training.distributed import PeerLostError, leave
 
 EXIT_FAILED = 1
@@ -127,23 +128,27 @@ def _import(config: configs.ImportConfig) -> None:
         image_shape=description.image_shape,
         **description.model_options,
     )
-    folder = config.out or teachers.zoo() / f"{description.data}-{description.model}"
-    try:
-        dataset = data.load(description.data, data_dir=config.data_dir, splits=("test",))
-    except FileNotFoundError as error:
-        _say(f"not evaluated: {error}")
-    else:
-        scores = evaluate(teachers.Teacher(folder.name, description, variables, digest=""), dataset)
-        description = dataclasses.replace(description, test_accuracy=scores["accuracy"])
-        _say(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
+    folder = config.out or teachers.zoo() / f"{Path(description.data).stem}-{description.model}"
+    taken = config.out is None and (folder / "teacher.json").is_file()
+    if taken and teachers.describe(folder).digest != tree_digest(variables):
+        raise ValueError(f"{folder} holds another teacher; name another folder with --out")
     teachers.save(folder, variables, description)
     _say(f"{config.file} imported as {description.model} into {folder}")
+    try:
+        dataset = data.load(description.data, data_dir=config.data_dir, splits=("test",))
+    except (FileNotFoundError, ValueError) as error:
+        _say(f"not evaluated: {error}")
+        return
+    _say(f"evaluating it on {len(dataset.splits['test']):,} test images ...")
+    scores = evaluate(teachers.load(folder), dataset)
+    teachers.save(folder, variables, dataclasses.replace(description, test_accuracy=scores["accuracy"]))
+    _say(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
 
 
 def _description(config: configs.ImportConfig) -> Any:
     """What a file to import holds: what the options say, what itself says, what is usual."""
     from jaxkd import teachers
-    from jaxkd.data.datasets import FACTS
+    from jaxkd.data.datasets import FACTS, load
 
     known = teachers.described_in(config.file)
     data = config.data or (known.data if known else "cifar100")
@@ -154,9 +159,7 @@ def _description(config: configs.ImportConfig) -> Any:
         return dataclasses.replace(known, **{name: value for name, value in given.items() if value})
     if config.model is None:
         raise ValueError(f"{config.file} does not say what it is; name its architecture with --model")
-    if data not in FACTS:
-        raise ValueError(f'unknown data set "{data}". Accepted: {", ".join(FACTS)}')
-    facts = FACTS[data]
+    facts = FACTS.get(data) or load(data, splits=("test",))
     return teachers.Description(
         model=config.model,
         num_classes=facts.num_classes,
@@ -182,16 +185,23 @@ def _teachers(config: configs.TeachersConfig) -> None:
     from jaxkd import teachers
 
     entries = teachers.available()
-    rows = []
+    rows, damaged = [], 0
     for entry in entries:
         about = entry.description
         accuracy = "-" if about.test_accuracy is None else f"{about.test_accuracy:.2f}"
         rows.append([entry.name, about.model, about.data, about.source, entry.digest[:12], accuracy])
         if config.verify:
-            teachers.load(entry.folder)
+            try:
+                teachers.load(entry.folder)
+            except ValueError as error:
+                damaged += 1
+                _say(str(error))
     _say(markdown.table(["name", "model", "data", "source", "digest", "accuracy"], rows, left=5))
-    verified = "; all weights have their digests" if config.verify else ""
-    _say(f"{len(entries)} teacher(s), in {teachers.zoo()} and in the package{verified}")
+    _say(f"{len(entries)} teacher(s), in {teachers.zoo()} and in the package")
+    if damaged:
+        raise ValueError(f"the weights of {damaged} of {len(entries)} teachers are damaged")
+    if config.verify:
+        _say("all weights have their digests")
 
 
 def _models(config: configs.ModelsConfig) -> None:
@@ -202,7 +212,8 @@ def _models(config: configs.ModelsConfig) -> None:
     found = []
     for name in config.names or models.names():
         classes, shape = (1000, (224, 224, 3)) if name.startswith("imagenet") else (100, (32, 32, 3))
-        found.append(models.describe(name, config.num_classes or classes, config.image_shape or shape))
+        classes = classes if config.num_classes is None else config.num_classes
+        found.append(models.describe(name, classes, config.image_shape or shape))
     _say(summary.table(found))
     for network in found if config.names else []:
         _say(summary.details(network))

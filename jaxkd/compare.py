@@ -1,4 +1,4 @@
-"""The comparison that every distillation paper opens with, as four ordinary runs and a report."""
+"""The comparison that every distillation paper opens with, as ordinary runs and a report."""
 
 from __future__ import annotations
 

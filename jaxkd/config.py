@@ -110,8 +110,7 @@ class RunConfig:
         for name in ("momentum", "weight_decay", "seed", "checkpoint_seconds", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{_flag(name)} must not be negative, got {getattr(self, name)}")
-        for name in ("run", "data_dir", "teacher"):
-            refuse_remote(_flag(name), getattr(self, name, None))
+        refuse_remote_paths(self)
         if self.seed >= 2**32:
             raise ValueError(
                 f"--seed must be less than 2**32, which random keys are made of, got {self.seed}"
@@ -282,7 +281,7 @@ class DistillConfig(JointRunConfig):
 class CompareConfig(RunConfig):
     """Compare: teacher, student alone, distilled with a fixed, and with the adaptive temperature; report.
 
-    Four ordinary runs, one after the other, and a table and figures of them. Without options: the digits that
+    Ordinary runs, one after the other, and a table and figures of them. Without options: the digits that
     scikit-learn ships, in about a minute on two CPU cores.
     """
 
@@ -359,6 +358,7 @@ class CacheConfig:
     """How many local devices to use. Default: all."""
 
     def __post_init__(self) -> None:
+        refuse_remote_paths(self)
         for name in ("epochs", "seeds", "batch_size", "devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -387,6 +387,7 @@ class EvaluateConfig:
     """How many local devices to use. Default: all."""
 
     def __post_init__(self) -> None:
+        refuse_remote_paths(self)
         if self.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
 
@@ -400,15 +401,16 @@ class ImportConfig:
     """
 
     file: Positional[Path]
-    """.pt, .pth, .th, .safetensors or .npz; parameter names of RepDistiller, mdistiller,
-    pytorch-cifar-models or pytorch_resnet_cifar10."""
+    """.pt, .pth, .th, .safetensors or .npz; parameter names of RepDistiller, mdistiller, the ResNets of
+    pytorch-cifar-models and pytorch_resnet_cifar10, or, for imagenet_resnet*, torchvision."""
     model: str | None = None
     """Architecture, such as resnet56; `jaxkd models` lists them."""
     shortcut: Literal["A", "B"] | None = None
     """For CIFAR ResNets: A, without weights, as in the original ones; B, with projections, as in the
     distillation literature. Default: B."""
     data: str | None = None
-    """The data set that it was trained on: cifar10, cifar100 or digits. Default: cifar100."""
+    """The data set that it was trained on, as for training: it tells the classes, and the network is
+    evaluated on it. Default: cifar100."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets (array_record)."""
     mean: tuple[float, ...] | None = None
@@ -417,6 +419,9 @@ class ImportConfig:
     """Standard deviation of each channel, likewise."""
     out: Path | None = None
     """Where to put it. Default: the zoo (~/.cache/jaxkd/teachers), under data and model."""
+
+    def __post_init__(self) -> None:
+        refuse_remote_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -431,6 +436,9 @@ class ExportConfig:
     """The folder of a teacher, or of a run, or a name in the zoo."""
     file: Positional[Path]
     """Where to: a file whose name ends in .safetensors."""
+
+    def __post_init__(self) -> None:
+        refuse_remote_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -461,6 +469,9 @@ class ReportConfig:
     """Folders of runs, in the order of the table."""
     out: Path = Path("report")
     """Folder for report.md and the figures."""
+
+    def __post_init__(self) -> None:
+        refuse_remote_paths(self)
 
 
 def from_file(command: type[C], path: Path) -> C:
@@ -503,6 +514,15 @@ def refuse_remote(flag: str, path: Path | str | None) -> None:
             f"{flag} must be a folder of this machine, got {scheme}://{rest.lstrip('/')}; mount the bucket "
             "(Cloud Storage: gcsfuse) and name the folder, or copy (gcloud storage rsync)"
         )
+
+
+def refuse_remote_paths(config: Any) -> None:
+    """`refuse_remote` for all of a command's paths."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) or field.name in ("teacher", "cache"):
+                refuse_remote(_flag(field.name), path)
 
 
 def _flag(name: str) -> str:

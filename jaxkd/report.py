@@ -76,7 +76,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     head = ["run", "model", "method", "epochs", "accuracy", "best", "temperature", "correlation", "images/s"]
     rows: list[list[str]] = []
     for group in _groups(records):
-        rows += [*map(_row, group), *([_row_of_seeds(group)] if len(group) > 1 else [])]
+        rows += [*map(_row, group), *([_row_of_seeds(group)] if _are_seeds(group) else [])]
     return _markdown.table(head, rows, left=3)
 
 
@@ -88,6 +88,12 @@ def _groups(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         key = json.dumps(identity, sort_keys=True) if identity else record["name"]
         groups.setdefault(key, []).append(record)
     return list(groups.values())
+
+
+def _are_seeds(group: Sequence[dict[str, Any]]) -> bool:
+    """Whether there are finished runs of several seeds, and none of them twice."""
+    seeds = [record["identity"]["seed"] for record in group if record["result"] and "identity" in record]
+    return len(seeds) > 1 and len(set(seeds)) == len(seeds)
 
 
 def _row_of_seeds(group: Sequence[dict[str, Any]]) -> list[str]:

@@ -73,6 +73,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._received = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -89,9 +90,11 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal_name is not None:
+        if self._received:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        # Another process's signal may have set the name already: that was none to this one.
+        self._received = True
+        self.signal_name = self.signal_name or signal.Signals(number).name
         # Not print: the signal may have come in the midst of one, and it cannot be entered twice.
         with contextlib.suppress(OSError):
             os.write(1, f"{self.signal_name}: saving what there is; once more to stop at once\n".encode())

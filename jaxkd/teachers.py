@@ -1,9 +1,8 @@
 """Teachers: pretrained networks with what has to be known of them, in a folder each.
 
-A teacher is a description (`teacher.json`), variables saved by Orbax, and a digest that ties the two
-together.  Folders lie anywhere, or in the zoo, where they are found by name; a few small ones ship with the
-package.  Any other function of images can be a teacher too, and PyTorch files become teachers and come of
-them.
+A teacher is a description (`teacher.json`), variables saved by Orbax, and the digest of the variables.
+Folders lie anywhere, or in the zoo, where they are found by name; a small one ships with the package.  Any
+other function of images can be a teacher too, and PyTorch files become teachers and come of them.
 """
 
 from __future__ import annotations
@@ -151,25 +150,27 @@ class _Function:
     traceable: bool
 
     def apply(self, variables: Any, images: jax.Array) -> models.Outputs:
-        shape = (images.shape[0], self.num_classes)
-        if not self.traceable:
-            logits = jax.ShapeDtypeStruct(shape, jnp.float32)
-            return models.Outputs(
-                jax.pure_callback(self._on_host, logits, variables, images, vmap_method="sequential"), {}
-            )
-        outputs = self._call(variables, images)
-        if outputs.logits.shape != shape:
-            raise ValueError(f"the teacher's logits must be {list(shape)}, got {list(outputs.logits.shape)}")
-        return outputs
+        if self.traceable:
+            return self._call(variables, images)
+        logits = jax.ShapeDtypeStruct((images.shape[0], self.num_classes), jnp.float32)
+        return models.Outputs(
+            jax.pure_callback(self._on_host, logits, variables, images, vmap_method="sequential"), {}
+        )
 
     def _call(self, variables: Any, images: Any) -> models.Outputs:
         result = self.function(images) if variables is None else self.function(variables, images)
-        if isinstance(result, models.Outputs):
-            return result
-        return models.Outputs(getattr(result, "logits", result), {})
+        outputs = result
+        if not isinstance(result, models.Outputs):
+            outputs = models.Outputs(getattr(result, "logits", result), {})
+        wanted, got = (images.shape[0], self.num_classes), getattr(outputs.logits, "shape", None)
+        if got != wanted:
+            found = type(result).__name__ if got is None else list(got)
+            raise ValueError(f"the teacher's logits must be {list(wanted)}, got {found}")
+        return outputs
 
     def _on_host(self, variables: Any, images: Any) -> np.ndarray:
-        return np.asarray(self._call(variables, np.asarray(images)).logits, np.float32)
+        variables, images = jax.tree.map(np.asarray, (variables, images))
+        return np.asarray(self._call(variables, images).logits, np.float32)
 
 
 def from_function(
@@ -215,8 +216,8 @@ def from_function(
         model="function",
         num_classes=num_classes,
         image_shape=image_shape,
-        mean=tuple(mean or (0.0,) * channels),
-        std=tuple(std or (1.0,) * channels),
+        mean=(0.0,) * channels if mean is None else tuple(map(float, mean)),
+        std=(1.0,) * channels if std is None else tuple(map(float, std)),
         data="unknown",
         source=f"the function {getattr(function, '__qualname__', type(function).__name__)}",
     )
@@ -343,7 +344,7 @@ def import_torch(
 
     Args:
       file: `.pt`, `.pth`, `.th`, `.safetensors` or `.npz`, with the parameter names of RepDistiller,
-        mdistiller or pytorch-cifar-models.
+        mdistiller, the ResNets of pytorch-cifar-models, or torchvision's ResNets for `imagenet_resnet*`.
       model: the architecture's name in `jaxkd.models`.
       num_classes: number of logits.
       image_shape: height, width and channels of its images.

@@ -99,9 +99,16 @@ def write(path: str | Path, weights: Mapping[str, np.ndarray], metadata: Mapping
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(weight) for name, weight in weights.items()}
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(safetensors.numpy.save(arrays, {"format": "pt", **metadata}))
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+        new = Path(file.name)
+        try:
+            file.write(safetensors.numpy.save(arrays, {"format": "pt", **metadata}))
+            file.flush()
+            os.fsync(file.fileno())
+            new.chmod(0o644)
+            new.replace(path)
+        except BaseException:
+            new.unlink()
+            raise
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

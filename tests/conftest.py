@@ -14,6 +14,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes of pytest-xdi
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
+from collections.abc import Iterator
+
+import jax
 import pytest
 
 # Real data and pretrained teachers, kept beside the repository; most machines do not have them.

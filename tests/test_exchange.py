@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import helpers
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -40,7 +41,7 @@ def test_the_file_holds_torch_names_and_layouts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         weights["conv1.weight"][5, 0], teacher.variables["params"]["conv1"]["kernel"][:, :, 0, 5]
     )
-    assert len(weights) == len(set(weights)) == 5 * 21 + 2  # conv and four of batch norm, and the head
+    assert len(weights) == 5 * 21 + 2  # conv and four of batch norm, and the head
     with pytest.raises(ValueError, match=r"the ending must be \.safetensors"):
         teachers.export_torch(teacher, tmp_path / "weights.pt")
 
@@ -110,9 +111,41 @@ def test_teachers_are_listed_and_verified(
     assert "2 teacher(s), in" in output
     assert "97.78" in next(line for line in output.splitlines() if "| digits-resnet20" in line)
     shutil.rmtree(tmp_path / "mine" / "variables")
-    code, _, errors = run_jaxkd("teachers", "--verify")
+    code, output, errors = run_jaxkd("teachers", "--verify")
     assert code == 1
-    assert f"{tmp_path / 'mine' / 'variables'} cannot be restored" in errors
+    assert f"{tmp_path / 'mine' / 'variables'} cannot be restored" in output
+    assert "| digits-resnet20" in output
+    assert "the weights of 1 of 2 teachers are damaged" in errors
+
+
+def test_an_import_replaces_no_other_teacher_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxkd import cli
+
+    monkeypatch.setenv("JAXKD_TEACHERS", str(tmp_path / "zoo"))
+    dataset = helpers.tiny_dataset()
+    npz = str(helpers.write_npz(tmp_path / "own.npz", dataset))
+    files = []
+    for number in (1, 2):
+        folder = helpers.untrained_teacher(
+            tmp_path / f"t{number}", dataset, change=lambda v, n=number: scaled(v, n)
+        )
+        files.append(str(tmp_path / f"t{number}.safetensors"))
+        teachers.export_torch(teachers.load(folder), files[-1])
+    # "tiny" is a name of Python's side alone: it is imported all the same, and not evaluated.
+    cli.main(["import", files[0], "--out", str(tmp_path / "kept")])
+    assert teachers.load(tmp_path / "kept").description.data == "tiny"
+    for _ in range(2):
+        cli.main(["import", files[0], "--data", npz])
+    with pytest.raises(SystemExit):
+        cli.main(["import", files[1], "--data", npz])
+    assert teachers.load("own-resnet8").digest == teachers.load(tmp_path / "t1").digest
+    assert teachers.load("own-resnet8").description.test_accuracy is not None
+
+
+def scaled(variables: dict, factor: int) -> dict:
+    return {**variables, "params": jax.tree.map(lambda leaf: factor * leaf, variables["params"])}
 
 
 def test_a_torn_description_is_damage(tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ def test_a_round_and_its_table(tmp_path: Path, faults: ModuleType) -> None:
     played = faults.play(lab, fault, 0, seed=1)
     assert played["lost"] == []
     assert f"| {what} | 1 | 1 x named, set aside, the one before used | nothing |" in faults.table([played])
-    assert "| seed |" in faults.table([{**played, "lost": ["seed"]}])
+    assert "Nothing lost" in faults.table([played])
+    harmed = faults.table([{**played, "lost": ["seed"]}])
+    assert "| seed |" in harmed
+    assert "Something was lost in 1 rounds" in harmed
 
 
 @pytest.mark.slow

@@ -33,3 +33,12 @@ def test_a_command_ends_with_its_exit_code(name: str, code: int) -> None:
         signal.raise_signal(signal.Signals[name])
     assert caught.value.code == code
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_only_its_own_second_signal_interrupts_a_save() -> None:
+    """The name of another process's signal is set from outside; the first of this one is still a first."""
+    with StopRequest() as stop:
+        stop.signal_name = "SIGTERM"
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,32 @@ def test_a_function_equals_the_same_network_from_the_zoo(tmp_path: Path, dataset
     )
 
 
+def test_a_function_teaches_what_the_same_network_teaches(tmp_path: Path, dataset: data.Dataset) -> None:
+    known = teachers.load(helpers.untrained_teacher(tmp_path / "known", dataset))
+    same = teachers.from_function(
+        models.create("resnet8", 3).apply,
+        num_classes=3,
+        variables=known.variables,
+        image_shape=SHAPE,
+        mean=np.array(dataset.mean),
+        std=np.array(dataset.std),
+    )
+    lines = []
+    for teacher in (known, same):
+        run = tmp_path / f"from-{teacher.name}"
+        config = DistillConfig(teacher=teacher.name, run=run, epochs=1, batch_size=16, devices=1, log_every=1)
+        jaxkd.distill(config, dataset, teacher=teacher, say=lambda _: None)
+        lines.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0]))
+    for term in ("kd", "ce", "temperature", "correlation"):
+        assert lines[0][term] == pytest.approx(lines[1][term], rel=1e-4)
+
+
 def test_logits_of_another_shape_are_refused() -> None:
+    listed = teachers.from_function(
+        lambda images: [0.0] * len(images), num_classes=3, image_shape=SHAPE, traceable=True
+    )
+    with pytest.raises(ValueError, match=r"the teacher's logits must be \[4, 3\], got list"):
+        listed.logits(np.zeros((4, *SHAPE), np.uint8))
     teacher = teachers.from_function(lambda images: images[:, 0, :2, 0], num_classes=3, image_shape=SHAPE)
     with pytest.raises(ValueError, match=r"the teacher's logits must be \[4, 3\], got \[4, 2\]"):
         teacher.logits(np.zeros((4, *SHAPE), np.uint8))

@@ -425,9 +425,14 @@ def table(rounds: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {fault.what} | {times} | {words} | {', '.join(lost) or 'nothing'} |")
     kills = sum(len(struck(played)) for played in rounds)
     others = sum("strikes" not in played for played in rounds)
+    harmed = sum(bool(played["lost"]) for played in rounds)
+    outcome = (
+        f"Something was lost in {harmed} rounds"
+        if harmed
+        else ("Nothing lost: the finished run is equal to the bit to one that nobody touched")
+    )
     about = (
-        f"{kills} kills and {others} other faults in {len(rounds)} rounds. Nothing lost: the finished run is "
-        f"equal to the bit to one that nobody touched. jax {jax.__version__}, "
+        f"{kills} kills and {others} other faults in {len(rounds)} rounds. {outcome}. jax {jax.__version__}, "
         f"Python {platform.python_version()}, {os.cpu_count()} CPU cores; `experiments/faults/run.py`."
     )
     return "\n".join([*lines, "", about])

@@ -3,7 +3,7 @@
     python experiments/scale/check.py
 
 One epoch of the digits with the teacher that ships with the package: on 1, 2 and 8 simulated devices, in two
-processes that talk over Gloo, with streamed batches, with an accumulated batch; and an evaluation of 10,000
+processes that talk over Gloo, with streamed batches; and an evaluation of 10,000
 images on 8 devices with a batch that does not divide them. CPU; some minutes on two cores; writes
 `results/check.json` and prints a table.
 """

@@ -108,7 +108,7 @@ class Jaxkd:
         return float(lowered.cost_analysis()["flops"])
 
     def prepare(self, student: str, kind: str) -> dict[str, float]:
-        """Compiles the step; returns its seconds of compilation and its megabytes of temporary memory."""
+        """Compiles the step; returns its seconds of compilation."""
         import jax
         import numpy as np
 

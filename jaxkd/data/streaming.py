@@ -6,8 +6,10 @@ every process can read its own share.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +26,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, example_id: int, /) -> Mapping[str, Any]: ...
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,8 @@ def _leave_signals_to_the_parent(worker: int, num_workers: int) -> None:
     """Ctrl-C in a terminal reaches all processes; the parent saves first, and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":  # a parent that is killed cannot end its workers: the kernel does
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def in_memory(images: np.ndarray, labels: np.ndarray) -> StreamedSplit:

@@ -3,7 +3,7 @@
 In evaluation batch norm is an affine map with constant coefficients, and a convolution followed by one is a
 convolution with other weights: `scale / sqrt(var + eps) * (conv(x) - mean) + bias`.  Which batch norms alone
 read a convolution's output is found by tracing the network, so that any Linen module can be folded, whatever
-its blocks look like.
+its blocks look like, as long as its parameters are used as they are (`nn.WeightNorm` changes them).
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def fold(
         else:
             biases["/".join(conv)] = bias
     folded = {
+        **variables,
         "params": flax.traverse_util.unflatten_dict(params),
         "batch_stats": flax.traverse_util.unflatten_dict(statistics),
         _BIASES: biases,
@@ -127,7 +128,7 @@ def _pairs(
         layer = context.module
         if context.method_name == "__call__" and isinstance(layer, nn.Conv):
             return checkpoint_name(call(*args, **kwargs), "conv " + "/".join(layer.path))
-        if context.method_name == "__call__" and isinstance(layer, BatchNorm | nn.BatchNorm):
+        if context.method_name == "__call__" and _normalises_last_axis(layer):
             epsilons[layer.path] = layer.epsilon
             args = (checkpoint_name(args[0], "norm " + "/".join(layer.path)), *args[1:])
         return call(*args, **kwargs)
@@ -151,3 +152,7 @@ def _pairs(
         elif kind == "norm" and source in convolutions and readers[source] == 1:
             pairs[convolutions[source]] = (path, epsilons[path])
     return pairs
+
+
+def _normalises_last_axis(layer: nn.Module) -> bool:
+    return isinstance(layer, BatchNorm) or (isinstance(layer, nn.BatchNorm) and layer.axis == -1)

@@ -31,12 +31,16 @@ def unwrap(contents: Mapping[str, Any]) -> dict[str, np.ndarray]:
     {'fc.bias': array([0., 0.])}
     """
     for wrapper in _WRAPPERS:
-        if isinstance(inner := contents.get(wrapper), Mapping):
+        if isinstance(inner := contents.get(wrapper), Mapping) and inner is not contents:
             return unwrap(inner)
-    weights = {name.removeprefix("module."): w for name, w in contents.items() if isinstance(w, np.ndarray)}
+    weights = {
+        name.removeprefix("module."): weight
+        for name, weight in contents.items()
+        if isinstance(name, str) and isinstance(weight, np.ndarray)
+    }
     if not weights:
         raise ValueError(
-            f"no weights found: the file holds {_listed(list(contents))}, and none of them is an array; "
+            f"no weights found: the file holds {_listed([str(n) for n in contents])}, and none of them is an array; "
             f"expected a state_dict, alone or under one of {', '.join(_WRAPPERS)}"
         )
     return weights

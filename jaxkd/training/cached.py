@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxkd import data, teachers
@@ -97,8 +98,8 @@ def find_cache(
       FileNotFoundError: a cache is named, or was begun with, that does not exist.
       ValueError: likewise, and it does not fit or lacks views.
     """
-    if where == "off" or (where == "auto" and before == LIVE):
-        return None
+    if where == "off" or (where == "auto" and (before == LIVE or jax.process_count() > 1)):
+        return None  # several processes would have to have the same caches: whoever knows that names one
     if where == "auto" and (
         isinstance(dataset.splits[SPLIT], data.StreamedSplit) or teacher.module is not None
     ):

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxkd.config import JointRunConfig
+from jaxkd.storage import first_line
 from jaxkd.training.checkpoint import Checkpoints, describe_differences, differing_keys
 from jaxkd.training.record import Record
 from jaxkd.training.state import TrainState
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 # What is sent is padded to whole blocks: one compiled program serves most messages.
 _BLOCK = 1 << 16
+_STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug")
 
 
 class PeerLostError(RuntimeError):
@@ -155,11 +157,14 @@ def peers_needed() -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # Gloo's failures arrive as ValueError where JAX checks the status of a copy to the host.
         collective = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
-        if jax.process_count() == 1 or not collective:
+        own_fault = any(
+            word in str(error) for word in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "CpuCallback")
+        )
+        if jax.process_count() == 1 or not collective or own_fault:
             raise
         raise PeerLostError(
             f"process {jax.process_index()} of {jax.process_count()} lost another one "
-            f"({str(error).splitlines()[0][:200]}). The last checkpoint stands: start all processes again "
+            f"({first_line(error)}). The last checkpoint stands: start all processes again "
             "with the same command"
         ) from error
 
@@ -189,7 +194,8 @@ class SharedRecord(Record):
 
     def open(self, config: Mapping[str, Any], identity: Mapping[str, Any], devices: list[jax.Device]) -> None:
         """See `Record`."""
-        require_same(identity)
+        # Options that change nothing in the result still decide on which collective operation comes when.
+        require_same({**identity, **{key: config.get(key) for key in _STEPPING}})
         from_first(lambda: super(SharedRecord, self).open(config, identity, devices))
 
     def rewind(self, step: int) -> None:

@@ -147,9 +147,13 @@ class Loop:
             state = self._train_epoch(state, teacher_variables, epoch)
             self._evaluate(state, epoch)
             self._stop_if_asked(state)
-        self._profiler.close()
+        self.close()
         self._checkpoints.save(state)
         return jax.device_get(state)
+
+    def close(self) -> None:
+        """Ends a trace that is still going on."""
+        self._profiler.close()
 
     def _train_epoch(self, state: TrainState, teacher_variables: Any, epoch: int) -> TrainState:
         step = int(state.step)

@@ -146,11 +146,13 @@ class Filler:
         Raises:
           FloatingPointError: the teacher's logits are not finite, in the precision of the cache.
         """
-        missing = self._cache.missing(codes)
-        if not len(missing):
+        if not len(self._cache.missing(codes)):
             return 0
         done, parts = 0, []
         with self._cache.writing():
+            missing = self._cache.missing(codes)  # another writer may have added some
+            if not len(missing):
+                return 0
             written_at = time.monotonic()
             for logits in self._batches(missing):
                 parts.append(self._finite(logits, missing[done:]))
@@ -206,7 +208,7 @@ class FillProgress:
     def __call__(self, done: int, total: int) -> None:
         """Takes note that `done` of `total` views are computed."""
         now = time.monotonic()
-        if self._start is None or done < self._first:
+        if self._start is None or done <= self._first:  # the first batch of a fill
             self._start, self._first, self._said = now, done, now
             return
         if now - self._said > max(2.0, (now - self._start) / 40):

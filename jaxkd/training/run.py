@@ -120,8 +120,9 @@ def _each_seed(
 ) -> dict[str, Any]:
     """Runs of several seeds, one after the other: each ends with the bits that it has on its own.
 
-    One compiled program serves all of them, and one cache of the teacher's logits.  Mapping the step over the
-    seeds turns its convolutions into grouped ones, which is slower on a CPU (docs/speed.md).
+    The command line's cache of compiled programs serves all of them, and one cache of the teacher's logits.
+    Mapping the step over the seeds turns its convolutions into grouped ones, which is slower on a CPU
+    (docs/speed.md).
     """
     dataset = dataset or data.load(config.data, data_dir=config.data_dir)
     runs = [one(each, dataset, say=say) for each in config.each_seed()]
@@ -207,6 +208,7 @@ def _fit(
             cached=cached,
             say=say,
         )
+        stack.callback(loop.close)
         state = loop.run(state, placed)
 
         tests = record.lines("test")

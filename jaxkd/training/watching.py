@@ -74,5 +74,6 @@ def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Log:
         dir=str(folder),
         config=dict(config),
         resume="allow",
+        reinit="finish_previous",  # several seeds are several runs of one process
     )
     return lambda values, step: run.log(dict(values), step=step)

@@ -20,7 +20,9 @@ def settle(tree: Any, seed: int = 0) -> Any:
     return jax.tree.map(lambda leaf: leaf + 0.3 * rng.random(leaf.shape, np.float32), tree)
 
 
-@pytest.mark.parametrize(("name", "folded_norms"), [("resnet8", 9), ("resnet8x4", 10)])
+@pytest.mark.parametrize(
+    ("name", "folded_norms"), [("resnet8", 9), ("wrn_16_1", 6), ("vgg8", 5), ("ShuffleV1", 49)]
+)
 def test_a_folded_network_has_the_same_logits_and_features(name: str, folded_norms: int) -> None:
     network = models.create(name, num_classes=5)
     variables = settle(models.initialize(network, seed=0, image_shape=(16, 16, 3)))
