@@ -92,8 +92,8 @@ def _groups(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _are_seeds(group: Sequence[dict[str, Any]]) -> bool:
     """Whether there are finished runs of several seeds, and none of them twice."""
-    seeds = [record["identity"]["seed"] for record in group if record["result"] and "identity" in record]
-    return len(seeds) > 1 and len(set(seeds)) == len(seeds)
+    seeds = [record.get("identity", {}).get("seed") for record in group if record["result"]]
+    return len(seeds) > 1 and None not in seeds and len(set(seeds)) == len(seeds)
 
 
 def _row_of_seeds(group: Sequence[dict[str, Any]]) -> list[str]:

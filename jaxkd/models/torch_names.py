@@ -39,8 +39,9 @@ def unwrap(contents: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if isinstance(name, str) and isinstance(weight, np.ndarray)
     }
     if not weights:
+        held = _listed([str(name) for name in contents])
         raise ValueError(
-            f"no weights found: the file holds {_listed([str(n) for n in contents])}, and none of them is an array; "
+            f"no weights found: the file holds {held}, and none of them is an array; "
             f"expected a state_dict, alone or under one of {', '.join(_WRAPPERS)}"
         )
     return weights
