@@ -74,8 +74,8 @@ def test_debug_goes_to_the_step_that_diverged_and_shows_the_place(tmp_path: Path
 def test_the_place_is_where_the_teacher_was_poisoned() -> None:
     dataset = helpers.tiny_dataset()
     made = task(dataset)
-    state = jax.device_get(initial_state(made, dataset))
     teacher = jax.device_get(teacher_variables(dataset))
+    state = jax.device_get(initial_state(made, dataset, teacher))
     train = dataset.splits["train"]
     resident = train.images, train.labels.astype(np.int32)
     batch = Batch(ids=share(np.arange(16), 2))
