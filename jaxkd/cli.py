@@ -140,7 +140,7 @@ def _import(config: configs.ImportConfig) -> None:
         _say(f"not evaluated: {error}")
         return
     _say(f"evaluating it on {len(dataset.splits['test']):,} test images ...")
-    scores = evaluate(teachers.load(folder), dataset)
+    scores = evaluate(teachers.Teacher(folder.name, description, variables, digest=""), dataset)
     teachers.save(folder, variables, dataclasses.replace(description, test_accuracy=scores["accuracy"]))
     _say(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
 

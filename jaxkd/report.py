@@ -76,18 +76,20 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     head = ["run", "model", "method", "epochs", "accuracy", "best", "temperature", "correlation", "images/s"]
     rows: list[list[str]] = []
     for group in _groups(records):
-        rows += [*map(_row, group), *([_row_of_seeds(group)] if _are_seeds(group) else [])]
+        rows += [*map(_row, group), *([_row_of_seeds(group)] if len(group) > 1 else [])]
     return _markdown.table(head, rows, left=3)
 
 
 def _groups(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Runs of one configuration and several seeds, in the order of the first of each."""
+    """Runs of one configuration and several seeds, in the order of the first of each; others alone."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         identity = {key: value for key, value in record.get("identity", {}).items() if key != "seed"}
         key = json.dumps(identity, sort_keys=True) if identity else record["name"]
         groups.setdefault(key, []).append(record)
-    return list(groups.values())
+    return [
+        part for group in groups.values() for part in ([group] if _are_seeds(group) else [[r] for r in group])
+    ]
 
 
 def _are_seeds(group: Sequence[dict[str, Any]]) -> bool:

@@ -202,17 +202,23 @@ def write_json(path: Path, contents: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        new = Path(file.name)
         try:
-            file.write(text)
+            file.write(contents)
             file.flush()
             os.fsync(file.fileno())
+            new.chmod(0o644)
+            new.replace(path)
         except BaseException:
-            Path(file.name).unlink()
+            new.unlink()
             raise
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def first_line(error: BaseException) -> str:

@@ -310,7 +310,7 @@ def load(path_or_name: str | Path) -> Teacher:
     (2, 10)
     """
     entry = describe(path_or_name)
-    shapes = _shapes(entry.description)
+    shapes = _shapes(entry.description.create_model(), entry.description.image_shape)
     variables = storage.load_tree(entry.folder / "variables", shapes, entry.digest)
     return Teacher(entry.name, entry.description, variables, entry.digest)
 
@@ -358,12 +358,9 @@ def import_torch(
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
     weights = torch_names.unwrap(torch_files.read(file))
-    channels = image_shape[-1]
-    description = Description(
-        model, num_classes, image_shape, (0.0,) * channels, (1.0,) * channels, "", model_options=model_options
-    )
     try:
-        return torch_names.to_flax(weights, _shapes(description))
+        network = models.create(model, num_classes, **model_options)
+        return torch_names.to_flax(weights, _shapes(network, image_shape))
     except ValueError as error:
         raise ValueError(f"{file} as {model} with {num_classes} classes: {error}") from None
 
@@ -393,7 +390,6 @@ def described_in(file: str | Path) -> Description | None:
     return None if about is None else Description.from_json(json.loads(about))
 
 
-def _shapes(description: Description) -> dict[str, Any]:
-    network = description.create_model()
-    images = jax.ShapeDtypeStruct((1, *description.image_shape), jnp.float32)
+def _shapes(network: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return dict(jax.eval_shape(network.init, jax.random.key(0), images))

@@ -13,7 +13,6 @@ import math
 import os
 import pickle
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from jaxkd.storage import write_bytes
 
 SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".npz")
 
@@ -96,19 +97,8 @@ def write(path: str | Path, weights: Mapping[str, np.ndarray], metadata: Mapping
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"cannot write {path.name}: the ending must be .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(weight) for name, weight in weights.items()}
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        new = Path(file.name)
-        try:
-            file.write(safetensors.numpy.save(arrays, {"format": "pt", **metadata}))
-            file.flush()
-            os.fsync(file.fileno())
-            new.chmod(0o644)
-            new.replace(path)
-        except BaseException:
-            new.unlink()
-            raise
+    write_bytes(path, safetensors.numpy.save(arrays, {"format": "pt", **metadata}))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -43,10 +43,24 @@ STEPS_PER_EPOCH = 782  # of CIFAR's 50,000 images
 KINDS = ("labels", "live", "cached")
 
 
+class Side:
+    """What both sides are timed by; they put the calls to time into `_calls`."""
+
+    _calls: dict[tuple[str, str, str], Any]
+
+    def time(self, what: str, name: str, kind: str, count: int) -> float:
+        start = time.perf_counter()
+        self._calls[what, name, kind](count)
+        return time.perf_counter() - start
+
+    def memory(self) -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 # --- this package
 
 
-class Jaxkd:
+class Jaxkd(Side):
     """Runs the package's own step and its own command."""
 
     def __init__(self, folder: Path) -> None:
@@ -238,19 +252,11 @@ class Jaxkd:
             "whole_s": time.perf_counter() - start,
         }
 
-    def time(self, what: str, name: str, kind: str, count: int) -> float:
-        start = time.perf_counter()
-        self._calls[what, name, kind](count)
-        return time.perf_counter() - start
-
-    def memory(self) -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
 
 # --- PyTorch
 
 
-class Torch:
+class Torch(Side):
     """The same job in plain PyTorch."""
 
     def __init__(self, folder: Path) -> None:
@@ -420,14 +426,6 @@ class Torch:
     def job(self, student: str, kind: str, number: int) -> dict[str, float]:
         seconds = self.time("job", student, kind, JOB_STEPS)
         return {"images_per_second": JOB_STEPS * BATCH / seconds}
-
-    def time(self, what: str, name: str, kind: str, count: int) -> float:
-        start = time.perf_counter()
-        self._calls[what, name, kind](count)
-        return time.perf_counter() - start
-
-    def memory(self) -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # --- the two processes

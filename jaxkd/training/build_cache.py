@@ -18,8 +18,7 @@ from jaxkd.training.precompute import (
     default_folder,
     wanted_codes,
 )
-from jaxkd.training.run import print_line, require_fit
-from jaxkd.training.step import Network
+from jaxkd.training.run import frozen_network, print_line, require_fit
 from jaxkd.training.teacher_cache import TeacherCache
 
 
@@ -57,11 +56,10 @@ def build_cache(
         f"{key.num_examples:,} images are wanted, {len(codes) - missing:,} of them are there; {size:.1f} MiB "
         f"in {cache.dtype} to come, by {teacher.name} on {len(devices)} x {devices[0].device_kind}"
     )
-    module, variables = teacher.frozen
     filler = Filler(
         cache,
-        Network(module, key.mean, key.std),
-        variables,
+        frozen_network(teacher),
+        teacher.frozen[1],
         cacheable_split(dataset),
         view,
         devices=devices,

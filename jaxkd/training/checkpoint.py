@@ -125,10 +125,6 @@ class Checkpoints:
         """The newest step that is saved; None if there is none."""
         return max(saved_steps(self._folder), default=None)
 
-    def describe_latest(self) -> str:
-        """Words for what is saved."""
-        return describe_newest(self.latest_step())
-
 
 def describe_newest(step: int | None) -> str:
     """Words for what is saved if `step` is the newest.

@@ -80,9 +80,9 @@ def distill(
       deviation, and the results in `runs`.
     """
     distributed.join(config, say)
+    teacher = teacher or teachers.load(config.teacher)
     if config.seeds > 1:
         return _each_seed(functools.partial(distill, teacher=teacher), config, dataset, say)
-    teacher = teacher or teachers.load(config.teacher)
     method = methods.create(config.method, **config.method_options())
     return _fit(config, config.student, config.folder, teacher, method, dataset, say)
 
@@ -111,7 +111,7 @@ def evaluate(
       ValueError: the network does not fit the data.
     """
     require_fit(teacher, dataset)
-    evaluator = Evaluator(_network(teacher), dataset.splits[split], batch_size, choose_devices(devices))
+    evaluator = Evaluator(frozen_network(teacher), dataset.splits[split], batch_size, choose_devices(devices))
     return evaluator(teacher.frozen[1])
 
 
@@ -267,7 +267,7 @@ def _task(
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
     return Task(
         student=Network(student, dataset.mean, dataset.std),
-        teacher=_network(teacher) if teacher else None,
+        teacher=frozen_network(teacher) if teacher else None,
         method=method,
         optimizer=sgd(
             _schedule(config, steps_per_epoch), momentum=config.momentum, weight_decay=config.weight_decay
@@ -311,7 +311,7 @@ def _cached_logits(
         return None
     split, fill = cacheable_split(dataset), None
     if config.cache == "fill":
-        filler = Filler(cache, _network(teacher), teacher.frozen[1], split, task.view, devices=devices)
+        filler = Filler(cache, frozen_network(teacher), teacher.frozen[1], split, task.view, devices=devices)
         fill = functools.partial(filler, progress=FillProgress(say))
     return CachedLogits(cache, len(split), task.view, seed=task.seed, fill=fill)
 
@@ -401,7 +401,8 @@ def initial_state(task: Task, dataset: data.Dataset, teacher_variables: Any = No
     )
 
 
-def _network(teacher: teachers.Teacher) -> Network:
+def frozen_network(teacher: teachers.Teacher) -> Network:
+    """A teacher as the steps take it; `teacher.frozen` holds its variables."""
     return Network(teacher.frozen[0], teacher.description.mean, teacher.description.std)
 
 

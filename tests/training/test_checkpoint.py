@@ -19,7 +19,7 @@ import pytest
 from steps import run, task
 
 from jaxkd import storage
-from jaxkd.training.checkpoint import Checkpoints, read_newest
+from jaxkd.training.checkpoint import Checkpoints, describe_newest, read_newest
 from jaxkd.training.state import TrainState
 
 IDENTITY = {"seed": 0, "sizes": (1, 2)}
@@ -102,7 +102,7 @@ def test_nothing_is_removed_before_its_successor_is_verified(
         with pytest.raises(OSError, match=r"checkpoint .*/5 could not be saved: .* is damaged"):
             checkpoints.save(later)
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
-    assert checkpoints.describe_latest() == "the last good checkpoint is step 2"
+    assert describe_newest(checkpoints.latest_step()) == "the last good checkpoint is step 2"
     checkpoints.save(later)
     assert [path.name for path in tmp_path.iterdir()] == ["5"]
 
