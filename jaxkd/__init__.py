@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from jaxkd import losses, temperature
+from jaxkd.cpu import tune_cpu
 from jaxkd.logits import pearson, standardize
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ _MODULES = ("data", "methods", "models", "report", "teachers", "training")
 _FUNCTIONS = {"distill": "jaxkd.training", "train": "jaxkd.training"}
 
 __all__ = [  # noqa: RUF022 - the light part first
-    "losses", "pearson", "standardize", "temperature",
+    "losses", "pearson", "standardize", "temperature", "tune_cpu",
     "data", "distill", "methods", "models", "report", "teachers", "train", "training",
 ]  # fmt: skip
 

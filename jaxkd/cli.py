@@ -20,6 +20,7 @@ import tyro
 
 from jaxkd import config as configs
 from jaxkd._paths import cache_folder
+from jaxkd.cpu import tune_cpu
 from jaxkd.signals import Stopped, report
 from jaxkd.storage import tree_digest
 from jaxkd.training.distributed import PeerLostError, leave
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that the arguments ask for, and exits with its code."""
     try:
         command = _parse(arguments)
+        tune_cpu()
         keep_compiled_programs()
         next(run for config, run in _COMMANDS.values() if isinstance(command, config))(command)
     except Stopped as stopped:

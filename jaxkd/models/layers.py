@@ -27,6 +27,16 @@ class Outputs:
     features: Mapping[str, jax.Array]
 
 
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`, as a selection.
+
+    XLA for CPUs takes a maximum with zero for so cheap that it computes it again, with the batch norm before
+    it, wherever it is read, and in the gradient of a convolution's kernel that is from memory in transposed
+    order: a step of ResNet-20 took 1.35 times as long.
+    """
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, with torch's running statistics.
 
@@ -64,8 +74,9 @@ class BatchNorm(nn.Module):
                 # A device, or a part of a batch, that holds no example says nothing of the statistics.
                 running.value = jnp.where(count > 0, moved, running.value)
 
+        # One product and one sum an element, and `x` itself is all that its gradient needs.
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
 
     def _batch_statistics(
         self, x: jax.Array, where: jax.Array | None

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.initializers import fan_out_normal, normal, zeros
-from jaxkd.models.layers import Layers, Network, Outputs
+from jaxkd.models.layers import Layers, Network, Outputs, relu
 
 # Expansion, width, number of blocks and first stride of each group; the widths are halved already.
 _GROUPS = (
@@ -35,9 +35,9 @@ class InvertedResidual(nn.Module):
         conv, norm = self.layers.conv, self.layers.norm
         hidden = x.shape[-1] * self.expansion
         y = conv(hidden, 1, name="conv_0")(x)
-        y = nn.relu(norm("conv_1")(y, where))
+        y = relu(norm("conv_1")(y, where))
         y = conv(hidden, 3, stride=self.stride, groups=hidden, name="conv_3")(y)
-        y = nn.relu(norm("conv_4")(y, where))
+        y = relu(norm("conv_4")(y, where))
         y = conv(self.width, 1, name="conv_6")(y)
         y = norm("conv_7")(y, where)
         return x + y if y.shape == x.shape else y
@@ -51,7 +51,7 @@ class MobileNetV2(Network):
         """Maps normalised images `[B, H, W, C]` to `Outputs`; `where` `[B]` marks the examples that count."""
         layers, x = self._begin(images, train, fan_out_normal)
         x = layers.conv(16, 3, stride=2, name="conv1_0")(x)
-        x = nn.relu(layers.norm("conv1_1")(x, where))
+        x = relu(layers.norm("conv1_1")(x, where))
         features = {"stem": x}
         for group, (expansion, width, blocks, first_stride) in enumerate(_GROUPS):
             for index in range(blocks):
@@ -63,7 +63,7 @@ class MobileNetV2(Network):
                 # No activation follows a block: its feature and its pre-activation feature are the same.
                 features[f"{stage}_preact"] = features[stage] = x
         x = layers.conv(_LAST_WIDTH, 1, name="conv2_0")(x)
-        x = nn.relu(layers.norm("conv2_1")(x, where))
+        x = relu(layers.norm("conv2_1")(x, where))
         return self._end(features, x, "classifier_0", kernel_init=normal(0.01), bias_init=zeros)
 
 

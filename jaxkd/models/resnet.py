@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.initializers import fan_out_normal
-from jaxkd.models.layers import Layers, Network, Outputs
+from jaxkd.models.layers import Layers, Network, Outputs, relu
 
 
 class _Block(nn.Module):
@@ -59,7 +59,7 @@ class BasicBlock(_Block):
         """Returns the sum before the last ReLU: the stage's pre-activation feature where it ends one."""
         conv, norm = self.layers.conv, self.layers.norm
         y = conv(self.width, 3, stride=self.stride, name="conv1")(x)
-        y = nn.relu(norm("bn1")(y, where))
+        y = relu(norm("bn1")(y, where))
         y = conv(self.width, 3, name="conv2")(y)
         y = norm("bn2")(y, where)
         return y + self._shortcut(x, where)
@@ -75,9 +75,9 @@ class Bottleneck(_Block):
         """Returns the sum before the last ReLU, as `BasicBlock` does."""
         conv, norm = self.layers.conv, self.layers.norm
         y = conv(self.width, 1, name="conv1")(x)
-        y = nn.relu(norm("bn1")(y, where))
+        y = relu(norm("bn1")(y, where))
         y = conv(self.width, 3, stride=self.stride, name="conv2")(y)
-        y = nn.relu(norm("bn2")(y, where))
+        y = relu(norm("bn2")(y, where))
         y = conv(self.width * self.expansion, 1, name="conv3")(y)
         y = norm("bn3")(y, where)
         return y + self._shortcut(x, where)
@@ -119,7 +119,7 @@ class ResNet(Network):
         layers, x = self._begin(images, train, fan_out_normal)
         size, stride = (7, 2) if self.imagenet_stem else (3, 1)
         x = layers.conv(self.stem, size, stride=stride, name="conv1")(x)
-        x = nn.relu(layers.norm("bn1")(x, where))
+        x = relu(layers.norm("bn1")(x, where))
         features = {"stem": x}
         if self.imagenet_stem:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -130,7 +130,7 @@ class ResNet(Network):
                     width, stride, self.shortcut, self.projection, layers, name=f"layer{stage}_{index}"
                 )
                 before = block(x, where)
-                x = nn.relu(before)
+                x = relu(before)
             features |= {f"stage{stage}_preact": before, f"stage{stage}": x}
         return self._end(features, x, self.head)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.initializers import fan_in_uniform
-from jaxkd.models.layers import Layers, Network, Outputs
+from jaxkd.models.layers import Layers, Network, Outputs, relu
 
 _STEM = 24
 
@@ -44,9 +44,9 @@ class BottleneckV1(nn.Module):
         hidden = out // 4
         groups = 1 if x.shape[-1] == _STEM else self.groups
         y = conv(hidden, 1, groups=groups, name="conv1")(x)
-        y = nn.relu(norm("bn1")(y, where))
+        y = relu(norm("bn1")(y, where))
         y = conv(hidden, 3, stride=self.stride, groups=hidden, name="conv2")(shuffle(y, groups))
-        y = nn.relu(norm("bn2")(y, where))
+        y = relu(norm("bn2")(y, where))
         y = conv(out, 1, groups=self.groups, name="conv3")(y)
         y = norm("bn3")(y, where)
         if self.stride == 1:
@@ -62,13 +62,13 @@ class ShuffleV1(Network):
     def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:
         """Maps normalised images `[B, H, W, C]` to `Outputs`; `where` `[B]` marks the examples that count."""
         layers, x = self._begin(images, train, fan_in_uniform)
-        x = nn.relu(layers.norm("bn1")(layers.conv(_STEM, 1, name="conv1")(x), where))
+        x = relu(layers.norm("bn1")(layers.conv(_STEM, 1, name="conv1")(x), where))
         features = {"stem": x}
         for stage, (width, blocks) in enumerate(((240, 4), (480, 8), (960, 4)), start=1):
             for index in range(blocks):
                 stride = 2 if index == 0 else 1
                 before = BottleneckV1(width, stride, 3, layers, name=f"layer{stage}_{index}")(x, where)
-                x = nn.relu(before)
+                x = relu(before)
             features |= {f"stage{stage}_preact": before, f"stage{stage}": x}
         return self._end(features, x, "linear")
 
@@ -85,10 +85,10 @@ class DownBlockV2(nn.Module):
         conv, norm = self.layers.conv, self.layers.norm
         half, channels = self.width // 2, x.shape[-1]
         left = norm("bn1")(conv(channels, 3, stride=2, groups=channels, name="conv1")(x), where)
-        left = nn.relu(norm("bn2")(conv(half, 1, name="conv2")(left), where))
-        right = nn.relu(norm("bn3")(conv(half, 1, name="conv3")(x), where))
+        left = relu(norm("bn2")(conv(half, 1, name="conv2")(left), where))
+        right = relu(norm("bn3")(conv(half, 1, name="conv3")(x), where))
         right = norm("bn4")(conv(half, 3, stride=2, groups=half, name="conv4")(right), where)
-        right = nn.relu(norm("bn5")(conv(half, 1, name="conv5")(right), where))
+        right = relu(norm("bn5")(conv(half, 1, name="conv5")(right), where))
         return shuffle(jnp.concatenate([left, right], axis=-1), 2)
 
 
@@ -103,11 +103,11 @@ class BasicBlockV2(nn.Module):
         conv, norm = self.layers.conv, self.layers.norm
         half = x.shape[-1] // 2
         passed, y = jnp.split(x, 2, axis=-1)
-        y = nn.relu(norm("bn1")(conv(half, 1, name="conv1")(y), where))
+        y = relu(norm("bn1")(conv(half, 1, name="conv1")(y), where))
         y = norm("bn2")(conv(half, 3, groups=half, name="conv2")(y), where)
         y = norm("bn3")(conv(half, 1, name="conv3")(y), where)
         before = jnp.concatenate([passed, y], axis=-1)
-        return shuffle(jnp.concatenate([passed, nn.relu(y)], axis=-1), 2), before
+        return shuffle(jnp.concatenate([passed, relu(y)], axis=-1), 2), before
 
 
 class ShuffleV2(Network):
@@ -117,14 +117,14 @@ class ShuffleV2(Network):
     def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:
         """Maps normalised images `[B, H, W, C]` to `Outputs`; `where` `[B]` marks the examples that count."""
         layers, x = self._begin(images, train, fan_in_uniform)
-        x = nn.relu(layers.norm("bn1")(layers.conv(_STEM, 1, name="conv1")(x), where))
+        x = relu(layers.norm("bn1")(layers.conv(_STEM, 1, name="conv1")(x), where))
         features = {"stem": x}
         for stage, (width, blocks) in enumerate(((116, 3), (232, 7), (464, 3)), start=1):
             x = DownBlockV2(width, layers, name=f"layer{stage}_0")(x, where)
             for index in range(1, blocks + 1):
                 x, before = BasicBlockV2(layers, name=f"layer{stage}_{index}")(x, where)
             features |= {f"stage{stage}_preact": before, f"stage{stage}": x}
-        x = nn.relu(layers.norm("bn2")(layers.conv(1024, 1, name="conv2")(x), where))
+        x = relu(layers.norm("bn2")(layers.conv(1024, 1, name="conv2")(x), where))
         return self._end(features, x, "linear")
 
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.initializers import fan_out_normal, normal, zeros
-from jaxkd.models.layers import Network, Outputs
+from jaxkd.models.layers import Network, Outputs, relu
 
 _WIDTHS = (64, 128, 256, 512, 512)
 
@@ -44,7 +44,7 @@ class VGG(Network):
                 # In the source's sequence every convolution, batch norm and ReLU has a number.
                 x = layers.conv(width, 3, use_bias=True, name=f"block{block}_{3 * index}")(x)
                 before = layers.norm(f"block{block}_{3 * index + 1}")(x, where)
-                x = nn.relu(before)
+                x = relu(before)
             if block == 0:
                 features["stem"] = x
             else:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.initializers import fan_out_normal, zeros
-from jaxkd.models.layers import Layers, Network, Outputs
+from jaxkd.models.layers import Layers, Network, Outputs, relu
 
 
 class Block(nn.Module):
@@ -28,9 +28,9 @@ class Block(nn.Module):
         """Returns the sum, and the input after the first batch norm."""
         conv, norm = self.layers.conv, self.layers.norm
         normalised = norm("bn1")(x, where)
-        active = nn.relu(normalised)
+        active = relu(normalised)
         y = conv(self.width, 3, stride=self.stride, name="conv1")(active)
-        y = nn.relu(norm("bn2")(y, where))
+        y = relu(norm("bn2")(y, where))
         y = conv(self.width, 3, name="conv2")(y)
         if x.shape[-1] != self.width:
             x = conv(self.width, 1, stride=self.stride, name="convShortcut")(active)
@@ -78,7 +78,7 @@ class WideResNet(Network):
                 features[f"stage{stage - 1}_preact"] = normalised
             features[f"stage{stage}"] = x
         x = features["stage3_preact"] = layers.norm("bn1")(x, where)
-        return self._end(features, nn.relu(x), "fc", bias_init=zeros)
+        return self._end(features, relu(x), "fc", bias_init=zeros)
 
 
 WIDE_RESNETS: dict[str, Callable[..., WideResNet]] = {
