@@ -62,7 +62,9 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
     def place(leaf: Any) -> Any:
         # What pmap returned knows this process's devices alone, and cannot be put on those of others again.
-        placed = isinstance(leaf, jax.Array) and leaf.sharding.device_set >= everywhere.addressable_devices
+        # On one device, any array lies there, but only one of pmap's kind saves a second compilation.
+        mapped = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+        placed = mapped and leaf.sharding.device_set >= everywhere.addressable_devices
         return leaf if placed and leaf.is_fully_replicated else jax.device_put(leaf, everywhere)
 
     return jax.tree.map(place, tree)
