@@ -16,6 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxkd.models.convolution import grouped_convolution
 from jaxkd.models.initializers import Initializer, fan_in_uniform, ones, uniform, zeros
 
 
@@ -130,6 +131,7 @@ class Layers:
             bias_init=zeros,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            conv_general_dilated=grouped_convolution if groups > 1 else None,
             name=name,
         )
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from jaxkd import models
+from jaxkd.models.convolution import grouped_convolution
 from jaxkd.models.initializers import fan_in_uniform, fan_out_normal, normal, uniform
-from jaxkd.models.layers import BatchNorm
+from jaxkd.models.layers import BatchNorm, relu
 
 IMAGE = (8, 8, 1)
 
@@ -116,3 +117,52 @@ def test_bfloat16_changes_little_and_keeps_float32_where_it_matters() -> None:
     }
     exact, _ = train(models.create("resnet8", 10))(variables, images)
     np.testing.assert_allclose(outputs.logits, exact.logits, atol=0.1)
+
+
+def test_relu_is_the_usual_one_with_nan_and_gradients() -> None:
+    x = jnp.array([-jnp.inf, -1.5, -0.0, 0.0, 2.0, jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(relu(x), nn.relu(x))
+    np.testing.assert_array_equal(jax.vmap(jax.grad(relu))(x[:-1]), jax.vmap(jax.grad(nn.relu))(x[:-1]))
+    assert relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("groups", "inputs", "outputs", "window", "strides", "dtype"),
+    [
+        (6, 6, 6, (3, 3), (1, 1), jnp.float32),  # depthwise
+        (6, 6, 6, (3, 3), (2, 2), jnp.float32),
+        (6, 6, 6, (3, 3), (2, 2), jnp.bfloat16),
+        (3, 6, 9, (1, 1), (1, 1), jnp.float32),  # pointwise in groups
+        (2, 4, 6, (3, 1), (2, 1), jnp.float32),
+        (3, 3, 6, (3, 3), (1, 1), jnp.float32),  # two outputs for each input
+    ],
+)
+def test_grouped_convolution_is_the_usual_one(
+    groups: int, inputs: int, outputs: int, window: tuple[int, int], strides: tuple[int, int], dtype: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((2, 7, 8, inputs)), dtype)
+    kernel = jnp.asarray(rng.standard_normal((*window, inputs // groups, outputs)), dtype)
+    padding = [(size // 2, size // 2) for size in window]
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+
+    def loss(convolve: Any, images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = convolve(images, kernel, strides, padding, **options)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+    (_, ours), ours_gradients = jax.jit(
+        jax.value_and_grad(functools.partial(loss, grouped_convolution), (0, 1), has_aux=True)
+    )(images, kernel)
+    (_, usual), usual_gradients = jax.value_and_grad(
+        functools.partial(loss, jax.lax.conv_general_dilated), (0, 1), has_aux=True
+    )(images, kernel)
+    assert ours.dtype == dtype
+    assert ours.shape == usual.shape
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    for a, b in zip((ours, *ours_gradients), (usual, *usual_gradients), strict=True):
+        np.testing.assert_allclose(
+            a.astype(jnp.float32), b.astype(jnp.float32), rtol=tolerance, atol=tolerance
+        )
+    one = grouped_convolution(images[:1], kernel, strides, padding, **options)
+    mapped = jax.vmap(lambda image: grouped_convolution(image[None], kernel, strides, padding, **options))
+    np.testing.assert_allclose(mapped(images)[0], one, rtol=tolerance, atol=tolerance)

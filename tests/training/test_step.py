@@ -17,7 +17,7 @@ from steps import BATCH, run, task, teacher_variables
 from jaxkd import data, models
 from jaxkd.data.order import batches
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
-from jaxkd.training.parallel import share
+from jaxkd.training.parallel import pmapped_train_step, replicate, share
 from jaxkd.training.run import initial_state
 from jaxkd.training.step import AXIS, Batch, Network, train_step
 
@@ -33,6 +33,19 @@ def test_one_and_eight_devices_give_the_same_losses_over_twenty_steps() -> None:
     assert losses_of_one[-1] < 0.7 * losses_of_one[0]
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_step_returns_a_state_that_lies_where_the_first_one_lay(count: int) -> None:
+    # Else the second call compiles the program once more.
+    dataset, devices = helpers.tiny_dataset(), jax.devices()[:count]
+    made = task(dataset, method=None)
+    train = dataset.splits["train"]
+    state, resident = replicate((initial_state(made, dataset), (train.images, train.labels)), devices)
+    before = jax.tree.map(lambda leaf: leaf.sharding, state)
+    ids = share(np.arange(BATCH, dtype=np.int32)[None], count)
+    after = pmapped_train_step(made, devices)(state, None, resident, Batch(ids))
+    assert jax.tree.map(lambda leaf: leaf.sharding, after) == before
 
 
 def test_several_steps_in_one_call_are_the_same_steps() -> None:

@@ -1,0 +1,70 @@
+"""The settings for CPUs: what they touch, and what they leave alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jaxlib
+import pytest
+
+from jaxkd import cpu, tune_cpu
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def _without_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cpu.sys, "platform", "other")  # the allocator of the tests' process stays as it is
+
+
+def test_flags_are_added_for_the_version_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_plugins(monkeypatch)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
+    monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 10, 2))
+    tune_cpu()
+    tune_cpu()
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=here {FLAG}=-individual_convolution"
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 12, 0))
+    tune_cpu()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_what_the_user_or_an_accelerator_says_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_plugins(monkeypatch)
+    monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 10, 2))
+    monkeypatch.setenv("XLA_FLAGS", f"{FLAG}=")
+    tune_cpu()
+    assert os.environ["XLA_FLAGS"] == f"{FLAG}="
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    tune_cpu()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_jax_takes_the_flags_and_freed_memory_stays() -> None:
+    code = """
+import resource
+import jaxkd
+jaxkd.tune_cpu()
+import jax
+import jax.numpy as jnp
+import numpy as np
+jax.jit(lambda x: jax.lax.conv(x, x[:1, :1], (1, 1), "SAME"))(jnp.ones((1, 1, 8, 8))).block_until_ready()
+def fill():
+    np.ones(64 * 2**20 // 8)
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # Ten times 64 MiB are 163,840 pages, if they are faulted in anew each time.
+    assert int(done.stdout) < 2_000
