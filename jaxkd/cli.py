@@ -24,6 +24,7 @@ from jaxkd.cpu import tune_cpu
 from jaxkd.signals import Stopped, report
 from jaxkd.storage import tree_digest
 from jaxkd.training.distributed import PeerLostError, leave
+from jaxkd.training.side_by_side import is_at_work
 
 EXIT_FAILED = 1
 EXIT_PEER_LOST = 76
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         sys.exit(report(stopped))
     except KeyboardInterrupt as interrupt:
-        leave(report(interrupt))
+        leave(report(interrupt), at_once=is_at_work())
     except PeerLostError as error:
         _failed(error)
         leave(EXIT_PEER_LOST)

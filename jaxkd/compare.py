@@ -36,7 +36,7 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
     teacher = config.pretrained
     if teacher is None:
         runs.append(config.folder / "teacher")
-        once = {**shared, "seeds": 1}
+        once = {**shared, "seeds": 1, "seeds_at_once": None}
         train(TrainConfig(**once, model=config.teacher_architecture, run=runs[-1]), dataset, say=say)
         teacher = str(runs[-1])
     else:

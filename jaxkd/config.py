@@ -21,7 +21,7 @@ C = TypeVar("C")
 _HARMLESS = frozenset(
     {"run", "data_dir", "teacher", "devices", "steps_per_call", "eval_batch_size", "log_every",
      "checkpoint_seconds", "debug", "fork", "stream", "workers", "profile", "wandb",
-     "cache", "seeds",
+     "cache", "seeds", "seeds_at_once",
      "distributed", "coordinator", "num_processes", "process_id", "peer_timeout"}
 )  # fmt: skip
 
@@ -73,6 +73,9 @@ class RunConfig:
     seeds: int = 1
     """How many runs, of seeds --seed, --seed + 1 and so on: each what it would be alone, in a folder of its
     own; then mean and deviation."""
+    seeds_at_once: int | None = None
+    """How many of these runs go on side by side, each on its own share of the devices. Default: as many as
+    there are devices; one after the other with --cache fill, --profile, --wandb, and in several processes."""
     run: Path | None = None
     """Folder for everything that the run leaves behind. Default: under runs/, named after data, networks,
     method and seed. With --seeds, -seed0 and so on are added."""
@@ -103,6 +106,7 @@ class RunConfig:
             "devices",
             "profile",
             "seeds",
+            "seeds_at_once",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -131,6 +135,16 @@ class RunConfig:
             )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+        if (self.seeds_at_once or 1) > self.seeds:
+            raise ValueError(
+                f"--seeds-at-once {self.seeds_at_once} is more than --seeds {self.seeds}; raise the one or "
+                "lower the other"
+            )
+        if (self.seeds_at_once or 1) > 1 and self.one_at_a_time:
+            raise ValueError(
+                f"--seeds-at-once {self.seeds_at_once} and {self.one_at_a_time} do not go together, since "
+                f"with {self.one_at_a_time} runs follow one another; leave out one of the two"
+            )
 
     @property
     def num_epochs(self) -> int:
@@ -143,9 +157,22 @@ class RunConfig:
             return [self]
         folders = [self.run and self.run.with_name(f"{self.run.name}-seed{seed}") for seed in self._seeds]
         return [
-            dataclasses.replace(self, seed=seed, seeds=1, run=folder)
+            dataclasses.replace(self, seed=seed, seeds=1, seeds_at_once=None, run=folder)
             for seed, folder in zip(self._seeds, folders, strict=True)
         ]
+
+    @property
+    def one_at_a_time(self) -> str | None:
+        """The option for which the runs of several seeds follow one another; None if there is none."""
+        fields = vars(self)
+        given = {
+            "--profile": self.profile,  # JAX traces a whole process
+            "--wandb": self.wandb,
+            "--cache fill": fields.get("cache") == "fill",  # a cache has one writer
+            "--distributed": fields.get("distributed"),
+            "--coordinator": fields.get("coordinator"),
+        }
+        return next((option for option, value in given.items() if value), None)
 
     @property
     def _seeds(self) -> range:

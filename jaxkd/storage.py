@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ import orbax.checkpoint as ocp
 
 # In the names of folders that are not complete.
 UNFINISHED = ".new-"
+
+# Orbax numbers its operations for the whole process, and in two threads at once would confuse their signals.
+_ORBAX = threading.Lock()
 
 
 class DamagedError(ValueError):
@@ -88,13 +92,15 @@ def load_tree(folder: Path, like: Any, digest: str | None = None) -> Any:
     return tree
 
 
-def _checkpointer() -> ocp.StandardCheckpointer:
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[ocp.StandardCheckpointer]:
     # Of this process alone: Orbax would otherwise wait for all processes of a pod.
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
     )
-    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+    with _ORBAX, ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        yield checkpointer
 
 
 def file_digests(folder: Path) -> dict[str, str]:

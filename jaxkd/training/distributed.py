@@ -169,14 +169,20 @@ def peers_needed() -> Iterator[None]:
         ) from error
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process with an exit code, without waiting for other processes if they may not answer."""
-    if code and jax.distributed.is_initialized() and jax.process_count() > 1:
+def leave(code: int, *, at_once: bool = False) -> NoReturn:
+    """Ends this process with an exit code, without waiting for other processes if they may not answer.
+
+    Args:
+      code: 0 is success.
+      at_once: whether threads are still computing, during which Python's usual end crashes.
+    """
+    parted = code != 0 and jax.distributed.is_initialized() and jax.process_count() > 1
+    if parted or at_once:
         sys.stdout.flush()
         sys.stderr.flush()
         # With the first process the coordination service goes, and JAX ends whoever is connected to it: the
         # others get a moment for a message of their own.
-        time.sleep(2.0 if is_first() else 0.0)
+        time.sleep(2.0 if parted and is_first() else 0.0)
         os._exit(code)
     sys.exit(code)
 

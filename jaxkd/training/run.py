@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxkd import data, methods, models, teachers
-from jaxkd.config import DistillConfig, JointRunConfig, RunConfig, TrainConfig
+from jaxkd.config import DistillConfig, RunConfig, TrainConfig
 from jaxkd.methods import Method, Progress
 from jaxkd.signals import Stopped, StopRequest
 from jaxkd.training import distributed
@@ -28,9 +28,12 @@ from jaxkd.training.loss_scale import LossScale
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import choose_devices, share
 from jaxkd.training.precompute import Filler, FillProgress, cacheable_split
+from jaxkd.training.side_by_side import choose_places, side_by_side
 from jaxkd.training.state import TEMPERATURE_EDGES, TrainState, empty_tally
 from jaxkd.training.step import AXIS, Network, Task
 from jaxkd.training.watching import log_to_wandb
+
+Run = TrainConfig | DistillConfig
 
 
 def print_line(text: str) -> None:
@@ -58,9 +61,7 @@ def train(
       ValueError: the configuration contradicts itself, the data, or the run that is there.
     """
     distributed.join(config, say)
-    if config.seeds > 1:
-        return _each_seed(train, config, dataset, say)
-    return _fit(config, config.model, config.folder, None, None, dataset, say)
+    return _run(config, config.model, None, None, dataset, say)
 
 
 def distill(
@@ -81,10 +82,8 @@ def distill(
     """
     distributed.join(config, say)
     teacher = teacher or teachers.load(config.teacher)
-    if config.seeds > 1:
-        return _each_seed(functools.partial(distill, teacher=teacher), config, dataset, say)
     method = methods.create(config.method, **config.method_options())
-    return _fit(config, config.student, config.folder, teacher, method, dataset, say)
+    return _run(config, config.student, teacher, method, dataset, say)
 
 
 def evaluate(
@@ -115,17 +114,41 @@ def evaluate(
     return evaluator(teacher.frozen[1])
 
 
-def _each_seed(
-    one: Callable[..., dict[str, Any]], config: RunConfig, dataset: data.Dataset | None, say: Say
+def _run(
+    config: Run,
+    model_name: str,
+    teacher: teachers.Teacher | None,
+    method: Method | None,
+    dataset: data.Dataset | None,
+    say: Say,
 ) -> dict[str, Any]:
-    """Runs of several seeds, one after the other: each ends with the bits that it has on its own.
-
-    The command line's cache of compiled programs serves all of them, and one cache of the teacher's logits.
-    Mapping the step over the seeds turns its convolutions into grouped ones, which is slower on a CPU
-    (docs/speed.md).
-    """
+    """One run or several, after a look at what all of them need."""
+    if not distributed.is_first():
+        say = lambda _: None  # noqa: E731
+    places = choose_places(config)
+    share(np.zeros(config.batch_size, np.int32), len(places[0]), config.accumulate)
+    models.create(model_name)  # an unknown name is told before the data are read
     dataset = dataset or data.load(config.data, data_dir=config.data_dir)
-    runs = [one(each, dataset, say=say) for each in config.each_seed()]
+    if teacher is not None:
+        require_fit(teacher, dataset)
+
+    def fit(
+        each: Run, devices: list[jax.Device], say: Say = say, stop: StopRequest | None = None
+    ) -> dict[str, Any]:
+        return _fit(each, model_name, teacher, method, dataset, devices, say, stop)
+
+    configs: list[Run] = [*config.each_seed()]
+    if len(places) == 1:
+        runs = [fit(each, places[0]) for each in configs]
+    else:
+        # Both are worked out at their first use: that is here, and not in several threads at once.
+        _ = dataset.digest, teacher and teacher.frozen
+        runs = side_by_side(fit, configs, places, say)
+    return runs[0] if config.seeds == 1 else _of_seeds(runs, say)
+
+
+def _of_seeds(runs: list[dict[str, Any]], say: Say) -> dict[str, Any]:
+    """The result of several runs that differ in the seed."""
     accuracies = [run["last_accuracy"] for run in runs]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
     say(f"{len(runs)} seeds: last accuracy {mean:.2f} +- {deviation:.2f} % (mean and standard deviation)")
@@ -138,23 +161,17 @@ def _each_seed(
 
 
 def _fit(
-    config: JointRunConfig,
+    config: Run,
     model_name: str,
-    folder: Path,
     teacher: teachers.Teacher | None,
     method: Method | None,
-    dataset: data.Dataset | None,
+    dataset: data.Dataset,
+    devices: list[jax.Device],
     say: Say,
+    stop: StopRequest | None,
 ) -> dict[str, Any]:
-    if not distributed.is_first():
-        say = lambda _: None  # noqa: E731
-    devices = choose_devices(config.devices)
-    share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
-    models.create(model_name)  # an unknown name is told before the data are read
-    dataset = dataset or data.load(config.data, data_dir=config.data_dir)
-    if teacher is not None:
-        require_fit(teacher, dataset)
-
+    """One run on `devices`; `stop` is that of several runs, and by default one of its own."""
+    folder = config.folder
     task = _task(config, model_name, dataset, teacher, method)
     teacher_variables = teacher.frozen[1] if teacher else None
     with contextlib.ExitStack() as stack:
@@ -194,7 +211,7 @@ def _fit(
             record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
         if forked is not None:
             say(f"starting from step {checkpoints.save(forked)} of {config.fork}")
-        stop = stack.enter_context(StopRequest())
+        stop = stop or stack.enter_context(StopRequest())
         stack.enter_context(_saying_what_is_saved(folder / "checkpoints"))
         loop = Loop(
             task,
