@@ -141,9 +141,12 @@ def test_stopped_runs_go_on_and_those_that_wait_do_not_begin(
             stops.append(self)
             return super().__enter__()
 
+    first = threading.Lock()
+
     def interrupt(_: ProgressLines, __: str, step: int, *___: object) -> None:
-        if step == 3 and not stops[0].signal_name:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if step == 3:
+            if first.acquire(blocking=False):
+                os.kill(os.getpid(), signal.SIGTERM)
             while not stops[0].signal_name:
                 time.sleep(0.01)
 
