@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,23 @@ def test_a_tree_comes_back_with_and_without_its_structure(tmp_path: Path) -> Non
         back = storage.load_tree(tmp_path / "tree", like, digest)
         np.testing.assert_array_equal(back["a"], tree["a"])
         assert (back["b"]["c"], back["b"]["empty"]) == (2, {})
+
+
+def test_threads_may_save_at_the_same_time(tmp_path: Path) -> None:
+    """Orbax alone takes one thread's signals for another's, and waits for ever or fails."""
+    failures: list[BaseException] = []
+
+    def save_some(name: int) -> None:
+        try:
+            for number in range(10):
+                storage.save_tree(tmp_path / f"{name}-{number}", {"a": np.full(1000, name)})
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=save_some, args=(name,), daemon=True) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert not any(thread.is_alive() for thread in threads)
