@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         leave(report(interrupt), at_once=is_at_work())
     except PeerLostError as error:
         _failed(error)
-        leave(EXIT_PEER_LOST)
+        leave(EXIT_PEER_LOST, at_once=is_at_work())
     except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
-        leave(_failed(error))
+        leave(_failed(error), at_once=is_at_work())
 
 
 def keep_compiled_programs() -> None:

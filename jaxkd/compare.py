@@ -21,8 +21,10 @@ def compare(config: CompareConfig, *, say: Callable[[str], None]) -> str:
     from jaxkd import data, methods, models, teachers
     from jaxkd.report import report
     from jaxkd.training import distill, require_fit, train
+    from jaxkd.training.side_by_side import choose_places
 
     # What does not fit together is told before hours are spent.
+    choose_places(config)
     for model in (config.student, *([] if config.pretrained else [config.teacher_architecture])):
         models.create(model)
     for method in config.methods:

@@ -75,7 +75,8 @@ class RunConfig:
     own; then mean and deviation."""
     seeds_at_once: int | None = None
     """How many of these runs go on side by side, each on its own share of the devices. Default: as many as
-    there are devices; one after the other with --cache fill, --profile, --wandb, and in several processes."""
+    there are devices; one after the other with --cache fill, --profile, --wandb, --batch-norm device, and in
+    several processes."""
     run: Path | None = None
     """Folder for everything that the run leaves behind. Default: under runs/, named after data, networks,
     method and seed. With --seeds, -seed0 and so on are added."""
@@ -169,6 +170,7 @@ class RunConfig:
             "--profile": self.profile,  # JAX traces a whole process
             "--wandb": self.wandb,
             "--cache fill": fields.get("cache") == "fill",  # a cache has one writer
+            "--batch-norm device": self.batch_norm == "device",  # the share would decide on the result
             "--distributed": fields.get("distributed"),
             "--coordinator": fields.get("coordinator"),
         }
@@ -308,8 +310,8 @@ class DistillConfig(JointRunConfig):
 class CompareConfig(RunConfig):
     """Compare: teacher, student alone, distilled with a fixed, and with the adaptive temperature; report.
 
-    Ordinary runs, one after the other, and a table and figures of them. Without options: the digits that
-    scikit-learn ships, in about a minute on two CPU cores.
+    Ordinary runs, and a table and figures of them. Without options: the digits that scikit-learn ships, in
+    about a minute on two CPU cores.
     """
 
     teacher: str | None = None

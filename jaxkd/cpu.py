@@ -19,19 +19,21 @@ def tune_cpu() -> None:
     """Makes training on a CPU up to 1.5 times as fast; the command line calls it, a script should.
 
     Call it before JAX computes anything.  It changes nothing where an accelerator's plugin is installed, nor
-    what `XLA_FLAGS` says already.  Results change by rounding at most.  Two settings:
+    what `XLA_FLAGS` says already of the same.  Results change by rounding at most.  Two settings:
 
     - jaxlib 0.10 gives convolutions to YNNPACK, which takes up to 1.7 times as long as XLA's own code; later
       versions do not by default.
-    - glibc gives large freed blocks back to Linux, which then clears every page again in the next step.  The
-      process keeps them (its size does not shrink below its peak, up to 2 GiB).
+    - glibc gives large freed blocks back to Linux, which then clears every page again in the next step.  From
+      now on the process keeps them: it hardly ever becomes smaller, and gaps between blocks may make it
+      larger.
 
     >>> tune_cpu()
     """
     if any(map(importlib.util.find_spec, ("libtpu", "jax_plugins"))):
         return
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.version.__version_info__[:2] == (0, 10) and _YNN_TYPES not in flags:
+    named_file = flags and not flags.startswith("-")  # XLA would take what is added for a part of the name
+    if jaxlib.version.__version_info__[:2] == (0, 10) and _YNN_TYPES not in flags and not named_file:
         os.environ["XLA_FLAGS"] = f"{flags} {_YNN_TYPES}=-individual_convolution".strip()
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

@@ -17,8 +17,11 @@ def grouped_convolution(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     *,
-    feature_group_count: int,
-    **options: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
+    feature_group_count: int = 1,
+    precision: Any = None,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`; on a CPU, as the sum of a product for each position in the kernel.
 
@@ -30,18 +33,32 @@ def grouped_convolution(
       kernel: `[h, w, C / groups, D]`.
       strides: of height and width.
       padding: before and after height and width.
+      lhs_dilation: None or all ones.
+      rhs_dilation: None or all ones.
+      dimension_numbers: of NHWC images and an HWIO kernel; Flax gives them in its own form.
       feature_group_count: number of groups.
-      options: what else `flax.linen.Conv` says: no dilation, NHWC and HWIO.
+      precision: of the products.
+
+    Raises:
+      ValueError: there is a dilation.
     """
+    for dilation in (lhs_dilation, rhs_dilation):
+        if dilation is not None and set(dilation) != {1}:
+            raise ValueError(f"grouped convolutions are not dilated here, got {dilation}; take jax.lax's own")
     native = functools.partial(
         jax.lax.conv_general_dilated,
         window_strides=strides,
         padding=padding,
+        dimension_numbers=dimension_numbers,
         feature_group_count=feature_group_count,
-        **options,
+        precision=precision,
     )
     shifted = functools.partial(
-        _sum_of_products, strides=strides, padding=padding, groups=feature_group_count
+        _sum_of_products,
+        strides=strides,
+        padding=padding,
+        groups=feature_group_count,
+        precision=precision,
     )
     return jax.lax.platform_dependent(images, kernel, cpu=shifted, default=native)
 
@@ -52,6 +69,7 @@ def _sum_of_products(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     groups: int,
+    precision: Any,
 ) -> jax.Array:
     *window, inputs, outputs = kernel.shape
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
@@ -73,6 +91,6 @@ def _sum_of_products(
             # One product of matrices a group.
             pixels = pixels.reshape(*pixels.shape[:3], groups, inputs)
             weights = weights.reshape(inputs, groups, outputs // groups)
-            product = jnp.einsum("nhwgi,igo->nhwgo", pixels, weights)
+            product = jnp.einsum("nhwgi,igo->nhwgo", pixels, weights, precision=precision)
             total += product.reshape(*product.shape[:3], outputs)
     return total.astype(images.dtype)

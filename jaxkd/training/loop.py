@@ -257,7 +257,9 @@ class Loop:
         self.stopwatch.stop("evaluate")
 
     def _stop_if_asked(self, state: TrainState) -> None:
-        self._stop.signal_name = agreed_signal(self._stop.signal_name)
+        # Written only if there is something to say: a signal may come in between.
+        if name := agreed_signal(self._stop.signal_name):
+            self._stop.signal_name = name
         step = int(state.step)
         if not self._stop.signal_name or step == self._total_steps:
             return

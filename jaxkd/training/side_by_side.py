@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -77,7 +78,8 @@ def side_by_side(
 
     Raises:
       Stopped: a signal came; the runs that had begun have saved what there was, and the others do not begin.
-      Exception: what a run raised (the first in order, if several did), after the others have ended.
+      Exception: what a run raised (the first in order, if several did), after the others have ended, those
+        that waited too.
     """
     kind = f"{len(places[0])} x {places[0][0].device_kind}"
     say(f"{len(configs)} runs, {len(places)} at a time, each on {kind}")
@@ -98,7 +100,8 @@ def side_by_side(
                     results[config.seed] = run(alone, devices, own, stop)
                 except BaseException as error:
                     failures[config.seed] = error
-                    with contextlib.suppress(OSError):  # of a closed pipe, which may be what failed
+                    _forget_arrays(error)
+                    with contextlib.suppress(Exception):  # a closed pipe, say, which may be what failed
                         own(str(error) if isinstance(error, Stopped) else f"failed: {error}")
 
     with StopRequest() as stop:
@@ -111,11 +114,15 @@ def side_by_side(
         for thread in threads:
             while thread.is_alive():
                 thread.join(_SECONDS_BETWEEN_LOOKS)  # a signal is seen in between
-    if stop.signal_name:
-        raise Stopped(f"all runs stopped by {stop.signal_name}; the same command goes on with each of them")
-    failed = [config.seed for config in configs if config.seed in failures]
+    failed = [seed for seed, error in sorted(failures.items()) if not isinstance(error, Stopped)]
     if failed:
         say(f"{len(failed)} of {len(configs)} runs failed, of seed {', '.join(map(str, failed))}")
+    if stop.signal_name:
+        raise Stopped(
+            f"stopped by {stop.signal_name}: {len(results)} of {len(configs)} runs are done, and the same "
+            "command goes on with the others"
+        )
+    if failed:
         raise failures[failed[0]]
     return [results[config.seed] for config in configs]
 
@@ -123,6 +130,13 @@ def side_by_side(
 def is_at_work() -> bool:
     """Whether runs are going on in threads, as they are for a while after a second signal has interrupted."""
     return any(thread.name.startswith(_THREAD) for thread in threading.enumerate())
+
+
+def _forget_arrays(error: BaseException | None) -> None:
+    """Lets go of what the frames of a failure hold, lest it stay on the devices while other runs go on."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _prefixed(prefix: str, say: Say, lock: threading.Lock) -> Say:

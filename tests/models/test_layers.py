@@ -126,6 +126,44 @@ def test_relu_is_the_usual_one_with_nan_and_gradients() -> None:
     assert relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_batch_norm_is_that_of_flax_where_the_mean_is_far_from_zero() -> None:
+    x = 30 + jax.random.normal(jax.random.key(0), (64, 4, 4, 8))
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+
+    def gradients(module: nn.Module) -> tuple[jax.Array, Any]:
+        variables = module.init(jax.random.key(0), x)
+
+        def loss(x: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
+            y, _ = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(weights * y), y
+
+        (_, y), found = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, variables["params"])
+        return y, found
+
+    ours, ours_gradients = gradients(BatchNorm(use_running_average=False))
+    flax, flax_gradients = gradients(
+        nn.BatchNorm(use_running_average=False, use_fast_variance=False, epsilon=1e-5)
+    )
+    np.testing.assert_allclose(ours, flax, atol=5e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), ours_gradients, flax_gradients
+    )
+
+
+def test_grouped_convolution_is_one_convolution_elsewhere() -> None:
+    def loss(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = grouped_convolution(images, kernel, (1, 1), [(1, 1), (1, 1)], feature_group_count=6)
+        return jnp.sum(y**2)
+
+    arguments = jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 1, 6))
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(*arguments)
+    # Forward, and the gradients of both.
+    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("stablehlo.convolution") == 3
+    assert traced.lower(lowering_platforms=("cpu",)).as_text().count("stablehlo.convolution") == 0
+    with pytest.raises(ValueError, match=r"not dilated here, got \(2, 2\)"):
+        grouped_convolution(*arguments, (1, 1), [(1, 1), (1, 1)], rhs_dilation=(2, 2))
+
+
 @pytest.mark.parametrize(
     ("groups", "inputs", "outputs", "window", "strides", "dtype"),
     [

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -22,7 +24,7 @@ from jaxkd import data, teachers
 from jaxkd.config import CacheConfig, CompareConfig, DistillConfig, TrainConfig
 from jaxkd.signals import Stopped, StopRequest
 from jaxkd.training import build_cache
-from jaxkd.training.loop import ProgressLines
+from jaxkd.training.loop import Loop, ProgressLines
 from jaxkd.training.record import Record, read_metrics
 from jaxkd.training.side_by_side import choose_places, is_at_work, side_by_side
 
@@ -155,7 +157,9 @@ def test_stopped_runs_go_on_and_those_that_wait_do_not_begin(
     with monkeypatch.context() as patch:
         patch.setattr("jaxkd.training.side_by_side.StopRequest", Seen)
         patch.setattr(ProgressLines, "trained", interrupt)
-        with pytest.raises(Stopped, match="all runs stopped by SIGTERM; the same command goes on with each"):
+        with pytest.raises(
+            Stopped, match="stopped by SIGTERM: 0 of 3 runs are done, and the same command goes on with"
+        ):
             jaxkd.distill(command, dataset, say=said.append)
     assert len(stops) == 1
     assert any("stopped by SIGTERM after step 3 of 6; checkpoint saved in" in line for line in said)
@@ -230,6 +234,22 @@ def test_runs_wait_for_a_free_place() -> None:
     assert sorted(said[1:]) == [f"seed {seed}: one\nseed {seed}: two" for seed in range(5)]
 
 
+def test_a_failed_run_lets_go_of_its_arrays() -> None:
+    held: list[weakref.ref[jax.Array]] = []
+
+    def fails(*_: object) -> None:
+        state = jax.numpy.zeros(3)
+        held.append(weakref.ref(state))
+        try:
+            raise ValueError("first")
+        except ValueError as error:
+            raise OSError("full") from error
+
+    with pytest.raises(OSError, match="full"):
+        side_by_side(fails, trainings(2), [[device] for device in jax.devices()[:2]], silent)
+    assert [ref() for ref in held] == [None, None]
+
+
 def test_a_second_signal_does_not_wait() -> None:
     runs = Runs()
 
@@ -267,6 +287,7 @@ def test_a_second_signal_does_not_wait() -> None:
         ({"seeds": 2, "profile": 5}, [8]),
         ({"seeds": 2, "wandb": "project"}, [8]),
         ({"seeds": 2, "cache": "fill"}, [8]),
+        ({"seeds": 2, "batch_norm": "device"}, [8]),
     ],
 )
 def test_devices_are_shared_out(options: dict[str, Any], sizes: list[int]) -> None:
@@ -286,6 +307,7 @@ def test_what_cannot_go_on_side_by_side_is_refused(monkeypatch: pytest.MonkeyPat
         ({"profile": 5}, "--seeds-at-once 2 and --profile do not go together, since with --profile runs"),
         ({"wandb": "project"}, "--seeds-at-once 2 and --wandb do not go together"),
         ({"cache": "fill"}, "--seeds-at-once 2 and --cache fill do not go together"),
+        ({"batch_norm": "device"}, "--seeds-at-once 2 and --batch-norm device do not go together"),
         ({"distributed": True}, "--seeds-at-once 2 and --distributed do not go together"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -300,6 +322,19 @@ def test_what_cannot_go_on_side_by_side_is_refused(monkeypatch: pytest.MonkeyPat
     assert len(choose_places(TrainConfig(seeds=3))) == 1
     with pytest.raises(ValueError, match="--seeds-at-once 2 is for one process, and this is one of 2"):
         choose_places(TrainConfig(seeds=3, seeds_at_once=2))
+
+
+def test_a_signal_that_comes_while_a_run_looks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = SimpleNamespace(_stop=StopRequest(), _total_steps=9, _save=lambda _: None)
+    loop._record = SimpleNamespace(folder="run")
+
+    def meanwhile(seen: str | None) -> str | None:
+        loop._stop.signal_name = "SIGTERM"
+        return seen
+
+    monkeypatch.setattr("jaxkd.training.loop.agreed_signal", meanwhile)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 3 of 9"):
+        Loop._stop_if_asked(loop, SimpleNamespace(step=3))  # type: ignore[arg-type]
 
 
 COMPUTING = """
@@ -329,6 +364,8 @@ def test_a_command_that_is_interrupted_ends_while_its_runs_compute() -> None:
         [sys.executable, "-c", COMPUTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
+        limit = threading.Timer(120, child.kill)  # a line that never comes
+        limit.start()
         try:
             for expected in ("2 runs, 2 at a time", "computing", "computing"):
                 assert expected in child.stdout.readline()
@@ -337,6 +374,7 @@ def test_a_command_that_is_interrupted_ends_while_its_runs_compute() -> None:
             child.send_signal(signal.SIGINT)
             output, errors = child.communicate(timeout=60)
         finally:
+            limit.cancel()
             child.kill()
     assert child.returncode == 130, errors
     assert output == "stopped at once; what was saved before remains\n"
