@@ -118,6 +118,7 @@ def test_each_run_is_what_it_would_be_alone(
         assert stored["config"]["seeds_at_once"] is None
 
 
+@pytest.mark.slow
 def test_runs_may_have_several_devices_each(tmp_path: Path, dataset: data.Dataset) -> None:
     options = {"epochs": 2, "batch_size": 16, "model": "resnet8"}  # an epoch's steps are all in flight
     said: list[str] = []
