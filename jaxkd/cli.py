@@ -46,12 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         sys.exit(report(stopped))
     except KeyboardInterrupt as interrupt:
-        leave(report(interrupt), at_once=is_at_work())
+        code = report(interrupt)
     except PeerLostError as error:
         _failed(error)
-        leave(EXIT_PEER_LOST, at_once=is_at_work())
+        code = EXIT_PEER_LOST
     except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
-        leave(_failed(error), at_once=is_at_work())
+        code = _failed(error)
+    else:
+        return
+    leave(code, at_once=is_at_work())
 
 
 def keep_compiled_programs() -> None:

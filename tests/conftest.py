@@ -15,9 +15,13 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import pytest
+
+if TYPE_CHECKING:
+    from jaxkd import data
 
 # Real data and pretrained teachers, kept beside the repository; most machines do not have them.
 SHARED = Path(os.environ.get("JAXKD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -28,6 +32,21 @@ def compiled_programs_are_freed() -> Iterator[None]:
     """Each program takes memory maps, of which Linux gives a process 65,530; short of them, XLA crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    import helpers  # needs Flax, which not every environment of these tests has
+
+    return helpers.tiny_dataset()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset) -> Path:
+    """The folder of an untrained teacher that fits `dataset`."""
+    import helpers
+
+    return helpers.untrained_teacher(tmp_path_factory.mktemp("teacher") / "untrained", dataset)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,10 @@ from jaxkd import data, models, teachers
 from jaxkd.models.torch_names import to_flax, to_torch
 
 
+def silent(_: str) -> None:
+    """A `say` for runs whose progress nobody reads."""
+
+
 def tiny_dataset(
     num_train: int = 40, num_test: int = 19, *, num_classes: int = 3, seed: int = 0
 ) -> data.Dataset:

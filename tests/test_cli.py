@@ -26,11 +26,6 @@ COMMANDS = "compare", "train", "distill", "cache", "evaluate", "import", "report
 
 
 @pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    return helpers.tiny_dataset()
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset) -> Path:
     return helpers.write_npz(tmp_path_factory.mktemp("data") / "tiny.npz", dataset)
 

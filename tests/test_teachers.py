@@ -13,11 +13,6 @@ from jaxkd import data, models, teachers
 from jaxkd.storage import DamagedError
 
 
-@pytest.fixture
-def dataset() -> data.Dataset:
-    return helpers.tiny_dataset()
-
-
 def test_a_teacher_comes_back_with_its_description(
     tmp_path: Path, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

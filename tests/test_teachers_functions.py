@@ -21,11 +21,6 @@ from jaxkd.config import DistillConfig
 SHAPE = (8, 8, 1)
 
 
-@pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    return helpers.tiny_dataset()
-
-
 class LinenHead(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import silent
 from steps import run, task, teacher_variables
 
 import jaxkd
@@ -31,23 +32,9 @@ from jaxkd.training.teacher_cache import CacheKey, TeacherCache
 SMALL_RATE = sgd(optax.constant_schedule(0.003), momentum=0.9, weight_decay=5e-4)
 
 
-def silent(_: str) -> None:
-    pass
-
-
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    return helpers.tiny_dataset()
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset) -> Path:
-    return helpers.untrained_teacher(tmp_path_factory.mktemp("teacher") / "untrained", dataset)
 
 
 @pytest.fixture(scope="module")

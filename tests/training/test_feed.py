@@ -9,6 +9,7 @@ import helpers
 import jax
 import numpy as np
 import pytest
+from helpers import silent
 
 import jaxkd
 from jaxkd import data, teachers
@@ -18,10 +19,6 @@ from jaxkd.data.streaming import in_memory
 from jaxkd.training import evaluate
 from jaxkd.training.feed import open_feed
 from jaxkd.training.step import gather
-
-
-def silent(_: str) -> None:
-    pass
 
 
 def test_streamed_batches_are_the_resident_ones() -> None:

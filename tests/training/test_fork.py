@@ -9,20 +9,12 @@ from typing import Any
 
 import helpers
 import pytest
+from helpers import silent
 
 import jaxkd
 from jaxkd import data, teachers
 from jaxkd.config import DistillConfig, TrainConfig
 from jaxkd.training.checkpoint import read_newest
-
-
-def silent(_: str) -> None:
-    pass
-
-
-@pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    return helpers.tiny_dataset()
 
 
 def config(folder: Path, **changes: Any) -> TrainConfig:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import silent
 from steps import task, teacher_variables
 
 import jaxkd
@@ -20,10 +21,6 @@ from jaxkd.training import NonFiniteError, nonfinite
 from jaxkd.training.parallel import share
 from jaxkd.training.run import initial_state
 from jaxkd.training.step import Batch
-
-
-def silent(_: str) -> None:
-    pass
 
 
 def test_a_poisoned_teacher_leaves_the_batch_that_saw_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers import silent
 
 import jaxkd
 from jaxkd import data, teachers
@@ -60,10 +61,6 @@ def test_two_lengths_of_call_are_compiled_at_most() -> None:
     }
     assert lengths == {1, 25}
     assert sum(len(chunk) for chunk in _chunks(np.zeros((700, 1)), 82, 100)) == 700
-
-
-def silent(_: str) -> None:
-    pass
 
 
 @pytest.mark.parametrize(

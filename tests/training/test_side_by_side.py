@@ -15,9 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import helpers
 import jax
 import pytest
+from helpers import silent
 
 import jaxkd
 from jaxkd import data, teachers
@@ -29,20 +29,6 @@ from jaxkd.training.record import Record, read_metrics
 from jaxkd.training.side_by_side import choose_places, is_at_work, side_by_side
 
 SEEDS = (3, 4, 5)
-
-
-def silent(_: str) -> None:
-    pass
-
-
-@pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    return helpers.tiny_dataset()
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset) -> Path:
-    return helpers.untrained_teacher(tmp_path_factory.mktemp("teacher") / "untrained", dataset)
 
 
 @pytest.fixture(scope="module")
