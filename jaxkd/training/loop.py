@@ -21,7 +21,7 @@ from jaxkd.signals import Stopped, StopRequest
 from jaxkd.storage import write_json
 from jaxkd.training import nonfinite
 from jaxkd.training.checkpoint import Checkpoints, describe_newest
-from jaxkd.training.distributed import agreed_signal, is_first
+from jaxkd.training.distributed import agreed_signal, from_first, is_first
 from jaxkd.training.feed import Feed, open_feed, stack
 from jaxkd.training.parallel import (
     default_steps_per_call,
@@ -257,19 +257,20 @@ class Loop:
         self.stopwatch.stop("evaluate")
 
     def _stop_if_asked(self, state: TrainState) -> None:
-        # Written only if there is something to say: a signal may come in between.
-        if name := agreed_signal(self._stop.signal_name):
-            self._stop.signal_name = name
+        # Only what was agreed on decides, lest this process stop alone: a signal that comes in between waits
+        # for the next look.
+        name = agreed_signal(self._stop.signal_name)
+        if name is None:
+            return
+        self._stop.signal_name = name
         step = int(state.step)
-        if not self._stop.signal_name or step == self._total_steps:
+        if step == self._total_steps:
             return
         saved = "there was nothing to save, and the same command begins again"
         if step:
-            self._save(state)
+            from_first(lambda: self._checkpoints.save(state))  # the others wait: a save may be slow
             saved = f"checkpoint saved in {self._record.folder}; the same command goes on from there"
-        raise Stopped(
-            f"stopped by {self._stop.signal_name} after step {step} of {self._total_steps}; {saved}"
-        )
+        raise Stopped(f"stopped by {name} after step {step} of {self._total_steps}; {saved}")
 
     def _save(self, state: TrainState) -> None:
         self._checkpoints.save(state)

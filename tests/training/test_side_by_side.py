@@ -311,17 +311,22 @@ def test_what_cannot_go_on_side_by_side_is_refused(monkeypatch: pytest.MonkeyPat
         choose_places(TrainConfig(seeds=3, seeds_at_once=2))
 
 
-def test_a_signal_that_comes_while_a_run_looks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = SimpleNamespace(_stop=StopRequest(), _total_steps=9, _save=lambda _: None)
+def test_a_signal_that_comes_while_a_run_looks_is_seen_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not at once, since other processes have answered already, and not never."""
+    loop = SimpleNamespace(_stop=StopRequest(), _total_steps=9)
     loop._record = SimpleNamespace(folder="run")
+    loop._checkpoints = SimpleNamespace(save=lambda state: state.step)
 
     def meanwhile(seen: str | None) -> str | None:
         loop._stop.signal_name = "SIGTERM"
         return seen
 
     monkeypatch.setattr("jaxkd.training.loop.agreed_signal", meanwhile)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step 3 of 9"):
-        Loop._stop_if_asked(loop, SimpleNamespace(step=3))  # type: ignore[arg-type]
+    Loop._stop_if_asked(loop, SimpleNamespace(step=3))  # type: ignore[arg-type]
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 4 of 9"):
+        Loop._stop_if_asked(loop, SimpleNamespace(step=4))  # type: ignore[arg-type]
 
 
 COMPUTING = """
