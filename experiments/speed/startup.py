@@ -35,6 +35,8 @@ def seconds(arguments: list[str], run: Path, caches: Path) -> dict[str, float]:
                     seen[mark] = time.perf_counter() - start
             if len(seen) == len(MARKS):
                 child.kill()
+    if len(seen) < len(MARKS):
+        sys.exit(f"{' '.join(command)} ended before its first step")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seen["CPU"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seen

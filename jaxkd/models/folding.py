@@ -97,8 +97,8 @@ def fold(
         kernel = params[(*conv, "kernel")]
         old = np.asarray(params.get((*conv, "bias"), 0.0), np.float64)
         shift = np.asarray(params.pop((*norm, "bias"), 0.0), np.float64)
-        bias = jnp.asarray((old - mean) * factor + shift, kernel.dtype)
-        params[(*conv, "kernel")] = jnp.asarray(np.asarray(kernel, np.float64) * factor, kernel.dtype)
+        bias = ((old - mean) * factor + shift).astype(kernel.dtype)
+        params[(*conv, "kernel")] = (np.asarray(kernel, np.float64) * factor).astype(kernel.dtype)
         if (*conv, "bias") in params:
             params[(*conv, "bias")] = bias
         else:
@@ -109,7 +109,8 @@ def fold(
         "batch_stats": flax.traverse_util.unflatten_dict(statistics),
         _BIASES: biases,
     }
-    return Folded(module, frozenset(pairs), frozenset(norm for norm, _ in pairs.values())), folded
+    norms = frozenset(norm for norm, _ in pairs.values())
+    return Folded(module, frozenset(pairs), norms), jax.device_put(folded)
 
 
 def _pairs(

@@ -402,9 +402,12 @@ def initial_state(task: Task, dataset: data.Dataset, teacher_variables: Any = No
             jax.ShapeDtypeStruct((2,), jnp.int32),
             Progress(jnp.ones((), jnp.int32), task.num_epochs),
         )
-        method_variables = dict(task.method.lazy_init(data.stream_key(task.seed, "method"), *example))
-        _, shapes = jax.eval_shape(lambda *args: task.method.apply(method_variables, *args), *example)  # type: ignore[union-attr]
-        metrics = tuple(shapes)
+        key = data.stream_key(task.seed, "method")
+        draw = functools.partial(task.method.init_with_output, key)
+        (_, reported), learned = jax.eval_shape(draw, *example)
+        metrics = tuple(reported)
+        if learned:  # most methods learn nothing, and drawing compiles a program for every constant
+            method_variables = dict(task.method.lazy_init(key, *example))
     student_dtype = getattr(task.student.module, "dtype", None)
     params = {"student": student["params"], "method": method_variables.pop("params", {})}
     return TrainState(
@@ -412,7 +415,7 @@ def initial_state(task: Task, dataset: data.Dataset, teacher_variables: Any = No
         params=params,
         batch_stats=student["batch_stats"],
         method_state=method_variables,
-        opt_state=task.optimizer.init(params),
+        opt_state=jax.jit(task.optimizer.init)(params),  # one program, not one for every shape
         tally=empty_tally(metrics),
         loss_scale=LossScale.initial() if student_dtype == jnp.float16 else None,
     )
