@@ -1,4 +1,4 @@
-"""A slice of experiments/faults: one round by default, all of them with -m slow; test_cli.py kills more."""
+"""The script of experiments/faults: its table by default, its rounds with -m slow; test_cli.py kills too."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ def faults() -> ModuleType:
     return module
 
 
-def test_a_round_and_its_table(tmp_path: Path, faults: ModuleType) -> None:
-    what = "one bit of the newest checkpoint flipped"
-    (fault,) = (fault for fault in faults.FAULTS if fault.what == what)
-    lab = faults.Lab(tmp_path)
-    played = faults.play(lab, fault, 0, seed=1)
-    assert played["lost"] == []
-    assert f"| {what} | 1 | 1 x named, set aside, the one before used | nothing |" in faults.table([played])
-    assert "Nothing lost" in faults.table([played])
-    harmed = faults.table([{**played, "lost": ["seed"]}])
+def test_the_table_tells_what_was_lost(faults: ModuleType) -> None:
+    kill, damage = faults.FAULTS[0].what, faults.FAULTS[-1].what
+    strikes = [{"where": "in a save", "exit_code": -9}, {"where": "after the end", "exit_code": 0}]
+    played = [
+        {"fault": kill, "strikes": strikes, "lost": []},
+        {"fault": damage, "said": "named", "lost": []},
+    ]
+    table = faults.table(played)
+    assert f"| {kill} | 1 | 1 x in a save (exit code -9) | nothing |" in table
+    assert f"| {damage} | 1 | 1 x named | nothing |" in table
+    assert "1 kills and 1 other faults in 2 rounds. Nothing lost" in table
+    harmed = faults.table([played[0], {**played[1], "lost": ["seed"]}])
     assert "| seed |" in harmed
     assert "Something was lost in 1 rounds" in harmed
 
