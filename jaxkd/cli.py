@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -23,7 +24,7 @@ from jaxkd._paths import cache_folder
 from jaxkd.cpu import tune_cpu
 from jaxkd.signals import Stopped, report
 from jaxkd.storage import tree_digest
-from jaxkd.training.distributed import PeerLostError, leave
+from jaxkd.training.distributed import PeerLostError, is_joint, leave
 from jaxkd.training.side_by_side import is_at_work
 
 EXIT_FAILED = 1
@@ -52,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = EXIT_PEER_LOST
     except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
         code = _failed(error)
+    except Exception:
+        if not is_joint():
+            raise
+        traceback.print_exc()  # Python's usual end would wait for the other processes, and they for this one
+        code = EXIT_FAILED
     else:
         return
     leave(code, at_once=is_at_work())

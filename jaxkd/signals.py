@@ -80,7 +80,8 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
-            self.signal_name = _raised[0] if _raised else None
+            # Or what the handlers, already there, have just been told.
+            self.signal_name = self.signal_name or (_raised[0] if _raised else None)
         return self
 
     def __exit__(

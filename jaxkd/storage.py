@@ -223,7 +223,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
             new.chmod(0o644)
             new.replace(path)
         except BaseException:
-            new.unlink()
+            new.unlink(missing_ok=True)
             raise
 
 

@@ -88,14 +88,15 @@ def deterministic_variables(model: str, num_classes: int = 100, **options: Any) 
     return to_flax({name: deterministic_weight(name, w.shape) for name, w in names.items()}, shapes)
 
 
-def start_jaxkd(*arguments: object, devices: int = 1) -> subprocess.Popen[str]:
-    """Starts the command line in a child process."""
+def start_jaxkd(*arguments: object, devices: int = 1, own_group: bool = False) -> subprocess.Popen[str]:
+    """Starts the command line in a child process, or in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "jaxkd", *map(str, arguments)],
         env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=own_group,
     )
 
 
@@ -113,6 +114,7 @@ class SignalSource:
         return 8
 
     def __getitem__(self, example_id: int) -> dict[str, Any]:
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        inherited = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        return {"image": np.full((2, 2, 1), example_id, np.uint8), "label": 2 * ignored + inherited}
+        interrupt, terminate = (
+            signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)
+        )
+        return {"image": np.full((2, 2, 1), example_id, np.uint8), "label": 2 * interrupt + terminate}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import resource
 import shutil
@@ -323,10 +325,38 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, tiny: Path, teacher: Pat
     assert "config.json is damaged: it is not JSON" in errors
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_an_error_of_no_known_kind_does_not_wait_for_other_processes(
+    monkeypatch: pytest.MonkeyPatch, joint: bool
+) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(cli, "_parse", fails)
+    monkeypatch.setattr(cli, "is_joint", lambda: joint)
+    left: list[int] = []
+    monkeypatch.setattr(cli, "leave", lambda code, **_: left.append(code))
+    with contextlib.nullcontext() if joint else pytest.raises(RuntimeError, match="no memory"):
+        cli.main([])
+    assert left == ([1] if joint else [])
+
+
+def test_a_signal_to_the_workers_too_is_one_to_the_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
+    """As `timeout`, SLURM and systemd send it."""
+    arguments = [*distill_arguments(tiny, teacher, tmp_path / "run"), "--stream", "--workers", 2]
+    with start_jaxkd(*arguments, own_group=True) as child:
+        wait(in_steps, tmp_path / "run", child)
+        os.killpg(child.pid, signal.SIGTERM)
+        output, errors = child.communicate(timeout=60)
+    assert child.returncode == 75, output + errors
+    assert "checkpoint saved" in output
+
+
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
     arguments = distill_arguments(tiny, teacher, tmp_path / "run")
     with start_jaxkd(*arguments) as child:
         wait(in_compilation, tmp_path / "run", child)
+        child.send_signal(signal.SIGSTOP)  # lest it be done before the other one has begun
         code, _, errors = run_jaxkd(*arguments)
         child.kill()
         child.communicate()

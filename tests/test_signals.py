@@ -35,6 +35,22 @@ def test_a_command_ends_with_its_exit_code(name: str, code: int) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_a_signal_that_comes_while_the_handlers_are_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    install = signal.signal
+
+    def and_raise(number: int, handler: object) -> object:
+        previous = install(number, handler)  # type: ignore[arg-type]
+        if number == signal.SIGTERM:
+            signal.raise_signal(number)
+        return previous
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", and_raise)
+        stop = StopRequest().__enter__()
+    assert stop.signal_name == "SIGTERM"
+    stop.__exit__(None, None, None)
+
+
 def test_only_its_own_second_signal_interrupts_a_save() -> None:
     """The name of another process's signal is set from outside; the first of this one is still a first."""
     with StopRequest() as stop:

@@ -6,8 +6,12 @@ every process can read its own share.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import dataclasses
+import functools
+import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +33,7 @@ class Source(Protocol):
 
 
 _PR_SET_PDEATHSIG = 1
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +99,14 @@ class StreamedSplit:
         if self.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags, and this command line is not absl's
+            _end_workers_at_exit()
             options = grain.MultiprocessingOptions(num_workers=self.workers)
             stream = stream.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_parent)
-        for batch in stream:
+        read = iter(stream)
+        with _signals_held_back() if self.workers else contextlib.nullcontext():
+            batch = next(read)  # begins the workers
+        yield batch["image"], batch["label"]
+        for batch in read:
             yield batch["image"], batch["label"]
 
 
@@ -131,11 +141,36 @@ class _Examples:
 
 
 def _leave_signals_to_the_parent(worker: int, num_workers: int) -> None:
-    """Ctrl-C in a terminal reaches all processes; the parent saves first, and then ends its workers."""
+    """Terminals and schedulers signal all processes; the parent saves first, and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":  # a parent that is killed cannot end its workers: the kernel does
+    if sys.platform == "linux":
+        # A parent that is killed cannot end its workers: the kernel does.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes begun meanwhile inherit it, so that no signal ends them before they ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Python ends the children of a process with SIGTERM, which these ignore, and would wait for ever."""
+
+    def end() -> None:
+        for child in multiprocessing.active_children():
+            if child.name.startswith("grain-"):
+                child.kill()
+
+    atexit.register(end)
 
 
 def in_memory(images: np.ndarray, labels: np.ndarray) -> StreamedSplit:

@@ -68,7 +68,7 @@ def build_cache(
     start = time.monotonic()
     with StopRequest() as stop:
         done = filler(codes, progress=FillProgress(say), stop=lambda: stop.signal_name is not None)
-    if done < missing:
+    if len(cache.missing(codes)):
         raise Stopped(
             f"stopped by {stop.signal_name} after {done:,} of {missing:,} views; they are kept in "
             f"{cache.folder}, and the same command goes on from there"

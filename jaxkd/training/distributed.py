@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # What is sent is padded to whole blocks: one compiled program serves most messages.
 _BLOCK = 1 << 16
-_STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug")
+_STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug", "stream")
 
 
 class PeerLostError(RuntimeError):
@@ -64,6 +64,11 @@ def join(config: JointRunConfig, say: Callable[[str], None]) -> None:
         f"process {jax.process_index()} of {jax.process_count()}, with {jax.local_device_count()} "
         f"of {jax.device_count()} devices"
     )
+
+
+def is_joint() -> bool:
+    """Whether this process is one of several of a run; touches no device unless `join` was called."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
@@ -175,9 +180,14 @@ def leave(code: int, *, at_once: bool = False) -> NoReturn:
     Args:
       code: 0 is success.
       at_once: whether threads are still computing, during which Python's usual end crashes.
+
+    Call it in the main thread.
     """
-    parted = code != 0 and jax.distributed.is_initialized() and jax.process_count() > 1
+    parted = code != 0 and is_joint()
     if parted or at_once:
+        # The end is decided; whoever ends the other processes may well send a signal here, too.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         # With the first process the coordination service goes, and JAX ends whoever is connected to it: the

@@ -125,6 +125,10 @@ def _run(
     """One run or several, after a look at what all of them need."""
     if not distributed.is_first():
         say = lambda _: None  # noqa: E731
+    with distributed.peers_needed():
+        # Before anything else: it decides on which messages follow.  Besides, Gloo waits for the first of all
+        # messages for no more than 30 seconds, and reading the data may take one process longer.
+        distributed.require_same({"command": type(config).__name__, "seeds": config.seeds})
     places = choose_places(config)
     share(np.zeros(config.batch_size, np.int32), len(places[0]), config.accumulate)
     models.create(model_name)  # an unknown name is told before the data are read
@@ -170,7 +174,7 @@ def _fit(
     say: Say,
     stop: StopRequest | None,
 ) -> dict[str, Any]:
-    """One run on `devices`; `stop` is that of several runs, and by default one of its own."""
+    """One run on `devices`; `stop` is that of several runs, whose caller looks at it; by default its own."""
     folder = config.folder
     task = _task(config, model_name, dataset, teacher, method)
     teacher_variables = teacher.frozen[1] if teacher else None
@@ -211,7 +215,7 @@ def _fit(
             record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
         if forked is not None:
             say(f"starting from step {checkpoints.save(forked)} of {config.fork}")
-        stop = stop or stack.enter_context(StopRequest())
+        asked = stop or stack.enter_context(StopRequest())
         stack.enter_context(_saying_what_is_saved(folder / "checkpoints"))
         loop = Loop(
             task,
@@ -221,7 +225,7 @@ def _fit(
             record=record,
             checkpoints=checkpoints,
             schedule=_schedule(config, task.steps_per_epoch),
-            stop=stop,
+            stop=asked,
             cached=cached,
             say=say,
         )
@@ -251,8 +255,11 @@ def _fit(
         }
         record.finish(result)
     say(f"{folder}: done, last accuracy {tests[-1]['accuracy']:.2f} % (best {best['accuracy']:.2f} %)")
-    if stop.signal_name:
-        raise Stopped(f"{stop.signal_name} came while {folder} was finishing; it is done")
+    if stop is None:
+        with distributed.peers_needed():
+            signal_name = distributed.agreed_signal(asked.signal_name)
+        if signal_name:
+            raise Stopped(f"{signal_name} came while {folder} was finishing; it is done")
     return result
 
 
@@ -400,14 +407,14 @@ def initial_state(task: Task, dataset: data.Dataset, teacher_variables: Any = No
             jax.eval_shape(task.student.module.apply, student, images),
             jax.eval_shape(task.teacher.module.apply, teacher_variables, images),
             jax.ShapeDtypeStruct((2,), jnp.int32),
-            Progress(jnp.ones((), jnp.int32), task.num_epochs),
         )
+        method, progress = task.method, Progress(jnp.ones((), jnp.int32), task.num_epochs)
         key = data.stream_key(task.seed, "method")
-        draw = functools.partial(task.method.init_with_output, key)
-        (_, reported), learned = jax.eval_shape(draw, *example)
+        if jax.eval_shape(lambda *seen: method.init(key, *seen, progress), *example):
+            # Most methods learn nothing, and this compiles a program for every constant.
+            method_variables = dict(method.lazy_init(key, *example, progress))
+        _, reported = jax.eval_shape(lambda *seen: method.apply(method_variables, *seen, progress), *example)
         metrics = tuple(reported)
-        if learned:  # most methods learn nothing, and drawing compiles a program for every constant
-            method_variables = dict(task.method.lazy_init(key, *example))
     student_dtype = getattr(task.student.module, "dtype", None)
     params = {"student": student["params"], "method": method_variables.pop("params", {})}
     return TrainState(

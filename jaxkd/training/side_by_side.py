@@ -120,7 +120,7 @@ def side_by_side(
     if stop.signal_name:
         raise Stopped(
             f"stopped by {stop.signal_name}: {len(results)} of {len(configs)} runs are done, and the same "
-            "command goes on with the others"
+            "command goes on from there"
         )
     if failed:
         raise failures[failed[0]]

@@ -242,6 +242,21 @@ def test_logits_that_the_precision_cannot_hold_are_named(tmp_path: Path, dataset
     assert len(cache) == 720
 
 
+def test_a_build_that_another_process_has_done_meanwhile_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: data.Dataset, teacher: Path
+) -> None:
+    command = CacheConfig(teacher=str(teacher), epochs=1, out=tmp_path / "own")
+
+    class Late(precompute.Filler):
+        def __call__(self, *args: Any, **options: Any) -> int:
+            monkeypatch.undo()
+            build_cache(command, dataset, say=silent)
+            return super().__call__(*args, **options)
+
+    monkeypatch.setattr(sys.modules["jaxkd.training.build_cache"], "Filler", Late)
+    assert len(build_cache(command, dataset, say=silent)) == 40
+
+
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_build_that_is_stopped_goes_on(tmp_path: Path, name: str) -> None:
     dataset = helpers.tiny_dataset(800)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,6 @@ class StopAt:
     """Says nothing; asks for a stop when a line about a step after `step` would be said."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-        import signal
-
         def trained(_: ProgressLines, __: str, now: int, *___: object) -> None:
             if now == step:
                 signal.raise_signal(signal.SIGINT)
@@ -91,6 +91,26 @@ def test_a_stopped_run_ends_with_the_same_bits(
     for result in (whole, resumed):
         del result["images_per_second"], result["seconds"]
     assert whole == resumed
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_a_signal_at_the_end_of_a_run_counts_if_all_processes_know_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreed: bool
+) -> None:
+    save = teachers.save
+
+    def saving(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(*args)
+
+    monkeypatch.setattr(teachers, "save", saving)
+    if not agreed:
+        monkeypatch.setattr("jaxkd.training.distributed.agreed_signal", lambda _: None)
+    dataset = helpers.tiny_dataset()
+    stopped = pytest.raises(Stopped, match=r"SIGTERM came while .*run was finishing; it is done")
+    with stopped if agreed else contextlib.nullcontext():
+        jaxkd.train(config(tmp_path / "run", epochs=1), dataset, say=silent)
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

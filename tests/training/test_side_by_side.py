@@ -196,6 +196,7 @@ class Runs:
         self.busy: Counter[jax.Device] = Counter()
 
     def __call__(self, config: TrainConfig, devices: list[jax.Device], say: Any, stop: StopRequest) -> int:
+        self.stop = stop
         self.busy.update(devices)
         assert max(self.busy.values()) == 1, "two runs on one device"
         assert jax.numpy.zeros(()).device == devices[0]
@@ -243,9 +244,10 @@ def test_a_second_signal_does_not_wait() -> None:
     def signals() -> None:
         while sum(runs.busy.values()) < 2:
             time.sleep(0.01)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)  # lest the two become one
+        os.kill(os.getpid(), signal.SIGINT)
+        while not runs.stop.signal_name:  # lest the two become one
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
 
     sender = threading.Thread(target=signals)
     sender.start()

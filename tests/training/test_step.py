@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import helpers
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from steps import BATCH, run, task, teacher_variables
 
 from jaxkd import data, models
 from jaxkd.data.order import batches
+from jaxkd.methods import Method
 from jaxkd.training.optimizer import learning_rate_schedule, sgd
 from jaxkd.training.parallel import pmapped_train_step, replicate, share
 from jaxkd.training.run import initial_state
@@ -100,6 +103,28 @@ def test_one_update_is_the_textbook_one() -> None:
     assert losses[0] == pytest.approx(float(value), rel=1e-5)
     expected = jax.tree.map(lambda p, g: p - 0.05 * (g + 5e-4 * p), state.params["student"], gradient)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), after.params["student"], expected)
+
+
+class Watching(Method):
+    """Learns a scale, and reports nothing while it is initialised."""
+
+    @nn.compact
+    def __call__(self, student: Any, teacher: Any, labels: jax.Array, progress: Any) -> Any:
+        scale = self.param("scale", nn.initializers.ones, ())
+        warm_up = max(1, progress.num_epochs // 10)  # a number of Python's
+        if self.is_initializing():
+            return jnp.zeros(()), {}
+        loss = scale * jnp.sum((student.logits - teacher.logits) ** 2, -1) / warm_up
+        return loss, {"watched": loss}
+
+
+def test_a_method_may_learn_and_look_at_its_progress() -> None:
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, method="kd")
+    made = dataclasses.replace(made, method=Watching(weight=1.0, ce_weight=1.0))
+    state, _ = run(made, dataset, num_devices=1, num_steps=2)
+    assert float(state.tally["watched"]) > 0
+    assert float(state.params["method"]["scale"]) != 1
 
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
