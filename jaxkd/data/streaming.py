@@ -142,12 +142,11 @@ class _Examples:
 
 def _leave_signals_to_the_parent(worker: int, num_workers: int) -> None:
     """Terminals and schedulers signal all processes; the parent saves first, and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        # A parent that is killed cannot end its workers: the kernel does.
+    linux = sys.platform == "linux"
+    if linux:  # a parent that is killed cannot end its workers: the kernel does
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if linux else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 

@@ -145,7 +145,7 @@ def test_stopped_runs_go_on_and_those_that_wait_do_not_begin(
         patch.setattr("jaxkd.training.side_by_side.StopRequest", Seen)
         patch.setattr(ProgressLines, "trained", interrupt)
         with pytest.raises(
-            Stopped, match="stopped by SIGTERM: 0 of 3 runs are done, and the same command goes on with"
+            Stopped, match="stopped by SIGTERM: 0 of 3 runs are done, and the same command goes on from"
         ):
             jaxkd.distill(command, dataset, say=said.append)
     assert len(stops) == 1
