@@ -7,20 +7,31 @@ The losses, temperatures and logit functions need jax alone.  Everything else (`
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxkd import losses, temperature
 from jaxkd.cpu import tune_cpu
 from jaxkd.logits import pearson, standardize
 
+if TYPE_CHECKING:
+    from jaxkd import cache, config, data, methods, metrics, models, runs, teachers, training
+    from jaxkd.runs import distill, evaluate, train
+    from jaxkd.runs.report import report
+
 __version__ = "0.1.0"
 
-_MODULES = ("data", "methods", "models", "report", "teachers", "training")
-_FUNCTIONS = {"distill": "jaxkd.training", "train": "jaxkd.training"}
+_MODULES = ("cache", "config", "data", "methods", "metrics", "models", "runs", "teachers", "training")
+_FUNCTIONS = {
+    "distill": "jaxkd.runs",
+    "evaluate": "jaxkd.runs",
+    "report": "jaxkd.runs.report",
+    "train": "jaxkd.runs",
+}
 
 __all__ = [  # noqa: RUF022 - the light part first
     "losses", "pearson", "standardize", "temperature", "tune_cpu",
-    "data", "distill", "methods", "models", "report", "teachers", "train", "training",
+    "cache", "config", "data", "distill", "evaluate", "methods", "metrics", "models", "report", "runs",
+    "teachers", "train", "training",
 ]  # fmt: skip
 
 

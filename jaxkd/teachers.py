@@ -22,7 +22,6 @@ import numpy as np
 
 from jaxkd import models, storage, torch_files
 from jaxkd._paths import cache_folder
-from jaxkd.data.views import normalize
 from jaxkd.models import torch_names
 
 _FORMAT = 1
@@ -45,6 +44,7 @@ class Description:
       test_accuracy: top-1 on the whole test split, in percent; None if it was not measured.
       source: where the weights come from.
       model_options: what `models.create` needs besides the name, such as `{"shortcut": "A"}`.
+      own: whether the network is somebody's own, so that `load` needs it besides the folder.
     """
 
     model: str
@@ -56,6 +56,7 @@ class Description:
     test_accuracy: float | None = None
     source: str = ""
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own: bool = False
 
     def __post_init__(self) -> None:
         channels = self.image_shape[-1]
@@ -86,39 +87,62 @@ class Teacher:
       description: what it is.
       variables: its parameters and batch statistics.
       digest: the hash of the variables.
-      module: anything with `apply(variables, images) -> Outputs`; by default the described model.
+      forward: its functions; by default those of the described model.
     """
 
     name: str
     description: Description
     variables: Any
     digest: str
-    module: Any = None
+    forward: models.Forward | None = None
 
     @property
     def num_classes(self) -> int:
         """How many logits it has."""
         return self.description.num_classes
 
+    def require_fit(self, dataset: Any) -> None:
+        """Raises ValueError, saying what differs, unless the network fits a `jaxkd.data.Dataset`."""
+        if self.num_classes != dataset.num_classes:
+            raise ValueError(
+                f"teacher {self.name} has {self.num_classes} classes and {dataset.name} has "
+                f"{dataset.num_classes}; they must be the same: choose a teacher trained on {dataset.name}"
+            )
+        channels = self.description.image_shape[-1]
+        if channels != dataset.image_shape[-1]:
+            raise ValueError(
+                f"teacher {self.name} takes images with {channels} channels, and those of {dataset.name} "
+                f"have {dataset.image_shape[-1]}; choose a teacher trained on {dataset.name}"
+            )
+
     @functools.cached_property
-    def frozen(self) -> tuple[Any, Any]:
-        """What evaluates it fastest: a module with `apply(variables, images) -> Outputs`, and its variables.
+    def frozen(self) -> tuple[models.Network, Any]:
+        """What evaluates it fastest: a network, and its variables.
 
         Batch norm is folded into the convolutions of the package's own models.
         """
-        if self.module is not None:
-            return self.module, self.variables
-        return models.fold(self.description.create_model(), self.variables, self.description.image_shape)
+        about, forward, variables = self.description, self.forward, self.variables
+        if forward is None:
+            # Not in the trace of whoever calls: the arrays are kept.
+            with jax.ensure_compile_time_eval():
+                folded, variables = models.fold(about.create_model(), self.variables, about.image_shape)
+            forward = models.Evaluated(folded)
+        return models.Network(self.name, forward, about.mean, about.std), variables
 
-    def logits(self, images: jax.typing.ArrayLike) -> jax.Array:
-        """Logits `[B, K]` of images `[B, H, W, C]`: uint8, or floats that are normalised already."""
-        return self._outputs(images).logits
+    def logits(self, images: jax.typing.ArrayLike, *, normalized: bool = False) -> jax.Array:
+        """The logits `[B, K]` of images.
 
-    def features(self, images: jax.typing.ArrayLike) -> Mapping[str, jax.Array]:
+        Args:
+          images: uint8 `[B, H, W, C]`, or floats that are normalised: `(pixel / 255 - mean) / std`.
+          normalized: says so of floats that lie in [0, 1], which are refused otherwise.
+        """
+        return self._outputs(images, normalized).logits
+
+    def features(self, images: jax.typing.ArrayLike, *, normalized: bool = False) -> Mapping[str, jax.Array]:
         """Named features of images, given as for `logits`."""
-        return self._outputs(images).features
+        return self._outputs(images, normalized).features
 
-    def _outputs(self, images: jax.typing.ArrayLike) -> models.Outputs:
+    def _outputs(self, images: jax.typing.ArrayLike, normalized: bool) -> models.Outputs:
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[-1] != self.description.image_shape[-1]:
             raise ValueError(
@@ -126,19 +150,26 @@ class Teacher:
             )
         if not (images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
             raise TypeError(f"images must be uint8, or floats that are normalised, got {images.dtype}")
+        changes = any(self.description.mean) or set(self.description.std) != {1.0}
+        if changes and not normalized and images.dtype != jnp.uint8 and _look_like_pixels(images):
+            raise ValueError(
+                "images are floats from 0 to 1, which look like pixels / 255 and not like normalised ones; "
+                "pass uint8 pixels, or say normalized=True"
+            )
         return self._apply(self.frozen[1], images)
 
     @functools.cached_property
     def _apply(self) -> Callable[[Any, jax.Array], models.Outputs]:
-        module, _ = self.frozen
+        network, _ = self.frozen
+        return jax.jit(lambda variables, images: network.apply(variables, images)[0])
 
-        def apply(variables: Any, images: jax.Array) -> models.Outputs:
-            if images.dtype == jnp.uint8:
-                images = normalize(images, self.description.mean, self.description.std)
-            outputs: Any = module.apply(variables, images)
-            return outputs
 
-        return jax.jit(apply)
+def _look_like_pixels(images: jax.Array) -> bool:
+    """Whether floats fill [0, 1]; False for arrays that are traced, whose values nobody knows."""
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return False
+    low, high = float(images.min()), float(images.max())
+    return 0 <= low < high <= 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +232,7 @@ def from_function(
         arrays, and is called from inside the compiled step.
 
     Returns:
-      A teacher for `teacher.logits(images)` and for `jaxkd.distill(config, teacher=teacher)`.
+      A teacher for `teacher.logits(images)` and for `jaxkd.distill(teacher=teacher)`.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import teachers
@@ -222,7 +253,58 @@ def from_function(
         source=f"the function {getattr(function, '__qualname__', type(function).__name__)}",
     )
     digest = storage.tree_digest({name: variables})
-    return Teacher(name, description, variables, digest, _Function(function, num_classes, traceable))
+    forward = models.Evaluated(_Function(function, num_classes, traceable))
+    return Teacher(name, description, variables, digest, forward)
+
+
+def from_network(
+    network: models.Like,
+    variables: Mapping[str, Any],
+    *,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+    data: str = "unknown",
+) -> Teacher:
+    """Makes a teacher of a Flax Linen module, an NNX module or a `Network`, and its variables.
+
+    Args:
+      network: what `models.as_network` takes, but for a name.
+      variables: by collection, as the network's `init` gives them.
+      image_shape: height, width and channels.
+      mean: of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
+      std: likewise; by default the network's own, or 1.
+      name: for tables; by default the network's.
+      data: the data set that it was trained on.
+
+    >>> import flax.linen as nn
+    >>> from jaxkd import models, teachers
+    >>> class Tiny(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return nn.Dense(3)(x.reshape(len(x), -1))
+    >>> network = models.from_linen(Tiny())
+    >>> teacher = teachers.from_network(network, network.init(0, (4, 4, 1)), image_shape=(4, 4, 1))
+    >>> teacher.name, teacher.num_classes
+    ('Tiny', 3)
+    """
+    made = models.as_network(network, 2)
+    channels = image_shape[-1]
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    outputs = jax.eval_shape(lambda v, x: made.apply(v, x)[0], dict(variables), images)
+    description = Description(
+        model=made.name,
+        num_classes=outputs.logits.shape[-1],
+        image_shape=image_shape,
+        mean=tuple(mean or made.mean or (0.0,) * channels),
+        std=tuple(std or made.std or (1.0,) * channels),
+        data=data,
+        source="an own network",
+        own=True,
+    )
+    digest = storage.tree_digest(dict(variables))
+    return Teacher(name or made.name, description, dict(variables), digest, made.forward)
 
 
 def zoo() -> Path:
@@ -290,18 +372,21 @@ def describe(path_or_name: str | Path) -> Entry:
     return Entry(name, folder, Description.from_json(fields), digest)
 
 
-def load(path_or_name: str | Path) -> Teacher:
+def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Teacher:
     """Loads a teacher.
 
     Args:
       path_or_name: the folder of a teacher, the folder of a run that trained one, or a name in the zoo.
+      network: the network itself, for one that is none of `models.names()`: a Flax Linen or NNX module, or a
+        `Network`.
 
     Returns:
       The teacher: `.logits(images)`, `.features(images)`, `.name`, `.num_classes`.
 
     Raises:
       FileNotFoundError: there is no teacher there.
-      ValueError: it is damaged, or of a format that this version does not know.
+      ValueError: it is damaged, of a format that this version does not know, or of an own network that is
+        not given.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import teachers
@@ -310,9 +395,19 @@ def load(path_or_name: str | Path) -> Teacher:
     (2, 10)
     """
     entry = describe(path_or_name)
-    shapes = _shapes(entry.description.create_model(), entry.description.image_shape)
+    about, forward = entry.description, None
+    if about.own:
+        if network is None:
+            raise ValueError(
+                f"{entry.folder} holds the weights of an own network, {about.model}; "
+                f"load it with teachers.load({str(path_or_name)!r}, network=...)"
+            )
+        forward = models.as_network(network, about.num_classes).forward
+        shapes = jax.eval_shape(lambda: forward.init(0, about.image_shape))
+    else:
+        shapes = _shapes(about.create_model(), about.image_shape)
     variables = storage.load_tree(entry.folder / "variables", shapes, entry.digest)
-    return Teacher(entry.name, entry.description, variables, entry.digest)
+    return Teacher(entry.name, about, variables, entry.digest, forward)
 
 
 def available() -> list[Entry]:
@@ -378,7 +473,7 @@ def export_torch(teacher: Teacher, file: str | Path) -> None:
     Raises:
       ValueError: the ending is another, or the teacher is a function.
     """
-    if teacher.module is not None:
+    if teacher.forward is not None:
         raise ValueError(f"teacher {teacher.name} is a function; only the package's models can be exported")
     about = json.dumps(dataclasses.asdict(teacher.description))
     torch_files.write(file, torch_names.to_torch(teacher.variables), {_METADATA: about})

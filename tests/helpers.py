@@ -33,9 +33,9 @@ def tiny_dataset(
         noise = rng.integers(0, 60, (count, 8, 8, 1))
         return (noise + 60 * labels[:, None, None, None]).astype(np.uint8), labels
 
-    view = data.View(padding=1, flip=True)
+    augmentation = data.CropFlip(padding=1, flip=True)
     return data.from_arrays(
-        split(num_train), split(num_test), num_classes=num_classes, view=view, name="tiny"
+        split(num_train), split(num_test), num_classes=num_classes, augmentation=augmentation, name="tiny"
     )
 
 
@@ -88,8 +88,10 @@ def deterministic_variables(model: str, num_classes: int = 100, **options: Any) 
     return to_flax({name: deterministic_weight(name, w.shape) for name, w in names.items()}, shapes)
 
 
-def start_jaxkd(*arguments: object, devices: int = 1, own_group: bool = False) -> subprocess.Popen[str]:
-    """Starts the command line in a child process, or in a process group of its own."""
+def start_jaxkd(
+    *arguments: object, devices: int = 1, own_group: bool = False, folder: Path | None = None
+) -> subprocess.Popen[str]:
+    """Starts the command line in a child process; if asked, in its own process group, in another folder."""
     return subprocess.Popen(
         [sys.executable, "-m", "jaxkd", *map(str, arguments)],
         env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
@@ -97,12 +99,13 @@ def start_jaxkd(*arguments: object, devices: int = 1, own_group: bool = False) -
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=own_group,
+        cwd=folder,
     )
 
 
-def run_jaxkd(*arguments: object, devices: int = 1) -> tuple[int, str, str]:
+def run_jaxkd(*arguments: object, devices: int = 1, folder: Path | None = None) -> tuple[int, str, str]:
     """Runs the command line in a child process; returns its exit code, output and error output."""
-    with start_jaxkd(*arguments, devices=devices) as child:
+    with start_jaxkd(*arguments, devices=devices, folder=folder) as child:
         output, errors = child.communicate(timeout=300)
         return child.returncode, output, errors
 

@@ -11,24 +11,33 @@ import numpy as np
 import optax
 
 from jaxkd import data, methods, models
+from jaxkd.data.batch import Batch
 from jaxkd.data.order import batches
-from jaxkd.training.optimizer import sgd
-from jaxkd.training.parallel import pmapped_train_step, replicate, share
-from jaxkd.training.run import initial_state
-from jaxkd.training.step import AXIS, Batch, Network, Task
+from jaxkd.devices import replicate, share
+from jaxkd.methods import Method
+from jaxkd.models.network import AXIS
+from jaxkd.training import Frozen, Task, initial_state
+from jaxkd.training.mapped import mapped_train_step
+from jaxkd.training.optimizers import sgd
 
 BATCH = 16
 
 
-def task(dataset: data.Dataset, method: str | None = "atkd", **changes: Any) -> Task:
-    student = models.create("resnet8", dataset.num_classes, axis_name=AXIS)
-    teacher = Network(models.create("resnet14", dataset.num_classes), (0.4,), (0.3,))
+def network(dataset: data.Dataset, name: str = "resnet8", **options: Any) -> models.Network:
+    """A student, with batch statistics over all devices."""
+    made = models.as_network(name, dataset.num_classes, **options)
+    return made.normalized(dataset.mean, dataset.std).on_axis(AXIS)
+
+
+def task(dataset: data.Dataset, method: str | Method = "atkd", **changes: Any) -> Task:
+    chosen = methods.create(method) if isinstance(method, str) else method
+    teacher = models.as_network("resnet14", dataset.num_classes).normalized((0.4,), (0.3,))
     made = Task(
-        student=Network(student, dataset.mean, dataset.std),
-        teacher=teacher if method else None,
-        method=methods.create(method) if method else None,
-        optimizer=sgd(optax.constant_schedule(0.05), momentum=0.9, weight_decay=5e-4),
-        view=dataset.view,
+        student=network(dataset),
+        teacher=teacher if chosen.reads else None,
+        method=chosen,
+        optimizer=sgd(optax.constant_schedule(0.05)),
+        augmentations=tuple((view, dataset.augmentation) for view in chosen.views),
         seed=0,
         num_epochs=10,
         steps_per_epoch=-(-len(dataset.splits["train"]) // BATCH),
@@ -36,10 +45,22 @@ def task(dataset: data.Dataset, method: str | None = "atkd", **changes: Any) -> 
     return dataclasses.replace(made, **changes)
 
 
+def plain(**changes: Any) -> dict[str, Any]:
+    """Changes to a task: no augmentation."""
+    return {"augmentations": (("main", data.Identity()),), **changes}
+
+
 def teacher_variables(dataset: data.Dataset) -> dict[str, Any]:
     return models.initialize(
         models.create("resnet14", dataset.num_classes), seed=9, image_shape=dataset.image_shape
     )
+
+
+def start(made: Task, dataset: data.Dataset) -> tuple[Any, Frozen]:
+    """The state at step 0, and what does not change."""
+    teacher = teacher_variables(dataset) if made.teacher is not None else None
+    state = initial_state(made, dataset.image_shape, teacher=teacher)
+    return jax.device_get(state), Frozen(teacher)
 
 
 def run(
@@ -52,26 +73,20 @@ def run(
 ) -> tuple[Any, list]:
     """Runs some steps and returns the state and each step's mean loss."""
     devices = jax.local_devices()[:num_devices]
-    step = pmapped_train_step(made, devices)
+    step = mapped_train_step(made, devices)
     train = dataset.splits["train"]
-    state, teacher, resident = replicate(
-        (
-            jax.device_get(initial_state(made, dataset, teacher_variables(dataset))),
-            teacher_variables(dataset),
-            (train.images, train.labels),
-        ),
-        devices,
-    )
+    state, frozen, resident = replicate((*start(made, dataset), (train.images, train.labels)), devices)
     ids = np.concatenate(
         [batches(data.epoch_order(len(train), seed=0, epoch=epoch), BATCH) for epoch in range(1, 20)]
     )[:num_steps]
     losses, before = [], (0.0, 0.0)
-    for start in range(0, num_steps, per_call):
-        shared = share(ids[start : start + per_call], num_devices)
+    for first in range(0, num_steps, per_call):
+        shared = share(ids[first : first + per_call], num_devices)
         logits = None if cached is None else cached(shared)
-        state = step(state, teacher, resident, Batch(shared, teacher_logits=logits))
-        sums = float(state.tally["loss"]), float(state.tally["examples"])
-        if start % made.steps_per_epoch == 0:
+        state = step(state, frozen, resident, Batch(shared, teacher_logits=logits))
+        loss = state.tally.losses["loss"]
+        sums = float(loss.total), float(loss.count)
+        if first % made.steps_per_epoch == 0:
             before = (0.0, 0.0)
         losses.append((sums[0] - before[0]) / (sums[1] - before[1]))
         before = sums

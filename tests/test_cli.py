@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import helpers
 import jax
@@ -21,10 +22,13 @@ import numpy as np
 import pytest
 from helpers import run_jaxkd, start_jaxkd
 
+import jaxkd
 from jaxkd import cli, data, storage, teachers
-from jaxkd.training.record import read_metrics
+from jaxkd.cli.commands import COMMANDS as COMMANDS_BY_NAME
+from jaxkd.cli.parse import parse
+from jaxkd.runs.record import read_metrics
 
-COMMANDS = "compare", "train", "distill", "cache", "evaluate", "import", "report"
+COMMANDS = "train", "distill", "cache", "evaluate", "import", "report", "methods"
 
 
 @pytest.fixture(scope="module")
@@ -55,46 +59,46 @@ def test_compiled_programs_are_kept_where_the_user_says(
             jax.config.update(name, value)
 
 
-def test_help_teaches() -> None:
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     code, output, _ = run_jaxkd("--help")
     assert code == 0
     assert all(f"• {command} " in output for command in COMMANDS)
-    code, output, _ = run_jaxkd("distill", "--help")
-    assert code == 0
-    words = " ".join(output.replace("│", " ").split())
-    assert "on z-scores" in words
-    for option in ("--teacher STR", "--temperature", "--epochs", "--data-dir", "--checkpoint-seconds"):
-        assert option in words
+    with pytest.raises(SystemExit):
+        cli.main(["distill", "--method", "dkd", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    order = ["--teacher TEXT", "--student TEXT", "--method TEXT", "--data TEXT", "--epochs INT", "--run PATH"]
+    order += ["method options", "--method.beta FLOAT", "--data-dir PATH", "--batch-size INT", "--log-every"]
+    places = [words.replace("TEXT", "STR").find(option.replace("TEXT", "STR")) for option in order]
+    assert sorted(places) == places
+    assert places[0] > 0
 
 
-def test_compare_trains_four_networks_and_reports_them(tmp_path: Path, tiny: Path) -> None:
-    arguments = [
-        "compare",
-        "--data",
-        tiny,
-        "--epochs",
-        2,
-        "--teacher-model",
-        "resnet14",
-        "--run",
-        tmp_path / "all",
-    ]
-    code, output, errors = run_jaxkd(*arguments)
-    assert code == 0, errors
+def test_version_and_methods_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"jaxkd {jaxkd.__version__}\n")
+    cli.main(["methods", "atkd"])
+    assert "| --method.temperature   | max_logit |" in capsys.readouterr().out
+
+
+def test_a_recipe_trains_its_networks_and_reports_them(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[1] / "experiments" / "recipes" / "digits.py"
+    command = [sys.executable, str(recipe), "--small", "--out", str(tmp_path / "all")]
+    for again in (False, True):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("is done already") == 3 * again
     report = (tmp_path / "all" / "report" / "report.md").read_text()
     rows = [line.split("|")[1:4] for line in report.splitlines() if line.startswith("| ")][2:]
     assert [[cell.strip() for cell in row] for row in rows] == [
-        ["teacher", "resnet14", "labels only"],
-        ["alone", "resnet8", "labels only"],
+        ["digits-resnet20", "resnet20", "pretrained"],
+        ["alone", "resnet8", "labels"],
         ["kd", "resnet8", "kd"],
         ["atkd", "resnet8", "atkd"],
     ]
-    assert report.splitlines()[0] in output
+    assert report.splitlines()[0] in done.stdout
     for figure in ("accuracy.png", "temperature.png"):
         assert (tmp_path / "all" / "report" / figure).read_bytes().startswith(b"\x89PNG")
-    code, output, _ = run_jaxkd(*arguments)
-    assert code == 0
-    assert output.count("is done already") == 4
 
 
 def distill_arguments(tiny: Path, teacher: Path, folder: Path) -> list[object]:
@@ -173,7 +177,7 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(
     assert "resuming at step" in output
     assert teachers.load(tmp_path / "cut").digest == teachers.load(whole).digest
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path / "cut")]
-    assert results[0]["temperature"] == results[1]["temperature"]
+    assert results[0]["metrics"] == results[1]["metrics"]
     assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} == {"19", "20"}
     assert [path.name for path in (tmp_path / "cut").glob(".*")] == [".lock"]
 
@@ -265,27 +269,57 @@ def test_a_signal_before_training_has_its_message_and_code(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_file_starts_the_same_run(tmp_path: Path, whole: Path) -> None:
-    from jaxkd.cli import _parse
+def parsed(*arguments: object) -> Any:
+    commands = {name: kind for name, (kind, _) in COMMANDS_BY_NAME.items()}
+    return parse(commands, [str(argument) for argument in arguments], "")[1]
 
+
+def test_a_config_file_resumes_the_run_that_lies_beside_it(tmp_path: Path, whole: Path) -> None:
     file = whole / "config.json"
     stored = json.loads(file.read_text())["config"]
-    assert _parse(["distill", "--config", str(file)]).as_dict() == stored
-    changed = _parse(["distill", "--epochs", "3", f"--config={file}", "--flip", "True", "--run", "other"])
-    assert changed.as_dict() == {**stored, "epochs": 3, "flip": True, "run": "other"}
-    code, output, errors = run_jaxkd("distill", "--config", file)
+    assert parsed("distill", "--config", file).as_dict() == stored
+    changed = parsed("distill", "--epochs", 3, f"--config={file}", "--flip", True, "--run", "/other")
+    assert changed.as_dict() == {**stored, "epochs": 3, "flip": True, "run": "/other"}
+    chosen = parsed("distill", "--config", file, "--method", "dkd", "--method.beta=2")
+    assert chosen.method_options == {"beta": 2.0}
+    # From another folder, by a relative path, after the folder of runs was moved.
+    moved = shutil.copytree(whole, tmp_path / "moved" / "run")
+    code, output, errors = run_jaxkd(
+        "distill",
+        "--config",
+        Path("..") / "moved" / "run" / "config.json",
+        folder=make(tmp_path / "elsewhere"),
+    )
     assert code == 0, errors
-    assert f"{whole} is done already" in output
+    assert f"{moved} is done already" in output
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_a_config_file_of_something_else_is_refused(
+    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "foreign.json").write_text("[]")
+    contents = json.loads((whole / "config.json").read_text())
+    contents["config"]["batch_norm"] = "Global"
+    (tmp_path / "typed.json").write_text(json.dumps(contents))
+    contents["config"]["batch_norm"] = "global"
+    (tmp_path / "own.json").write_text(json.dumps({**contents, "objects": ["student"]}))
     for arguments, message in (
-        (["train", "--config", file], "has options that TrainConfig has not: cache, ce_weight, "),
+        (["train", "--config", whole / "config.json"], "has options that TrainConfig has not: cache, method"),
         (["distill", "--config", tmp_path / "foreign.json"], "is not the config.json of a run"),
-        (["distill", "--config", tmp_path / "none.json"], "No such file"),
+        (["distill", "--config", tmp_path / "none.json"], "is not the config.json of a run"),
+        (["distill", "--config", tmp_path / "typed.json"], "--batch-norm must be global or device, got 'Glo"),
+        (["distill", "--config", tmp_path / "own.json"], "is of a run with own objects (student)"),
     ):
-        code, _, errors = run_jaxkd(*arguments)
-        assert code == 1
-        assert message in errors
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, tiny: Path, teacher: Path, whole: Path) -> None:
@@ -332,12 +366,12 @@ def test_an_error_of_no_known_kind_does_not_wait_for_other_processes(
     def fails(_: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(cli, "_parse", fails)
+    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: fails(None))
     monkeypatch.setattr(cli, "is_joint", lambda: joint)
     left: list[int] = []
     monkeypatch.setattr(cli, "leave", lambda code, **_: left.append(code))
     with contextlib.nullcontext() if joint else pytest.raises(RuntimeError, match="no memory"):
-        cli.main([])
+        cli.run(lambda: None)
     assert left == ([1] if joint else [])
 
 
@@ -370,7 +404,7 @@ def test_evaluate_and_report_on_a_run(tmp_path: Path, tiny: Path, teacher: Path)
     assert "untrained on all 19 test images: accuracy" in output
     code, output, errors = run_jaxkd(
         "distill", "--data", tiny, "--teacher", teacher, "--epochs", 1, "--method", "lskd",
-        "--temperature", 3, "--run", tmp_path / "run",
+        "--method.temperature", 3, "--run", tmp_path / "run",
     )  # fmt: skip
     assert code == 0, errors
     code, output, errors = run_jaxkd("report", tmp_path / "run", "--out", tmp_path / "report")
@@ -400,8 +434,8 @@ def test_every_mistake_has_its_message(
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 this is no checkpoint")
     distill = ["distill", "--data", tiny, "--teacher", teacher]
     for arguments, code, message in (
-        (["train", "--model", "resnet21"], 1, 'unknown model "resnet21"'),
-        (["train", "--data", "mnist"], 1, 'unknown data set "mnist". Accepted: digits, cifar10, cifar100'),
+        (["train", "--model", "resnet21"], 2, 'unknown model "resnet21"; did you mean "resnet20"'),
+        (["train", "--data", "mnist"], 2, 'unknown data set "mnist"; accepted: digits, cifar10, cifar100'),
         (
             ["train", "--data", "cifar100", "--data-dir", tmp_path / "empty"],
             1,
@@ -409,8 +443,10 @@ def test_every_mistake_has_its_message(
         ),
         (["distill", "--data", "digits", "--teacher", teacher], 1, "has 3 classes and digits has 10"),
         ([*distill, "--batch-size", 12], 1, "a batch of 12 cannot be shared equally by 8 devices"),
-        ([*distill, "--temperature", "hot"], 1, "temperature must be a positive number, max_logit"),
-        ([*distill, "--method", "kdd"], 1, 'unknown method "kdd"'),
+        ([*distill, "--method.temperature", "hot"], 2, "temperature must be a positive number, max_logit"),
+        ([*distill, "--method", "ttm", "--method.temperature", 3], 2, "method ttm has no option temperature"),
+        (["train", "--optimizer", "adam"], 2, 'unknown optimizer "adam"; did you mean "adamw"'),
+        ([*distill, "--method", "kdd"], 2, 'unknown method "kdd"; did you mean "kd"'),
         (["distill", "--teacher", "nobody"], 1, 'no teacher "nobody"'),
         (
             ["import", tmp_path / "broken.pt", "--model", "resnet8"],
@@ -421,7 +457,7 @@ def test_every_mistake_has_its_message(
         (["train", "--epochs", "0"], 2, "--epochs must be at least 1, got 0"),
         (["train", "--epochs", "many"], 2, "--epochs"),
         (["distill"], 2, "--teacher"),
-        (["fly"], 2, "fly"),
+        (["distil"], 2, 'unknown command "distil"; did you mean distill?'),
         (["train", "--learning-rate", "nan"], 2, "--learning-rate must be positive, got nan"),
         (
             ["evaluate", teacher, "--data", tiny, "--batch-size", 0],
@@ -431,7 +467,11 @@ def test_every_mistake_has_its_message(
         (["train", "--data", tmp_path / "empty.npz"], 1, "cannot be read as an .npz file"),
         (["report", tmp_path / "foreign"], 1, "is not a run's"),
     ):
-        run = [] if arguments[0] in ("evaluate", "import", "report", "fly") else ["--run", tmp_path / "never"]
+        run = (
+            []
+            if arguments[0] in ("evaluate", "import", "report", "distil")
+            else ["--run", tmp_path / "never"]
+        )
         with pytest.raises(SystemExit) as caught:
             cli.main([str(argument) for argument in (*arguments, *run)])
         output, errors = capsys.readouterr()

@@ -38,7 +38,8 @@ importlib.util.find_spec = absent
 
 
 @pytest.mark.parametrize(
-    "part", ["models", "methods", "data", "teachers", "training", "report", "train", "distill"]
+    "part",
+    ["cache", "models", "methods", "data", "teachers", "training", "runs", "report", "train", "distill"],
 )
 def test_a_part_whose_dependencies_are_missing_says_what_to_type(part: str) -> None:
     done = python(f"{ABSENT}import jaxkd\njaxkd.{part}")

@@ -40,8 +40,8 @@ import jax
 import numpy as np
 
 from jaxkd import data, storage, teachers
-from jaxkd.training.checkpoint import read_newest, saved_steps
-from jaxkd.training.record import read_metrics
+from jaxkd.runs.checkpoint import read_newest, saved_steps
+from jaxkd.runs.record import read_metrics
 
 EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 8, 16
 EXAMPLES = STEPS_PER_EPOCH * BATCH_SIZE

@@ -80,7 +80,11 @@ class Jaxkd(Side):
             return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 100, count)
 
         self._dataset = data.from_arrays(
-            split(JOB_STEPS * BATCH), split(BATCH), num_classes=100, view=data.View(4, True), name="random"
+            split(JOB_STEPS * BATCH),
+            split(BATCH),
+            num_classes=100,
+            augmentation=data.CropFlip(4, True),
+            name="random",
         )
         variables = models.initialize(
             models.create(TEACHER, 100), seed=0, image_shape=self._dataset.image_shape
@@ -127,38 +131,41 @@ class Jaxkd(Side):
         import jax
         import numpy as np
 
-        from jaxkd import methods
-        from jaxkd.config import DistillConfig
-        from jaxkd.training import run as runs
-        from jaxkd.training.parallel import pmapped_train_step, replicate
-        from jaxkd.training.step import Batch
+        from jaxkd import methods, models
+        from jaxkd.config import TrainConfig
+        from jaxkd.data.batch import Batch
+        from jaxkd.devices import replicate
+        from jaxkd.runs.run import Parts, make_task
+        from jaxkd.training import Frozen, initial_state
+        from jaxkd.training.mapped import mapped_train_step
 
-        config = DistillConfig(teacher=str(self._folder / "teacher"), student=student, epochs=1)
-        distil = kind != "labels"
-        task = runs._task(
-            config,
-            student,
-            self._dataset,
-            self._teacher if distil else None,
-            methods.create("atkd") if distil else None,
-        )
+        method = methods.create("labels" if kind == "labels" else "atkd")
+        network = models.as_network(student, self._dataset.num_classes)
+        teacher = self._teacher if method.reads else None
+        task, _ = make_task(TrainConfig(epochs=1), Parts(network, method, self._dataset, teacher))
         devices = jax.local_devices()
         train = self._dataset.splits["train"]
-        frozen = self._teacher.frozen[1]
-        state = jax.device_get(runs.initial_state(task, self._dataset, frozen))
-        state, resident = replicate((state, (train.images, train.labels)), devices)
-        variables = replicate(frozen, devices) if kind == "live" else None
+        variables = self._teacher.frozen[1]
+        start_state = initial_state(task, self._dataset.image_shape, teacher=variables)
+        state, resident, frozen = replicate(
+            (
+                jax.device_get(start_state),
+                (train.images, train.labels),
+                Frozen(variables if kind == "live" else None),
+            ),
+            devices,
+        )
         logits = np.zeros((1, 1, BATCH, 100), np.float16) if kind == "cached" else None
         batch = Batch(np.arange(BATCH, dtype=np.int32)[None, None], teacher_logits=logits)
-        step = pmapped_train_step(task, devices)
+        step = mapped_train_step(task, devices)
         start = time.perf_counter()
-        state = jax.block_until_ready(step(state, variables, resident, batch))
+        state = jax.block_until_ready(step(state, frozen, resident, batch))
         seconds = time.perf_counter() - start
         holder = {"state": state}
 
         def steps(count: int) -> None:
             for _ in range(count):
-                holder["state"] = step(holder["state"], variables, resident, batch)
+                holder["state"] = step(holder["state"], frozen, resident, batch)
             jax.block_until_ready(holder["state"])
 
         self._calls["step", student, kind] = steps
@@ -183,7 +190,7 @@ class Jaxkd(Side):
         import jax.numpy as jnp
         import numpy as np
 
-        from jaxkd import data, losses, temperature
+        from jaxkd import data, losses, models, temperature
 
         images = jnp.asarray(self._dataset.splits["train"].images[:BATCH])
         ids = jnp.arange(BATCH)
@@ -191,9 +198,8 @@ class Jaxkd(Side):
 
         @jax.jit
         def views(images: jax.Array, epoch: int) -> jax.Array:
-            return data.normalize(
-                data.view_images(images, ids, seed=0, epoch=epoch, view=self._dataset.view), mean, std
-            )
+            shown = data.augment(self._dataset.augmentation, images, ids, seed=0, epoch=epoch)
+            return models.normalize(shown, mean, std)
 
         rng = np.random.default_rng(0)
         s, t = (jnp.asarray(rng.standard_normal((BATCH, 100)), jnp.float32) for _ in range(2))
@@ -221,8 +227,7 @@ class Jaxkd(Side):
 
     def build_cache(self) -> dict[str, float]:
         """The cache of the job's 6,400 views, through the command."""
-        from jaxkd.config import CacheConfig
-        from jaxkd.training import build_cache
+        from jaxkd.cache import CacheConfig, build_cache
 
         config = CacheConfig(
             teacher=str(self._folder / "teacher"), epochs=1, out=self._folder / "cache", batch_size=256

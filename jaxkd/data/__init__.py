@@ -7,23 +7,33 @@ from jaxkd._extras import require
 
 require("train", "sklearn", "tensorflow_datasets", "grain", "PIL")
 
-from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names  # noqa: E402
+from jaxkd.data.augment import (  # noqa: E402
+    Augmentation,
+    Compose,
+    CropFlip,
+    Identity,
+    augment,
+    outcomes,
+    stream_key,
+)
+from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names, require_known  # noqa: E402
 from jaxkd.data.order import epoch_order  # noqa: E402
 from jaxkd.data.streaming import StreamedSplit  # noqa: E402
-from jaxkd.data.views import View, normalize, stream_key, take_views, view_images, view_indices  # noqa: E402
 
 __all__ = [
+    "Augmentation",
+    "Compose",
+    "CropFlip",
     "Dataset",
+    "Identity",
     "Split",
     "StreamedSplit",
-    "View",
+    "augment",
     "epoch_order",
     "from_arrays",
     "load",
     "names",
-    "normalize",
+    "outcomes",
+    "require_known",
     "stream_key",
-    "take_views",
-    "view_images",
-    "view_indices",
 ]

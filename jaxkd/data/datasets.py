@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import zipfile
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.host_views import CentralCrop, RandomResizedCrop
 from jaxkd.data.streaming import StreamedSplit
 from jaxkd.data.tfds_source import open_tfds, read_tfds
-from jaxkd.data.views import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,13 @@ class Split:
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise ValueError(
-                f"images must be uint8 [N, H, W, C], got {self.images.dtype} {list(self.images.shape)}"
+                f"images must be uint8 [N, H, W, C], got {self.images.dtype} {list(self.images.shape)}; "
+                "convert pixels in [0, 1] with (255 * images).round().astype('uint8')"
+            )
+        if self.images.shape[3] not in (1, 3, 4) and self.images.shape[1] in (1, 3, 4):
+            raise ValueError(
+                f"images must be [N, H, W, C], and {list(self.images.shape)} looks like [N, C, H, W]; "
+                "convert it with images.transpose(0, 2, 3, 1)"
             )
         if self.labels.shape != self.images.shape[:1] or not np.issubdtype(self.labels.dtype, np.integer):
             raise ValueError(
@@ -36,6 +43,12 @@ class Split:
             )
         if not len(self.labels):
             raise ValueError("a split must hold at least one example, got none")
+        if int(self.labels.max()) >= 2**31 or int(self.labels.min()) < 0:
+            raise ValueError(
+                f"labels must be class numbers from 0, got {self.labels.min()} to {self.labels.max()}"
+            )
+        # JAX knows neither another byte order nor a type of more than 32 bits.
+        object.__setattr__(self, "labels", self.labels.astype(np.int32))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +81,7 @@ class Dataset:
       num_classes: how many labels there are, from 0.
       mean: of each channel, of pixels in [0, 1].
       std: of each channel, likewise.
-      view: what training does to its images unless told otherwise.
+      augmentation: of training images, unless a run names another one.
     """
 
     name: str
@@ -76,9 +89,12 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    view: View
+    augmentation: Augmentation
 
     def __post_init__(self) -> None:
+        shapes = {name: split.image_shape for name, split in self.splits.items()}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"{self.name}: images must have one size in all splits, got {shapes}")
         for name, split in self.splits.items():
             if isinstance(split, Split):
                 low, high = int(split.labels.min()), int(split.labels.max())
@@ -105,7 +121,7 @@ class Dataset:
 
         Of a streamed split it takes the split's own digest and its views.
         """
-        sha = hashlib.sha256(repr((self.num_classes, self.mean, self.std, self.view)).encode())
+        sha = hashlib.sha256(repr((self.num_classes, self.mean, self.std, self.augmentation)).encode())
         for name, split in sorted(self.splits.items()):
             if isinstance(split, StreamedSplit):
                 sha.update(f"{name} {split.digest} {split.train_view} {split.eval_view}".encode())
@@ -145,13 +161,16 @@ def load(
     >>> len(digits.splits["train"]), len(digits.splits["test"]), digits.image_shape, digits.num_classes
     (1437, 360, (8, 8, 1), 10)
     """
-    if name in _LOADERS:
-        return _LOADERS[name](data_dir, splits)
-    if Path(name).suffix == ".npz":
-        return _load_npz(Path(name), splits)
-    raise ValueError(
-        f'unknown data set "{name}". Accepted: {", ".join(_LOADERS)}, or the path of an .npz file'
-    )
+    require_known(name)
+    return _LOADERS[name](data_dir, splits) if name in _LOADERS else _load_npz(Path(name), splits)
+
+
+def require_known(name: str) -> None:
+    """Raises ValueError unless `load` knows a name, without reading anything."""
+    if name not in _LOADERS and Path(name).suffix != ".npz":
+        near = difflib.get_close_matches(name, _LOADERS, n=1)
+        hint = f'did you mean "{near[0]}"? Accepted' if near else "accepted"
+        raise ValueError(f'unknown data set "{name}"; {hint}: {", ".join(_LOADERS)}, or an .npz file')
 
 
 def from_arrays(
@@ -161,7 +180,7 @@ def from_arrays(
     num_classes: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    view: View | None = None,
+    augmentation: Augmentation | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """Makes a data set of arrays.
@@ -172,7 +191,7 @@ def from_arrays(
       num_classes: by default the largest label plus one.
       mean: of each channel of pixels in [0, 1]; by default that of the training images.
       std: likewise.
-      view: what training does to the images; by default nothing.
+      augmentation: of training images; by default none.
       name: for the record.
 
     >>> import numpy as np
@@ -190,7 +209,7 @@ def from_arrays(
         num_classes=num_classes or 1 + max(int(split.labels.max()) for split in splits.values()),
         mean=_channels(measured.mean((0, 1, 2)) / 255) if mean is None else tuple(mean),
         std=_channels(np.maximum(measured.std((0, 1, 2)), 1) / 255) if std is None else tuple(std),
-        view=view or View(padding=0, flip=False),
+        augmentation=augmentation or CropFlip(padding=0, flip=False),
     )
 
 
@@ -227,18 +246,18 @@ class Facts:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    view: View
+    augmentation: CropFlip
 
 
 FACTS = {
     # A mirrored digit is another sign, and four of eight pixels are too many to lose.
-    "digits": Facts((8, 8, 1), 10, (0.3054,), (0.3753,), View(padding=1, flip=False)),
+    "digits": Facts((8, 8, 1), 10, (0.3054,), (0.3753,), CropFlip(padding=1, flip=False)),
     # The constants of the distillation literature's code.
     "cifar10": Facts(
-        (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), View(padding=4, flip=True)
+        (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), CropFlip(padding=4, flip=True)
     ),
     "cifar100": Facts(
-        (32, 32, 3), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), View(padding=4, flip=True)
+        (32, 32, 3), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), CropFlip(padding=4, flip=True)
     ),
 }
 
@@ -251,17 +270,19 @@ _STREAMED: dict[str, tuple[RandomResizedCrop | None, CentralCrop | None]] = {
 }
 FACTS |= {
     # Cropped and mirrored on the host.
-    "imagenet2012": Facts((224, 224, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, View(padding=0, flip=False)),
+    "imagenet2012": Facts(
+        (224, 224, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, CropFlip(padding=0, flip=False)
+    ),
     # CIFAR's padding, an eighth of the side.
     "imagenet_resized/64x64": Facts(
-        (64, 64, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, View(padding=8, flip=True)
+        (64, 64, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, CropFlip(padding=8, flip=True)
     ),
 }
 
 
 def _known(name: str, parts: Mapping[str, Split | StreamedSplit]) -> Dataset:
     facts = FACTS[name]
-    return Dataset(name, parts, facts.num_classes, facts.mean, facts.std, facts.view)
+    return Dataset(name, parts, facts.num_classes, facts.mean, facts.std, facts.augmentation)
 
 
 def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:

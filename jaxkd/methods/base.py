@@ -1,45 +1,221 @@
-"""What every distillation method is, for the training step."""
+"""What a distillation method is: it declares what it needs, gets one argument, and returns named terms.
+
+The training step calls a method on the examples of one device.  What a method learns or holds lies in the
+collections of its Linen module, by meaning:
+
+    params       trained; the optimiser's label is "method"
+    constants    arrays of the teacher that the method uses; never changed (see `Method.constants`)
+    statistics   running averages; the step averages them over devices, by number of examples
+    memory       rows by example id; every device must make the same update, from `Inputs.gather`
+
+Random numbers: `self.make_rng("sample")` is a function of the seed and the step, the same on all devices;
+`self.make_rng("dropout")` differs between devices.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import flax.struct
 import jax
+import jax.numpy as jnp
+import optax
 
+from jaxkd.metrics import Metric
 from jaxkd.models import Outputs
 
+Values = tuple[jax.Array, jax.typing.ArrayLike]
 
-class Progress(NamedTuple):
-    """How far training has come: for warm-ups and schedules.
+
+@flax.struct.dataclass
+class Inputs:
+    """What a method sees of a batch: one device's share, or with accumulation a micro-batch of it.
 
     Attributes:
-      epoch: the current epoch, from 1; int32 scalar.
+      student: its outputs in training, by view.
+      teacher: its outputs in evaluation mode, by view; no gradient flows into them.  Without features where
+        the logits come from a cache; empty for a method that reads nothing.
+      labels: int32 `[B]`.
+      ids: the examples' ids, int32 `[B]`; -1 for padding.
+      where: which rows are real examples and not padding, bool `[B]`.  The step masks terms and metrics that
+        have a value per example; a loss on the whole batch must use it.
+      epoch: the current epoch, from 1, int32.
       num_epochs: how many there will be.
+      axis_name: the devices' axis, for batch norm and collectives; None outside of training.
     """
 
+    student: Mapping[str, Outputs]
+    teacher: Mapping[str, Outputs]
+    labels: jax.Array
+    ids: jax.Array
+    where: jax.Array
     epoch: jax.Array
-    num_epochs: int
+    num_epochs: int = flax.struct.field(pytree_node=False)
+    axis_name: str | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def student_logits(self) -> jax.Array:
+        """The student's logits on the view "main", `[B, K]`."""
+        return self.student["main"].logits
+
+    @property
+    def teacher_logits(self) -> jax.Array:
+        """The teacher's logits on the view "main", `[B, K]`."""
+        return self.teacher["main"].logits
+
+    def gather(self) -> Inputs:
+        """The same of all devices' examples, in the order of the devices: for losses on the whole batch.
+
+        Gradients flow back to the device that an example came from.  Micro-batches are not gathered.
+        """
+        if self.axis_name is None:
+            return self
+        rows: Any = dataclasses.replace(self, epoch=None)  # type: ignore[arg-type]
+        gathered = jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, self.axis_name, tiled=True), rows)
+        return dataclasses.replace(gathered, epoch=self.epoch)
+
+
+@flax.struct.dataclass
+class Terms:
+    """What a method returns.
+
+    Attributes:
+      losses: name to (values, weight).  Values are `[B]`, one per example, or a scalar of the whole
+        (gathered) batch.  The training loss is the sum of weight times batch mean; each term is logged
+        without its weight.
+      metrics: name to `Metric`: what else is worth watching.
+    """
+
+    losses: Mapping[str, Values]
+    metrics: Mapping[str, Metric] = flax.struct.field(default_factory=dict)
+
+    def __add__(self, other: Terms) -> Terms:
+        """The terms of both; ValueError if two have the same name."""
+        if twice := self.losses.keys() & other.losses.keys():
+            raise ValueError(f"two terms have the same name: {', '.join(sorted(twice))}; rename one of them")
+        return Terms({**self.losses, **other.losses}, {**self.metrics, **other.metrics})
 
 
 class Method(nn.Module):
-    """A distillation loss with its weights.
+    """A distillation method: a Linen module whose `__call__` maps `Inputs` to `Terms`.
 
     Attributes:
-      weight: of the distillation loss in the total.
-      ce_weight: of the cross-entropy with the labels, which the training step adds.
+      views: the views of an image that it needs; "main" is the run's augmentation.
+      reads: what it reads of the teacher: "logits", and the names of features ("stage3", "pooled", ...);
+        empty for a method without a teacher.  A cache serves a method that reads only what the cache holds.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import methods
+    >>> class Mine(methods.Method):
+    ...     weight: float = 1.0
+    ...     def __call__(self, x):
+    ...         distance = jnp.mean((x.student_logits - x.teacher_logits) ** 2, axis=-1)
+    ...         ce = methods.cross_entropy(x.student_logits, x.labels)
+    ...         return methods.Terms({"ce": (ce, 1.0), "distance": (distance, self.weight)})
+    >>> methods.options(Mine(weight=2.0))
+    {'weight': 2.0}
     """
 
-    weight: float
-    ce_weight: float
+    views: ClassVar[tuple[str, ...]] = ("main",)
+    reads: ClassVar[tuple[str, ...]] = ("logits",)
 
-    def __call__(
-        self, student: Outputs, teacher: Outputs, labels: jax.Array, progress: Progress
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the loss, weighted, and what is worth watching.
-
-        Returns:
-          The loss, and metrics by name: each one value per example, `[B]`, which the training step averages
-          over the examples that count.
-        """
+    def __call__(self, x: Inputs) -> Terms:
+        """Computes the terms of a batch."""
         raise TypeError(f"{type(self).__name__} is abstract: a method defines __call__")
+
+    def predict(self, student: Outputs) -> jax.Array:
+        """The logits by which the student is evaluated, `[B, K]`; it may use the method's variables."""
+        return student.logits
+
+    def constants(self, teacher: Any, student: Any) -> Mapping[str, Any]:
+        """Arrays of the teacher for the collection "constants", by name.
+
+        Args:
+          teacher: a `jaxkd.teachers.Teacher`.
+          student: the student's `Network`.
+        """
+        return {}
+
+
+class Labels(Method):
+    """Training on labels alone: cross-entropy, and no teacher."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        return Terms({"ce": (cross_entropy(x.student_logits, x.labels), 1.0)})
+
+
+class FunctionMethod(Method, kw_only=True):
+    """A plain function as a method; see `from_function`."""
+
+    function: Callable[[Inputs], Any]
+    title: str
+    views: tuple[str, ...] = ("main",)  # type: ignore[misc]
+    reads: tuple[str, ...] = ("logits",)  # type: ignore[misc]
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        result = self.function(x)
+        if isinstance(result, Terms):
+            return result
+        if isinstance(result, Mapping):
+            return Terms({name: v if isinstance(v, tuple) else (v, 1.0) for name, v in result.items()})
+        return Terms({self.title: (jnp.asarray(result), 1.0)})
+
+
+def from_function(
+    function: Callable[[Inputs], Any],
+    *,
+    name: str,
+    views: tuple[str, ...] = ("main",),
+    reads: tuple[str, ...] = ("logits",),
+) -> Method:
+    """Makes a method of a function.
+
+    Args:
+      function: of `Inputs`; it returns the whole training loss (cross-entropy included, if it is wanted), one
+        value per example `[B]` or a scalar; or a mapping of named terms; or `Terms`.
+      name: of letters, digits, "-" and "_".  It identifies the method: a run is resumed only under the same
+        name, so give another name to a changed function.
+      views: the views of an image that it needs.
+      reads: what it reads of the teacher; () for none.
+
+    Raises:
+      ValueError: the name has other characters.
+
+    >>> from jaxkd import losses, methods
+    >>> def soft(x):
+    ...     return losses.kd(x.student_logits, x.teacher_logits, temperature=2.0)
+    >>> methods.from_function(soft, name="soft").title
+    'soft'
+    """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f'the name of a method must be of letters, digits, "-" and "_", got {name!r}')
+    return FunctionMethod(function=function, title=name, views=tuple(views), reads=tuple(reads))
+
+
+def predicts_itself(method: Method) -> bool:
+    """Whether a method answers in the student's place, so that the student alone is not what it trains.
+
+    >>> from jaxkd import methods
+    >>> methods.predicts_itself(methods.create("kd"))
+    False
+    """
+    return type(method).predict is not Method.predict
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy with the labels, one value per example, in nats: logits `[B, K]`, labels `[B]`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import methods
+    >>> methods.cross_entropy(jnp.zeros((1, 2)), jnp.array([0])).round(3).tolist()
+    [0.6930000185966492]
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

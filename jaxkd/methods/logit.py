@@ -1,55 +1,98 @@
-"""Methods on logits alone."""
+"""Methods on logits: one class over a loss of `jaxkd.losses`; each method is a row of the registry."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxkd import losses, temperature
 from jaxkd.logits import pearson, standardize
-from jaxkd.methods.base import Method, Progress
-from jaxkd.models import Outputs
+from jaxkd.methods.base import Inputs, Method, Terms, cross_entropy
+from jaxkd.metrics import Histogram, Mean, Metric
 
-# The names that the command line knows, besides numbers.
-_RULES: dict[str, temperature.Rule] = {
+# The temperature rules that have names, beside numbers.
+RULES: dict[str, temperature.Rule] = {
     "max_logit": temperature.max_logit,
     "max_logit_teacher": lambda student, teacher, **options: temperature.max_logit(
         student, teacher, of="teacher", **options
     ),
 }
+_OF_BATCH = (losses.dist,)  # a scalar of the whole batch
+_NOT_OPTIONS = ("axis", "where", "ensemble", "chunk_size")
 
 
-class KD(Method):
-    """Knowledge distillation with `jaxkd.losses.kd`.
+class Logit(Method):
+    """`ce_weight` x cross-entropy + `weight` x a loss on logits.
 
     Attributes:
-      temperature: a positive number, or the name of a rule: "max_logit" (the adaptive temperature, over
-        student and teacher) or "max_logit_teacher".
-      standardize: whether the softmax sees z-scores.
+      title: the method's name.
+      loss: a loss of `jaxkd.losses`.
+      weight: of the distillation loss.
+      ce_weight: of the cross-entropy with the labels.
+      warmup_epochs: epochs in which the distillation weight grows: min(epoch / warmup_epochs, 1).
+      options: keyword arguments of the loss.
     """
 
-    temperature: float | str = 4.0
-    standardize: bool = False
+    title: str
+    loss: Callable[..., jax.Array]
+    weight: float = 1.0
+    ce_weight: float = 1.0
+    warmup_epochs: int = 0
+    options: Mapping[str, Any] = nn.FrozenDict()
 
     def __post_init__(self) -> None:
-        parse_temperature(self.temperature)
+        for name in ("weight", "ce_weight", "warmup_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if self.weight == self.ce_weight == 0:
+            raise ValueError("weight and ce_weight are both 0: there is nothing to learn")
+        object.__setattr__(self, "options", nn.FrozenDict(self.options))  # programs are kept by it
+        if "temperature" in self.options:
+            parse_temperature(self.options["temperature"])
         super().__post_init__()
 
-    def __call__(
-        self, student: Outputs, teacher: Outputs, labels: jax.Array, progress: Progress
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the weighted loss per example, with its temperatures and the networks' correlation."""
-        rule = parse_temperature(self.temperature)
-        s, t = student.logits, jax.lax.stop_gradient(teacher.logits)
-        seen = (standardize(s), standardize(t)) if self.standardize else (s, t)
-        tau = temperature.resolve(rule, *seen)
-        # As a rule: the check of a given array puts a number into the program that differs from tracing to
-        # tracing, and a compiled program would not be found again.
-        loss = losses.kd(s, t, temperature=lambda *_: tau, standardize=self.standardize)
-        return self.weight * loss, {
-            "kd": loss,
-            "temperature": jax.lax.stop_gradient(tau[..., 0]),
-            "correlation": jax.lax.stop_gradient(pearson(s, t)),
-        }
+    def __call__(self, x: Inputs) -> Terms:
+        """Returns the terms "ce" and "kd", the metric "correlation" and, of some losses, "temperature"."""
+        s, t = x.student_logits, x.teacher_logits
+        of_batch = self.loss in _OF_BATCH
+        seen, arguments = (x.gather() if of_batch else x), dict(self.options)
+        metrics: dict[str, Metric] = {"correlation": Mean.of(_watched(pearson(s, t)), x.where)}
+        if "temperature" in arguments:
+            rule = parse_temperature(arguments["temperature"])
+            tau = _temperatures(rule, s, t, arguments["standardize"])
+            metrics["temperature"] = Histogram.of(_watched(tau[..., 0]), x.where)
+            # As a rule: the check of a given array puts a number into the program that differs from tracing
+            # to tracing, and a compiled program would not be found again.
+            arguments["temperature"] = rule if of_batch else lambda *_, **__: tau
+        if "labels" in inspect.signature(self.loss).parameters:
+            arguments["labels"] = seen.labels
+        if of_batch:
+            arguments["where"] = seen.where
+        values = self.loss(seen.student_logits, seen.teacher_logits, **arguments)
+        weight: jax.typing.ArrayLike = self.weight
+        if self.warmup_epochs:
+            weight = self.weight * jnp.minimum(x.epoch / self.warmup_epochs, 1.0)
+        return Terms({"ce": (cross_entropy(s, x.labels), self.ce_weight), "kd": (values, weight)}, metrics)
+
+
+def _temperatures(rule: temperature.Temperature, s: jax.Array, t: jax.Array, z_scores: bool) -> jax.Array:
+    seen = (standardize(s), standardize(t)) if z_scores else (s, t)
+    return temperature.resolve(rule, *seen)
+
+
+def _watched(values: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(values)
+
+
+def loss_options(loss: Callable[..., jax.Array]) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of a loss that a method may set."""
+    parameters = inspect.signature(loss).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_OPTIONS}
 
 
 def parse_temperature(value: float | str) -> float | temperature.Rule:
@@ -62,12 +105,12 @@ def parse_temperature(value: float | str) -> float | temperature.Rule:
     ...
     ValueError: temperature must be a positive number, max_logit or max_logit_teacher, got 'hot'
     """
-    if value in _RULES:
-        return _RULES[str(value)]
+    if value in RULES:
+        return RULES[str(value)]
     try:
         number = float(value)
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
-        raise ValueError(f"temperature must be a positive number, {' or '.join(_RULES)}, got {value!r}")
+        raise ValueError(f"temperature must be a positive number, {' or '.join(RULES)}, got {value!r}")
     return number

@@ -71,7 +71,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            mean, var, count = self._batch_statistics(x.astype(jnp.float32), where)
+            mean, var, count = batch_statistics(x.astype(jnp.float32), where, self.axis_name)
             unbiased = var * count / jnp.maximum(count - 1, 1)
             for running, new in ((running_mean, mean), (running_var, unbiased)):
                 moved = self.momentum * running.value + (1 - self.momentum) * new
@@ -83,23 +83,31 @@ class BatchNorm(nn.Module):
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
         return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
 
-    def _batch_statistics(
-        self, x: jax.Array, where: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        axes = tuple(range(x.ndim - 1))
-        per_example = math.prod(x.shape[1:-1])
-        if where is None:
-            kept, examples = x, jnp.float32(x.shape[0])
-        else:
-            kept = jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
-            examples = jnp.sum(where, dtype=jnp.float32)
-        sums = jnp.sum(kept, axes), jnp.sum(kept * kept, axes), examples * per_example
-        if self.axis_name is not None:
-            sums = jax.lax.psum(sums, self.axis_name)
-        total, squares, count = sums
-        divisor = jnp.maximum(count, 1)
-        mean = total / divisor
-        return mean, jnp.maximum(squares / divisor - mean**2, 0.0), count
+
+def batch_statistics(
+    x: jax.Array, where: jax.Array | None, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and biased variance of each channel over a global batch, and how many numbers they are of.
+
+    Args:
+      x: one device's share, float32 `[B, ..., C]`.
+      where: which examples count, bool `[B]`; None for all.
+      axis_name: the devices' axis; None for this device alone.
+    """
+    axes = tuple(range(x.ndim - 1))
+    per_example = math.prod(x.shape[1:-1])
+    if where is None:
+        kept, examples = x, jnp.float32(x.shape[0])
+    else:
+        kept = jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
+        examples = jnp.sum(where, dtype=jnp.float32)
+    sums = jnp.sum(kept, axes), jnp.sum(kept * kept, axes), examples * per_example
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    total, squares, count = sums
+    divisor = jnp.maximum(count, 1)
+    mean = total / divisor
+    return mean, jnp.maximum(squares / divisor - mean**2, 0.0), count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +158,7 @@ class Layers:
         )
 
 
-class Network(nn.Module, kw_only=True):
+class Classifier(nn.Module, kw_only=True):
     """What all networks have in common; a family's `__call__` maps images to `Outputs` with its help.
 
     Attributes:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.initializers import fan_out_normal, normal, zeros
-from jaxkd.models.layers import Layers, Network, Outputs, relu
+from jaxkd.models.layers import Classifier, Layers, Outputs, relu
 
 # Expansion, width, number of blocks and first stride of each group; the widths are halved already.
 _GROUPS = (
@@ -43,7 +43,7 @@ class InvertedResidual(nn.Module):
         return x + y if y.shape == x.shape else y
 
 
-class MobileNetV2(Network):
+class MobileNetV2(Classifier):
     """MobileNetV2 with half the width, but for the last convolution's."""
 
     @nn.compact

@@ -12,14 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.layers import Network
+from jaxkd.models.layers import Classifier
 from jaxkd.models.mobilenet import MOBILENETS
 from jaxkd.models.resnet import IMAGENET_RESNETS, RESNETS
 from jaxkd.models.shufflenet import SHUFFLENETS
 from jaxkd.models.vgg import VGGS
 from jaxkd.models.wide_resnet import WIDE_RESNETS
 
-_MODELS: dict[str, Callable[..., Network]] = {
+_MODELS: dict[str, Callable[..., Classifier]] = {
     **RESNETS,
     **WIDE_RESNETS,
     **VGGS,
@@ -39,7 +39,7 @@ def names() -> tuple[str, ...]:
     return tuple(_MODELS)
 
 
-def create(name: str, num_classes: int = 100, dtype: Any = jnp.float32, **options: Any) -> Network:
+def create(name: str, num_classes: int = 100, dtype: Any = jnp.float32, **options: Any) -> Classifier:
     """Creates a network by name.
 
     Args:
@@ -93,7 +93,7 @@ def initialize(model: nn.Module, *, seed: int, image_shape: tuple[int, int, int]
     return jax.tree.map(jnp.asarray, variables)  # constants come as arrays of a private type of JAX
 
 
-def _options(make: Callable[..., Network]) -> tuple[str, ...]:
+def _options(make: Callable[..., Classifier]) -> tuple[str, ...]:
     """What may be given to `create` besides the number of classes and the type."""
     network: Any = make.func if isinstance(make, functools.partial) else make
     fields = {field.name for field in dataclasses.fields(network)}

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.initializers import fan_out_normal
-from jaxkd.models.layers import Layers, Network, Outputs, relu
+from jaxkd.models.layers import Classifier, Layers, Outputs, relu
 
 
 class _Block(nn.Module):
@@ -83,7 +83,7 @@ class Bottleneck(_Block):
         return y + self._shortcut(x, where)
 
 
-class ResNet(Network):
+class ResNet(Classifier):
     """A ResNet of any size; the first block of each stage but the first halves the resolution.
 
     Attributes:

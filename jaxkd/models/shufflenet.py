@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.models.initializers import fan_in_uniform
-from jaxkd.models.layers import Layers, Network, Outputs, relu
+from jaxkd.models.layers import Classifier, Layers, Outputs, relu
 
 _STEM = 24
 
@@ -55,7 +55,7 @@ class BottleneckV1(nn.Module):
         return jnp.concatenate([y, shortcut], axis=-1)
 
 
-class ShuffleV1(Network):
+class ShuffleV1(Classifier):
     """ShuffleNet with three groups."""
 
     @nn.compact
@@ -110,7 +110,7 @@ class BasicBlockV2(nn.Module):
         return shuffle(jnp.concatenate([passed, relu(y)], axis=-1), 2), before
 
 
-class ShuffleV2(Network):
+class ShuffleV2(Classifier):
     """ShuffleNet V2 of width 1."""
 
     @nn.compact
@@ -128,4 +128,4 @@ class ShuffleV2(Network):
         return self._end(features, x, "linear")
 
 
-SHUFFLENETS: dict[str, Callable[..., Network]] = {"ShuffleV1": ShuffleV1, "ShuffleV2": ShuffleV2}
+SHUFFLENETS: dict[str, Callable[..., Classifier]] = {"ShuffleV1": ShuffleV1, "ShuffleV2": ShuffleV2}

@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.initializers import fan_out_normal, normal, zeros
-from jaxkd.models.layers import Network, Outputs, relu
+from jaxkd.models.layers import Classifier, Outputs, relu
 
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VGG(Network):
+class VGG(Classifier):
     """A VGG for small images.
 
     Blocks are followed by 2x2 max-pools, but for the last two; the fourth is pooled only in images of height

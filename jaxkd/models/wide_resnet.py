@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd.models.initializers import fan_out_normal, zeros
-from jaxkd.models.layers import Layers, Network, Outputs, relu
+from jaxkd.models.layers import Classifier, Layers, Outputs, relu
 
 
 class Block(nn.Module):
@@ -54,7 +54,7 @@ class Stage(nn.Module):
         return x, normalised
 
 
-class WideResNet(Network):
+class WideResNet(Classifier):
     """A wide ResNet for small images.
 
     Attributes:

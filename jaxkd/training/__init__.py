@@ -1,12 +1,25 @@
-"""Training: state, the pure step, its mapping over devices, checkpoints, and the loop around them."""
+"""The pure core of training: task, state, steps, optimisers, and their mapping over devices.
+
+No files and no messages here; runs have those (`jaxkd.runs`).
+"""
 
 from jaxkd._extras import require
 
-require("train", "flax", "optax", "orbax", "tensorboardX")
+require("train", "flax", "optax")
 
-from jaxkd.signals import Stopped  # noqa: E402
-from jaxkd.training.build_cache import build_cache  # noqa: E402
-from jaxkd.training.nonfinite import NonFiniteError  # noqa: E402
-from jaxkd.training.run import distill, evaluate, require_fit, train  # noqa: E402
+from jaxkd.training.optimizers import Recipe, by_label  # noqa: E402
+from jaxkd.training.state import Tally, TrainState, initial_state  # noqa: E402
+from jaxkd.training.step import Frozen, eval_step, train_step  # noqa: E402
+from jaxkd.training.task import Task  # noqa: E402
 
-__all__ = ["NonFiniteError", "Stopped", "build_cache", "distill", "evaluate", "require_fit", "train"]
+__all__ = [
+    "Frozen",
+    "Recipe",
+    "Tally",
+    "Task",
+    "TrainState",
+    "by_label",
+    "eval_step",
+    "initial_state",
+    "train_step",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -9,47 +10,119 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.training.loss_scale import LossScale
+from jaxkd import metrics
+from jaxkd.training.task import Task
 
-# Bins of the temperatures' histogram: 256 to a decade, so that a quantile read from it is right to 1 %.
-TEMPERATURE_EDGES = np.logspace(-1, 3, 4 * 256 + 1)
+
+@flax.struct.dataclass
+class Tally:
+    """Sums over the current epoch so far; in the state, so that a resumed run reports the same numbers.
+
+    Attributes:
+      losses: the loss, the accuracy, and the method's terms, by name; see `jaxkd.metrics`.
+      metrics: what else the method reports, by name.
+      nonfinite_step: the first step of the epoch at which something was NaN or infinite; -1 for none.
+      nonfinite_teacher: the number of examples for which the teacher's logits were.
+    """
+
+    losses: dict[str, Any]
+    metrics: dict[str, Any]
+    nonfinite_step: jax.Array
+    nonfinite_teacher: jax.Array
+
+    @property
+    def all(self) -> dict[str, Any]:
+        """All metrics by name, the losses first."""
+        return {**self.losses, **self.metrics}
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, statistics, optimiser, and the running sums of the current epoch.
+    """Parameters, other variables, optimiser, and the sums of the current epoch.
 
     Attributes:
       step: how many updates have been made; int32.
       params: `{"student": ..., "method": ...}`.
-      batch_stats: the student's running statistics.
-      method_state: the method's variables that are not trained.
+      network: the student's other collections.
+      method: the method's other collections: "statistics" and "memory".
       opt_state: of the optimiser.
-      tally: sums over the epoch's examples so far, by name; kept here so that a resumed run reports the
-        same numbers.
-      loss_scale: with float16; None without.
+      tally: of the current epoch.
+      average: the moving average of the student's parameters; None without `Task.ema`.
     """
 
     step: jax.Array
     params: dict[str, Any]
-    batch_stats: Any
-    method_state: Any
+    network: dict[str, Any]
+    method: dict[str, Any]
     opt_state: Any
-    tally: dict[str, jax.Array]
-    loss_scale: LossScale | None = None
+    tally: Tally
+    average: Any = None
+
+    @property
+    def student(self) -> dict[str, Any]:
+        """The student's variables as they are evaluated and saved."""
+        params = self.params["student"] if self.average is None else self.average
+        return {"params": params, **self.network}
+
+    @property
+    def method_variables(self) -> dict[str, Any]:
+        """The method's variables, without constants."""
+        return {"params": self.params["method"], **self.method}
 
 
-def empty_tally(metrics: tuple[str, ...]) -> dict[str, jax.Array]:
+def initial_state(
+    task: Task,
+    image_shape: tuple[int, int, int],
+    *,
+    teacher: Any = None,
+    constants: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """The state at step 0, a function of the task's seed.
+
+    Args:
+      task: the run's constants.
+      image_shape: height, width, channels.
+      teacher: the teacher's variables, of which only the shapes matter; None without one.
+      constants: the method's.
+
+    Raises:
+      ValueError: the method has a term and a metric of one name, or one of the step's own.
+    """
+    student = dict(task.student.init(task.seed, image_shape))
+    inputs = task.example_inputs(student, teacher, image_shape)
+    method, terms = task.init_method(inputs, constants or {})
+    names = ["loss", "accuracy", *terms.losses, *terms.metrics]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"the method gives two terms or metrics the name {', '.join(twice)}; rename one "
+            '("loss" and "accuracy" are the step\'s own)'
+        )
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    mean = metrics.Mean(number, number)  # type: ignore[arg-type]
+    own = {"loss": mean, "accuracy": metrics.Percentage(number, number)}  # type: ignore[arg-type]
+    losses = {**own, **dict.fromkeys(terms.losses, mean)}
+    params = {"student": student.pop("params", {}), "method": method.pop("params", {})}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        network=student,
+        method=method,
+        opt_state=jax.jit(task.optimizer.init)(params),  # one program, not one for every shape
+        tally=empty_tally(losses, terms.metrics),
+        average=None if task.ema is None else jax.tree.map(jnp.copy, params["student"]),
+    )
+
+
+def empty_tally(losses: Mapping[str, Any], others: Mapping[str, Any]) -> Tally:
     """All sums at zero.
 
     Args:
-      metrics: names of what the method reports.
+      losses: metrics by name; shapes are enough.
+      others: likewise.
     """
-    # An array for each name: a buffer can be donated only once.
-    names = ("examples", "loss", "ce", "correct", "nonfinite_teacher", *metrics)
-    tally = {name: jnp.zeros((), jnp.float32) for name in names}
-    # The first step of the epoch at which something was not finite; `nonfinite_teacher` counts examples.
-    tally["nonfinite_step"] = jnp.full((), -1, jnp.int32)
-    if "temperature" in metrics:
-        tally["temperature_histogram"] = jnp.zeros(len(TEMPERATURE_EDGES) + 1, jnp.float32)
-    return tally
+    return Tally(
+        metrics.zeros_like(dict(losses)),
+        metrics.zeros_like(dict(others)),
+        nonfinite_step=jnp.asarray(np.full((), -1, np.int32)),
+        nonfinite_teacher=jnp.asarray(np.zeros((), np.float32)),
+    )

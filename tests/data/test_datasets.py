@@ -80,7 +80,7 @@ def test_npz_files(tmp_path: Path) -> None:
 
 
 def test_unknown_data_sets_are_refused() -> None:
-    with pytest.raises(ValueError, match=r'unknown data set "mnist"\. Accepted: digits, cifar10, cifar100'):
+    with pytest.raises(ValueError, match=r'unknown data set "mnist"; accepted: digits, cifar10, cifar100'):
         data.load("mnist")
 
 
@@ -93,6 +93,10 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         ((images, labels[:3]), r"labels must be integers \[4\]"),
         ((images, labels.astype(float)), r"labels must be integers"),
         ((images[:0], labels[:0]), r"at least one example"),
+        ((images.transpose(0, 3, 1, 2), labels), r"looks like \[N, C, H, W\]; convert it with"),
+        ((images, labels - 1), r"labels must be class numbers from 0, got -1 to 1"),
+        ((images, labels.astype(np.int64) + 2**40), r"class numbers from 0, got 1099511627776"),
+        ((np.zeros((4, 9, 9, 3), np.uint8), labels), r"images must have one size in all splits"),
     ):
         with pytest.raises(ValueError, match=message):
             data.from_arrays(bad, good)
@@ -102,9 +106,19 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         data.from_arrays(good, good, mean=(0.5,), std=(0.5,))
 
 
+@pytest.mark.parametrize("dtype", [">i4", ">u2", "u1", "i8", "u8"])
+def test_labels_of_any_integer_type_are_taken(dtype: str) -> None:
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 1], dtype)
+    dataset = data.from_arrays((images, labels), (images, labels))
+    split = dataset.splits["train"]
+    assert isinstance(split, data.Split)
+    assert split.labels.dtype == np.int32
+    assert split.labels.tolist() == [0, 1, 2, 1]
+
+
 def test_the_digest_tells_data_sets_apart() -> None:
     first, same, other = (helpers.tiny_dataset(seed=seed) for seed in (0, 0, 1))
     assert first.digest == same.digest != other.digest
     normalised = dataclasses.replace(first, mean=(0.9,))
-    viewed = dataclasses.replace(first, view=data.View(padding=0))
+    viewed = dataclasses.replace(first, augmentation=data.CropFlip(padding=0))
     assert len({first.digest, normalised.digest, viewed.digest}) == 3

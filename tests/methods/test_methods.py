@@ -1,85 +1,171 @@
-"""Methods: the losses with the weights of their sources, made by name."""
+"""Methods by name: the losses with the weights of their sources, equal to the authors' totals."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxkd import methods
+from jaxkd.metrics import numbers
 from jaxkd.models import Outputs
 
-PROGRESS = methods.Progress(jnp.ones((), jnp.int32), 240)
-LOSSES = np.load(Path(__file__).parents[1] / "fixtures" / "losses.npz")
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+LOSSES = np.load(FIXTURES / "losses.npz")
+FEATURES = np.load(FIXTURES / "features.npz")
 
 
-def outputs(name: str) -> Outputs:
-    return Outputs(jnp.asarray(LOSSES[f"b8_k10/{name}"], jnp.float32), {})
+def inputs(epoch: int = 1) -> methods.Inputs:
+    s, t = (jnp.asarray(LOSSES[f"b8_k10/{name}"], jnp.float32) for name in ("z_s", "z_t"))
+    return methods.Inputs(
+        student={"main": Outputs(s, {})},
+        teacher={"main": Outputs(t, {})},
+        labels=jnp.asarray(LOSSES["b8_k10/labels"], jnp.int32),
+        ids=jnp.arange(8),
+        where=jnp.ones(8, bool),
+        epoch=jnp.int32(epoch),
+        num_epochs=240,
+    )
+
+
+def terms(name: str, epoch: int = 1, **options: Any) -> methods.Terms:
+    method = methods.create(name, **options)
+    variables = method.init(jax.random.key(0), inputs(epoch))
+    result: Any = method.apply(variables, inputs(epoch))
+    return result
+
+
+def total(made: methods.Terms) -> float:
+    return float(sum(weight * jnp.mean(values) for values, weight in made.losses.values()))
 
 
 @pytest.mark.parametrize(
-    ("name", "total"),
-    [("kd", "total_kd_r0.1_b0.9_T4"), ("lskd", "total_lskd_r0.1_b9_T2"), ("atkd", "total_atkd_r0.1_b9")],
+    ("name", "epoch", "options", "expected"),
+    [
+        ("kd", 1, {}, LOSSES["b8_k10/total_kd_r0.1_b0.9_T4/loss_f32"]),
+        ("lskd", 1, {}, LOSSES["b8_k10/total_lskd_r0.1_b9_T2/loss_f32"]),
+        ("atkd", 1, {}, LOSSES["b8_k10/total_atkd_r0.1_b9/loss_f32"]),
+        ("normkd", 1, {}, FEATURES["logits/b8_k10/total_normkd_r0.1_b0.9/loss_f64"]),
+        (
+            "normdkd",
+            1,
+            {"alpha": 7.0, "beta": 2.0},
+            FEATURES["logits/b8_k10/total_normdkd_a7_b2_ep1/loss_f64"],
+        ),
+        (
+            "normdkd",
+            20,
+            {"alpha": 7.0, "beta": 2.0},
+            FEATURES["logits/b8_k10/total_normdkd_a7_b2_ep20/loss_f64"],
+        ),
+        ("dtkd", 1, {}, FEATURES["logits/b8_k10/dtkd_a3_b1_ce1_T4_ep1/loss_f64"]),
+        ("dtkd", 20, {}, FEATURES["logits/b8_k10/dtkd_a3_b1_ce1_T4_ep20/loss_f64"]),
+    ],
 )
-def test_totals_with_the_default_weights_are_the_authors(name: str, total: str) -> None:
-    method = methods.create(name)
-    labels = jnp.asarray(LOSSES["b8_k10/labels"])
-    loss, metrics = method.apply({}, outputs("z_s"), outputs("z_t"), labels, PROGRESS)
-    assert loss.shape == metrics["temperature"].shape == metrics["correlation"].shape == (8,)
-    whole = method.ce_weight * LOSSES["b8_k10/ce/loss_f32"] + loss.mean()
-    np.testing.assert_allclose(whole, LOSSES[f"b8_k10/{total}/loss_f32"], rtol=2e-5)
+def test_totals_are_the_authors(name: str, epoch: int, options: dict, expected: Any) -> None:
+    np.testing.assert_allclose(total(terms(name, epoch, **options)), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "options", "key"),
+    [
+        ("dkd", 1, {}, "dkd_a1_b8_T4_ep1"),
+        ("dkd", 20, {"beta": 2.0}, "dkd_a1_b2_T4_ep20"),
+        ("dkd", 5, {"temperature": "max_logit", "standardize": True}, "atkd_dkd_a1_b8_ep5"),
+        ("ttm", 1, {"weight": 1.0}, "ttm_l0.1"),
+        ("wttm", 1, {"weight": 1.0}, "wttm_l0.2"),
+        ("dist", 1, {}, "dist_b1_g1_tau4"),
+        ("mse", 1, {}, "kim_mse_mean"),
+    ],
+)
+def test_terms_are_the_authors(name: str, epoch: int, options: dict, key: str) -> None:
+    values, weight = terms(name, epoch, **options).losses["kd"]
+    np.testing.assert_allclose(weight * jnp.mean(values), LOSSES[f"b8_k10/{key}/loss_f32"], rtol=2e-5)
+
+
+def test_ctkd_begins_at_its_temperature_and_is_reversed() -> None:
+    method = methods.create("ctkd")
+    variables = method.init(jax.random.key(0), inputs())
+    made: Any = method.apply(variables, inputs())
+    assert numbers(dict(made.metrics))["temperature"] == pytest.approx(15.6212, rel=1e-4)
+
+    def loss(variables: Any, epoch: int) -> jax.Array:
+        result: Any = method.apply(variables, inputs(epoch))
+        return jnp.mean(result.losses["kd"][0])
+
+    early, late = (jax.grad(loss)(variables, epoch)["params"]["theta"] for epoch in (5, 10))
+    assert float(early / late) == pytest.approx(0.5, rel=1e-4)  # lambda -0.5 and -1
+    raised = {"params": {"theta": variables["params"]["theta"] - 0.1 * jnp.sign(late)}}
+    assert loss(raised, 10) > loss(variables, 10)  # descent on theta raises the loss
 
 
 @pytest.mark.parametrize("name", ["kd", "atkd"])
 def test_every_tracing_gives_the_same_program(name: str) -> None:
     """Or else the cache of compiled programs would not find it again."""
     method = methods.create(name)
-    s, t, labels = outputs("z_s"), outputs("z_t"), jnp.asarray(LOSSES["b8_k10/labels"])
 
     def program() -> str:
-        return jax.jit(lambda s, t: method.apply({}, s, t, labels, PROGRESS)).lower(s, t).as_text()
+        return jax.jit(lambda x: method.apply({}, x)).lower(inputs()).as_text()
 
     assert program() == program()
 
 
-def test_the_reported_temperature_is_the_one_that_was_used() -> None:
-    labels = jnp.asarray(LOSSES["b8_k10/labels"])
-    for name, options, key in (
-        ("atkd", {}, "atkd_T_both_f32"),
-        ("atkd", {"temperature": "max_logit_teacher"}, "atkd_T_teacher_f32"),
-    ):
-        _, metrics = methods.create(name, **options).apply(
-            {}, outputs("z_s"), outputs("z_t"), labels, PROGRESS
-        )
-        np.testing.assert_allclose(metrics["temperature"], LOSSES[f"b8_k10/{key}"][:, 0], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [({}, "atkd_T_both_f32"), ({"temperature": "max_logit_teacher"}, "atkd_T_teacher_f32")],
+)
+def test_the_reported_temperature_is_the_one_that_was_used(options: dict, key: str) -> None:
+    metric: Any = terms("atkd", **options).metrics["temperature"]
+    expected = LOSSES[f"b8_k10/{key}"][:, 0]
+    assert metric.compute()[""] == pytest.approx(expected.mean(), rel=1e-6)
+    assert metric.quantile(1.0) == pytest.approx(expected.max(), rel=0.01)
 
 
-def test_methods_are_flax_modules_without_parameters_of_their_own() -> None:
+def test_a_method_knows_its_name_and_options() -> None:
     for name in methods.names():
         method = methods.create(name)
-        assert isinstance(method, nn.Module)
-        labels = jnp.zeros(8, jnp.int32)
-        assert not method.init(jax.random.key(0), outputs("z_s"), outputs("z_t"), labels, PROGRESS)
+        assert methods.title(method) == name
+        assert methods.options(method) == {key: o.default for key, o in methods.accepted(name).items()}
+        assert hash(method) == hash(methods.create(name))
+        assert methods.summary(name)
+    changed = methods.create("dkd", beta=2.0)
+    assert methods.title(changed) == "dkd"
+    assert methods.options(changed)["beta"] == 2.0
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dkdd", {}, 'unknown method "dkdd". Accepted: kd, lskd, atkd'),
-        (
-            "kd",
-            {"temperature": "hot"},
-            "temperature must be a positive number, max_logit or max_logit_teacher",
-        ),
+        ("dkdd", {}, 'unknown method "dkdd"; did you mean "dkd"'),
+        ("kd", {"temperature": "hot"}, "temperature must be a positive number, max_logit or"),
         ("kd", {"temperature": 0}, "got 0"),
         ("kd", {"temperature": float("nan")}, "got nan"),
-        ("kd", {"heat": 3}, 'method "kd" cannot take .*heat'),
+        ("kd", {"heat": 3}, "method kd has no option heat; it has weight, ce_weight"),
+        ("ttm", {"temperature": 3.0}, "method ttm has no option temperature; it has .*exponent"),
+        ("kd", {"weight": -1.0}, "weight must be at least 0 and finite, got -1"),
+        ("kd", {"weight": 0.0, "ce_weight": 0.0}, "both 0: there is nothing to learn"),
     ],
 )
 def test_bad_choices_are_refused(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         methods.create(name, **options)
+
+
+def test_functions_become_methods() -> None:
+    def values(x: methods.Inputs) -> jax.Array:
+        return x.student_logits[:, 0]
+
+    for function, names in (
+        (values, ["mine"]),
+        (lambda x: {"a": values(x), "b": (values(x).mean(), 2.0)}, ["a", "b"]),
+    ):
+        made: Any = methods.from_function(function, name="mine").apply({}, inputs())
+        assert list(made.losses) == names
+    with pytest.raises(ValueError, match="the name of a method must be of letters"):
+        methods.from_function(values, name="my loss")
+    with pytest.raises(TypeError, match="Method is abstract: a method defines __call__"):
+        methods.Method().apply({}, inputs())

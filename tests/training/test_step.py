@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -14,22 +13,24 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from steps import BATCH, run, task, teacher_variables
+from steps import BATCH, network, plain, run, start, task
 
-from jaxkd import data, models
+from jaxkd import data, methods, models
+from jaxkd.data.batch import Batch
 from jaxkd.data.order import batches
-from jaxkd.methods import Method
-from jaxkd.training.optimizer import learning_rate_schedule, sgd
-from jaxkd.training.parallel import pmapped_train_step, replicate, share
-from jaxkd.training.run import initial_state
-from jaxkd.training.step import AXIS, Batch, Network, train_step
+from jaxkd.devices import replicate, share
+from jaxkd.metrics import numbers
+from jaxkd.models.network import AXIS
+from jaxkd.training import Recipe, train_step
+from jaxkd.training.mapped import mapped_train_step
+from jaxkd.training.optimizers import by_label, sgd, steps_schedule
 
 
 def test_one_and_eight_devices_give_the_same_losses_over_twenty_steps() -> None:
     # 40 images in batches of 16: the last batch of each epoch leaves four devices without an example.
     # A small rate: at 0.05 on so little data rounding grows a hundredfold every ten steps, on any machine.
     dataset = helpers.tiny_dataset()
-    made = task(dataset, optimizer=sgd(optax.constant_schedule(0.003), momentum=0.9, weight_decay=5e-4))
+    made = task(dataset, optimizer=sgd(optax.constant_schedule(0.003)))
     one, losses_of_one = run(made, dataset, 1, 20)
     eight, losses_of_eight = run(made, dataset, 8, 20)
     np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-4)
@@ -42,12 +43,12 @@ def test_one_and_eight_devices_give_the_same_losses_over_twenty_steps() -> None:
 def test_the_step_returns_a_state_that_lies_where_the_first_one_lay(count: int) -> None:
     # Else the second call compiles the program once more.
     dataset, devices = helpers.tiny_dataset(), jax.devices()[:count]
-    made = task(dataset, method=None)
+    made = task(dataset, "labels")
     train = dataset.splits["train"]
-    state, resident = replicate((initial_state(made, dataset), (train.images, train.labels)), devices)
+    state, frozen, resident = replicate((*start(made, dataset), (train.images, train.labels)), devices)
     before = jax.tree.map(lambda leaf: leaf.sharding, state)
     ids = share(np.arange(BATCH, dtype=np.int32)[None], count)
-    after = pmapped_train_step(made, devices)(state, None, resident, Batch(ids))
+    after = mapped_train_step(made, devices)(state, frozen, resident, Batch(ids))
     assert jax.tree.map(lambda leaf: leaf.sharding, after) == before
 
 
@@ -63,7 +64,7 @@ def test_several_steps_in_one_call_are_the_same_steps() -> None:
 
 def test_the_same_body_works_under_shard_map() -> None:
     dataset = helpers.tiny_dataset()
-    made = task(dataset, method=None)
+    made = task(dataset, "labels")
     train = dataset.splits["train"]
     ids = batches(data.epoch_order(len(train), seed=0, epoch=1), BATCH)[0]
     batch = Batch(ids, train.images[ids], train.labels[ids])
@@ -76,7 +77,7 @@ def test_the_same_body_works_under_shard_map() -> None:
         out_specs=everywhere,
         check_vma=False,  # with it, psum of gradients gives another sum (jax 0.10)
     )
-    state = jax.jit(mapped)(initial_state(made, dataset), None, batch)
+    state = jax.jit(mapped)(*start(made, dataset), batch)
     expected, _ = run(made, dataset, 4, 1)
     for a, b in zip(jax.tree.leaves(expected.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -85,17 +86,18 @@ def test_the_same_body_works_under_shard_map() -> None:
 def test_one_update_is_the_textbook_one() -> None:
     """The first update, written out: plain images, plain cross-entropy, SGD with decay."""
     dataset = helpers.tiny_dataset()
-    made = task(dataset, method=None, view=data.View(0, False))
-    state = jax.device_get(initial_state(made, dataset))
+    made = task(dataset, "labels", **plain())
+    state, _ = start(made, dataset)
     after, losses = run(made, dataset, 1, 1)
     train = dataset.splits["train"]
     ids = data.epoch_order(len(train), seed=0, epoch=1)[:BATCH]
     images = (train.images[ids] / 255 - np.array(dataset.mean)) / np.array(dataset.std)
-    network = models.create("resnet8", dataset.num_classes)
+    model = models.create("resnet8", dataset.num_classes)
 
     def loss(params: Any) -> jax.Array:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        out, _ = network.apply(variables, jnp.float32(images), train=True, mutable=["batch_stats"])
+        out, _ = model.apply(
+            {"params": params, **state.network}, jnp.float32(images), train=True, mutable=["batch_stats"]
+        )
         picked = jax.nn.log_softmax(out.logits)[jnp.arange(BATCH), train.labels[ids]]
         return -picked.mean()
 
@@ -105,44 +107,74 @@ def test_one_update_is_the_textbook_one() -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), after.params["student"], expected)
 
 
-class Watching(Method):
+class Watching(methods.Method):
     """Learns a scale, and reports nothing while it is initialised."""
 
     @nn.compact
-    def __call__(self, student: Any, teacher: Any, labels: jax.Array, progress: Any) -> Any:
+    def __call__(self, x: methods.Inputs) -> methods.Terms:
         scale = self.param("scale", nn.initializers.ones, ())
-        warm_up = max(1, progress.num_epochs // 10)  # a number of Python's
+        warm_up = max(1, x.num_epochs // 10)  # a number of Python's
         if self.is_initializing():
-            return jnp.zeros(()), {}
-        loss = scale * jnp.sum((student.logits - teacher.logits) ** 2, -1) / warm_up
-        return loss, {"watched": loss}
+            return methods.Terms({})
+        loss = scale * jnp.sum((x.student_logits - x.teacher_logits) ** 2, -1) / warm_up
+        return methods.Terms({"watched": (loss, 1.0)}, {"scale": methods.Mean.of(scale, x.where)})
 
 
 def test_a_method_may_learn_and_look_at_its_progress() -> None:
-    dataset = helpers.tiny_dataset()
-    made = task(dataset, method="kd")
-    made = dataclasses.replace(made, method=Watching(weight=1.0, ce_weight=1.0))
-    state, _ = run(made, dataset, num_devices=1, num_steps=2)
-    assert float(state.tally["watched"]) > 0
+    state, _ = run(task(helpers.tiny_dataset(), Watching()), helpers.tiny_dataset(), 1, 2)
+    assert numbers(state.tally.losses)["watched"] > 0
+    assert numbers(state.tally.metrics)["scale"] != 1
     assert float(state.params["method"]["scale"]) != 1
+
+
+def test_labels_choose_the_optimiser_of_a_parameter() -> None:
+    dataset = helpers.tiny_dataset()
+    chosen = {"student": sgd(0.01), "student/fc": optax.adam(1e-3), "method": optax.set_to_zero()}
+    made = task(dataset, Watching(), optimizer=by_label(chosen))
+    before, _ = start(made, dataset)
+    after, _ = run(made, dataset, 1, 1)
+    assert float(after.params["method"]["scale"]) == 1
+    head = np.abs(after.params["student"]["fc"]["bias"] - before.params["student"]["fc"]["bias"])
+    np.testing.assert_allclose(head, 1e-3, rtol=1e-2)  # Adam's first step
+    with pytest.raises(ValueError, match=r"parameter method/scale has no optimizer: the labels are student"):
+        start(task(dataset, Watching(), optimizer=by_label({"student": sgd(0.01)})), dataset)
+
+
+def test_the_average_of_the_parameters_is_what_is_evaluated() -> None:
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, "labels", ema=0.5)
+    states = [start(made, dataset)[0], *(run(made, dataset, 1, count)[0] for count in (1, 2))]
+    kernels = [state.params["student"]["fc"]["kernel"] for state in states]
+    expected = 0.25 * kernels[0] + 0.25 * kernels[1] + 0.5 * kernels[2]
+    np.testing.assert_allclose(states[2].student["params"]["fc"]["kernel"], expected, rtol=1e-5)
+
+
+def test_runs_of_one_shape_share_their_program() -> None:
+    dataset, devices = helpers.tiny_dataset(), jax.devices()[:1]
+    one, other = (task(dataset, "kd", seed=seed, optimizer=sgd_of(0.05)) for seed in (0, 1))
+    assert one.optimizer is other.optimizer
+    functions = [mapped_train_step(made, devices).__closure__ for made in (one, other)]
+    shared = [{id(cell.cell_contents) for cell in cells or ()} for cells in functions]
+    assert shared[0] & shared[1]
+
+
+def sgd_of(rate: float) -> optax.GradientTransformation:
+    return Recipe("sgd", rate, "steps", 0, 0.9, 5e-4, 30).transformation()
 
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     """Its output is that of its running statistics, and it does not depend on the rest of the batch."""
     dataset = helpers.tiny_dataset()
-    made = task(dataset, method="kd", view=data.View(0, False))
+    made = task(dataset, "kd", **plain())
     _, losses = run(made, dataset, 1, 1)
     train = dataset.splits["train"]
     ids = data.epoch_order(len(train), seed=0, epoch=1)[:BATCH]
-    state = initial_state(made, dataset, teacher_variables(dataset))
-    teacher = made.teacher
-    assert teacher is not None
+    state, frozen = start(made, dataset)
+    assert made.teacher is not None
     images = jnp.asarray(train.images[ids])
-    t = jax.jit(teacher.apply)(teacher_variables(dataset), images).logits
-    network = Network(models.create("resnet8", dataset.num_classes), dataset.mean, dataset.std)
-    variables = {"params": state.params["student"], "batch_stats": state.batch_stats}
-    apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])
-    s = jax.jit(apply)(variables, images)[0].logits
+    t = jax.jit(lambda variables: made.teacher.apply(variables, images)[0].logits)(frozen.teacher)
+    alone = network(dataset).on_axis(None)
+    s = jax.jit(lambda variables: alone.apply(variables, images, train=True)[0].logits)(state.student)
     p, q = jax.nn.softmax(t / 4), jax.nn.softmax(s / 4)
     kd = 16 * (p * jnp.log(p / q)).sum(-1).mean()
     ce = -jax.nn.log_softmax(s)[jnp.arange(BATCH), train.labels[ids]].mean()
@@ -150,7 +182,7 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
 
 
 def test_the_schedule_stretches_with_the_epochs() -> None:
-    schedule = learning_rate_schedule(0.1, num_epochs=8, steps_per_epoch=10)
+    schedule = steps_schedule(0.1, 80)
     rates = [float(schedule(step)) for step in (0, 49, 50, 59, 60, 69, 70, 79)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4], rtol=1e-5)
 

@@ -1,0 +1,54 @@
+"""Digits: a ResNet-8 alone, with a fixed temperature, and with the adaptive temperature.
+
+    python experiments/recipes/digits.py            # a minute on two CPU cores
+    python experiments/recipes/digits.py --small    # two epochs, to see that it works
+    python experiments/recipes/digits.py --seeds 5  # mean and deviation
+
+The data come with scikit-learn and the teacher comes with jaxkd, so nothing is downloaded.  Runs, table and
+figures go to `runs/digits`; the same command goes on where it was stopped.  Expected after ten epochs, with
+the teacher at 97.78 %: each student between 95 and 98.5 %, by machine and seed; one image of the test set is
+0.28 points, so this shows that everything works and not which method is better.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+from jaxkd.cli import run
+from jaxkd.runs import grid
+
+RECIPE = {
+    "data": "digits",
+    "epochs": 10,
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "schedule": "steps",
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "crop_padding": 1,
+    "flip": False,
+}
+METHODS = {
+    "kd": {"method": "kd", "method_options": {"temperature": 4.0, "weight": 0.9, "ce_weight": 0.1}},
+    "atkd": {"method": "atkd", "method_options": {"weight": 9.0, "ce_weight": 0.1}},
+}
+
+
+def main(small: bool = False, seeds: int = 1, out: Path = Path("runs/digits")) -> None:
+    """A ResNet-8 on the digits: alone, with a fixed temperature, and with the adaptive temperature.
+
+    Args:
+      small: two epochs instead of ten.
+      seeds: number of seeds, from 0.
+      out: folder for the runs, the table and the figures.
+    """
+    options = {**RECIPE, "seeds": seeds, **({"epochs": 2} if small else {})}
+    table = grid(out, pairs=[("digits-resnet20", "resnet8")], methods=METHODS, **options)
+    print(f"\n{table}\ntable and figures: {out / 'report'}")
+
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(main))

@@ -1,0 +1,223 @@
+"""Running a teacher ahead of training: all views of the training images, or those that some runs will see.
+
+What it computes goes into a `TeacherCache`; the same call goes on where it was stopped, since what is missing
+is all that it computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import data, teachers
+from jaxkd._paths import cache_folder
+from jaxkd.cache.store import CacheKey, TeacherCache
+from jaxkd.data.augment import Numbered, outcomes
+from jaxkd.data.batch import Batch
+from jaxkd.data.order import batches
+from jaxkd.devices import replicate, share
+from jaxkd.models import Network
+from jaxkd.models.network import describe_object
+from jaxkd.progress import Say, duration
+from jaxkd.training.mapped import mapped_teacher_logits
+
+SPLIT = "train"
+# A segment of the cache is written this often: what a kill costs at most.
+_SECONDS_BETWEEN_WRITES = 20.0
+
+
+def cacheable_split(dataset: data.Dataset) -> data.Split:
+    """The training images.
+
+    Raises:
+      ValueError: they are streamed; their crops are without number, and no cache can hold them.
+    """
+    split = dataset.splits[SPLIT]
+    if isinstance(split, data.StreamedSplit):
+        raise ValueError(
+            f"{dataset.name} is streamed, with crops without number: no cache holds all their logits. "
+            "Train with --cache off"
+        )
+    return split
+
+
+def cache_key(teacher: teachers.Teacher, dataset: data.Dataset, augmentation: Numbered) -> CacheKey:
+    """What a teacher's logits on the views of a data set's training images depend on."""
+    known, split = teacher.description, cacheable_split(dataset)
+    return CacheKey(
+        teacher=teacher.digest,
+        model=" ".join([known.model, *(f"{k}={v}" for k, v in known.model_options.items())]),
+        mean=known.mean,
+        std=known.std,
+        split=SPLIT,
+        images=split.digest,
+        num_examples=len(split),
+        num_classes=teacher.num_classes,
+        augmentation=describe_object(augmentation),
+    )
+
+
+def default_folder(key: CacheKey, teacher: teachers.Teacher, dataset: data.Dataset) -> Path:
+    """Where training looks for the cache of a key."""
+    return cache_folder() / "logits" / f"{Path(dataset.name).stem}-{teacher.name}-{key.digest}"
+
+
+def epoch_codes(num_examples: int, augmentation: Numbered, *, seed: int, epoch: int) -> np.ndarray:
+    """The codes of what each example shows in an epoch, int64 `[N]`: `id * count + outcome`.
+
+    >>> epoch_codes(3, data.Identity(), seed=0, epoch=1).tolist()
+    [0, 1, 2]
+    """
+    numbers = _epoch_views(num_examples, np.uint32(seed % 2**32), np.int32(epoch), augmentation)
+    return np.arange(num_examples) * augmentation.count + np.asarray(numbers)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _epoch_views(num_examples: int, seed: jax.Array, epoch: jax.Array, augmentation: Numbered) -> jax.Array:
+    return outcomes(augmentation, jnp.arange(num_examples), seed=seed, epoch=epoch)
+
+
+def wanted_codes(
+    num_examples: int, augmentation: Numbered, *, seeds: Iterable[int], num_epochs: int | None
+) -> np.ndarray:
+    """The codes of all views that some runs will see, sorted, each once; of all that there are for None."""
+    every = num_examples * augmentation.count
+    if num_epochs is None:
+        return np.arange(every)
+    seen = np.zeros(every, bool)
+    for seed in seeds:
+        for epoch in range(1, num_epochs + 1):
+            seen[epoch_codes(num_examples, augmentation, seed=seed, epoch=epoch)] = True
+    return np.flatnonzero(seen)
+
+
+class Filler:
+    """Computes what a cache lacks.
+
+    Args:
+      cache: to be filled.
+      network: the teacher.
+      variables: the teacher's.
+      split: whose images are viewed.
+      augmentation: of the view that is cached.
+      devices: to compute on.
+      batch_size: views a step, over all devices together.
+    """
+
+    def __init__(
+        self,
+        cache: TeacherCache,
+        network: Network,
+        variables: Any,
+        split: data.Split,
+        augmentation: Numbered,
+        *,
+        devices: Sequence[jax.Device],
+        batch_size: int = 256,
+    ) -> None:
+        self._cache = cache
+        self._augmentation = augmentation
+        self._devices = devices
+        self._batch_size = -(-batch_size // len(devices)) * len(devices)
+        self._placed = replicate((variables, (split.images, split.labels)), devices)
+        self._function = mapped_teacher_logits(network, augmentation, cache.dtype, tuple(devices))
+
+    def __call__(
+        self,
+        codes: np.ndarray,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Computes those of some views that the cache lacks.
+
+        Args:
+          codes: which views are wanted.
+          progress: told how many views are computed, of how many, after each batch.
+          stop: asked after each batch; if it is true, what is computed is written and the rest left undone.
+
+        Returns:
+          How many were computed.
+
+        Raises:
+          FloatingPointError: the teacher's logits are not finite, in the precision of the cache.
+        """
+        if not len(self._cache.missing(codes)):
+            return 0
+        done, parts = 0, []
+        with self._cache.writing():
+            missing = self._cache.missing(codes)  # another writer may have added some
+            if not len(missing):
+                return 0
+            written_at = time.monotonic()
+            for logits in self._batches(missing):
+                parts.append(self._finite(logits, missing[done:]))
+                done += len(logits)
+                progress(done, len(missing))
+                stopping = stop() or done == len(missing)
+                if stopping or time.monotonic() - written_at > _SECONDS_BETWEEN_WRITES:
+                    rows = np.concatenate(parts)
+                    self._cache.append(missing[done - len(rows) : done], rows)
+                    parts, written_at = [], time.monotonic()
+                if stopping:
+                    break
+        return done
+
+    def _batches(self, codes: np.ndarray) -> Iterable[np.ndarray]:
+        """The logits batch by batch; the devices work on the next one while the caller has this one."""
+        waiting = None
+        for batch in batches(np.arange(len(codes)), self._batch_size):
+            own = codes[batch[batch >= 0]]
+            ids, numbers = np.divmod(np.resize(own, self._batch_size), self._augmentation.count)
+            ids, numbers = (share(part.astype(np.int32), len(self._devices)) for part in (ids, numbers))
+            now = self._function(*self._placed, Batch(ids), numbers), len(own)
+            if waiting is not None:
+                yield self._fetch(*waiting)
+            waiting = now
+        if waiting is not None:
+            yield self._fetch(*waiting)
+
+    def _fetch(self, logits: jax.Array, count: int) -> np.ndarray:
+        host = jax.device_get(logits)
+        return host.reshape(-1, host.shape[-1])[:count]
+
+    def _finite(self, logits: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        bad = ~np.isfinite(logits.astype(np.float32)).all(-1)
+        if bad.any():
+            example, number = divmod(int(codes[np.argmax(bad)]), self._augmentation.count)
+            raise FloatingPointError(
+                f"the teacher's logits for view {number} of training image {example} are NaN or infinite in "
+                f"{self._cache.dtype}; check the teacher with `jaxkd evaluate`, and if it is sound, make the "
+                "cache with --dtype float32"
+            )
+        return logits
+
+
+class FillProgress:
+    """Says how far a teacher is, at intervals that grow with the time spent."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._start: float | None = None
+        self._first = 0  # what the first batch made: it compiles, and is not counted
+
+    def __call__(self, done: int, total: int) -> None:
+        """Takes note that `done` of `total` views are computed."""
+        now = time.monotonic()
+        if self._start is None or done <= self._first:  # the first batch of a fill
+            self._start, self._first, self._said = now, done, now
+            return
+        if now - self._said > max(2.0, (now - self._start) / 40):
+            self._said = now
+            rate = (done - self._first) / (now - self._start)
+            self._say(
+                f"teacher: {done:,} of {total:,} views  {rate:.0f} views/s  "
+                f"{duration((total - done) / rate)} left"
+            )

@@ -1,0 +1,44 @@
+"""Options of `jaxkd cache`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jaxkd.data.options import DataOptions
+from jaxkd.options import option, refuse_remote_paths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheConfig(DataOptions):
+    """Compute a teacher's logits ahead, for all views of the training images or for those of some epochs.
+
+    Training finds them by itself. Stop it with Ctrl-C; the same command goes on where it was.
+    """
+
+    teacher: str = option(main=True)
+    """Teacher: its folder, or that of the run that trained it, or a name in the zoo."""
+    epochs: int | None = option(None, main=True)
+    """Only the views that runs of so many epochs will see. Default: all views."""
+    seed: int = option(0, main=True)
+    """Seed of the run, if --epochs is given."""
+    seeds: int = option(1, main=True)
+    """Number of runs, with seeds --seed, --seed + 1 and so on, if --epochs is given."""
+    out: Path | None = option(None, main=True)
+    """Folder of the cache. Default: where training looks for it, under ~/.cache/jaxkd/logits."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Precision of the stored logits. Default: that of the cache that is there, or float16."""
+    batch_size: int = 256
+    """Views for each step, over all devices together."""
+    devices: int | None = None
+    """Number of local devices. Default: all."""
+
+    def check(self) -> None:
+        """See `Options`."""
+        super().check()
+        refuse_remote_paths(self)
+        self.require(1, "epochs", "seeds", "batch_size", "devices")
+        self.require(0, "seed")
+        if self.epochs is None and (self.seed, self.seeds) != (0, 1):
+            raise ValueError("--seed and --seeds choose views together with --epochs: give it too")

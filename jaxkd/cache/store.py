@@ -1,0 +1,283 @@
+"""The teacher's logits on disk, by example and view: what is stored, found again, and verified.
+
+Only NumPy and files here; the numbers come from `jaxkd.cache.compute`.  A cache is a folder:
+
+    cache.json        of which teacher, data and views these are the logits, and their precision
+    codes.bin         int64, one for each row: example id * number of views + number of the view
+    logits.bin        the rows, [rows, classes]
+    segments.jsonl    one line for each run of rows that was written: where it is, and its digest
+
+Rows are only ever appended, and a line is added after its rows are on the disk, so whatever is killed leaves
+a cache that is whole as far as it goes.  Segments are verified when a cache is opened: the rows of a damaged
+one count as absent, and are computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxkd.differences import describe_differences, differing_keys
+from jaxkd.storage import write_json, write_text
+
+logger = logging.getLogger("jaxkd")
+
+_FORMAT = 2
+_ABOUT, _CODES, _LOGITS, _SEGMENTS = "cache.json", "codes.bin", "logits.bin", "segments.jsonl"
+DTYPES = ("float16", "bfloat16", "float32")
+DEFAULT_DTYPE = "float16"
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheKey:
+    """What a row of logits depends on, besides example and view: a cache of another key is of no use.
+
+    Attributes:
+      teacher: the digest of its variables.
+      model: its architecture, with options.
+      mean: of each channel, as its inputs are normalised.
+      std: likewise.
+      split: the name of the examples' split.
+      images: the digest of their pixels.
+      num_examples: how many there are.
+      num_classes: how many logits a row has.
+      augmentation: of the view that the logits are of, as text.
+    """
+
+    teacher: str
+    model: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    split: str
+    images: str
+    num_examples: int
+    num_classes: int
+    augmentation: str
+
+    @property
+    def digest(self) -> str:
+        """A short hash, for the name of a folder."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:12]
+
+
+class TeacherCache:
+    """An open cache.
+
+    Attributes:
+      folder: where it is.
+      dtype: of the stored logits, one of `DTYPES`.
+    """
+
+    def __init__(self, folder: Path, key: CacheKey) -> None:
+        """Opens and verifies a cache.
+
+        Raises:
+          FileNotFoundError: there is none.
+          ValueError: it is of another teacher, data set or kind of view, or of a format not known here.
+        """
+        if not (folder / _ABOUT).is_file():
+            raise FileNotFoundError(
+                f"no teacher cache in {folder} (looked for {_ABOUT}); make one with `jaxkd cache`"
+            )
+        try:
+            about = json.loads((folder / _ABOUT).read_text())
+            known, self.dtype = about["format"] == _FORMAT, str(about["dtype"])
+            stored = about["key"]
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known or self.dtype not in DTYPES:
+            raise ValueError(
+                f"{folder / _ABOUT} is not of format {_FORMAT}; move {folder} away, or name another"
+            )
+        if different := differing_keys(stored, dataclasses.asdict(key)):
+            raise ValueError(
+                f"the teacher cache {folder} does not fit; {describe_differences(different)}. "
+                "Make one that does with `jaxkd cache`"
+            )
+        self.folder = folder
+        self._width = key.num_classes
+        self._segments: list[dict[str, Any]] = []
+        self._read()
+
+    @classmethod
+    def create(cls, folder: Path, key: CacheKey, dtype: str | None = None) -> TeacherCache:
+        """Opens the cache in a folder, or makes an empty one there, of precision `dtype` or `DEFAULT_DTYPE`.
+
+        Raises:
+          ValueError: there is one of another key or precision.
+        """
+        if not (folder / _ABOUT).is_file():
+            about = {"format": _FORMAT, "key": dataclasses.asdict(key), "dtype": dtype or DEFAULT_DTYPE}
+            write_json(folder / _ABOUT, about)
+        cache = cls(folder, key)
+        if dtype not in (None, cache.dtype):
+            raise ValueError(
+                f"the teacher cache {folder} holds {cache.dtype} and not {dtype}; go on with that, or choose "
+                "another folder"
+            )
+        return cache
+
+    def __len__(self) -> int:
+        """How many rows there are, damaged ones left out."""
+        return len(self._codes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the logits on disk."""
+        return self._end * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row of logits."""
+        return self._width * np.dtype(self.dtype).itemsize
+
+    def missing(self, codes: np.ndarray) -> np.ndarray:
+        """Those of some codes that have no row, sorted, each once."""
+        wanted = np.unique(codes)
+        return wanted[self._find(wanted) < 0]
+
+    def locate(self, codes: np.ndarray) -> np.ndarray:
+        """The rows of some codes, int64 of the same shape.
+
+        Raises:
+          ValueError: some have none.
+        """
+        rows = self._find(codes)
+        if absent := int((rows < 0).sum()):
+            raise ValueError(
+                f"the teacher cache {self.folder} lacks {absent:,} of {rows.size:,} views; `jaxkd cache` "
+                "computes them (or --cache fill, while training)"
+            )
+        return rows
+
+    def _find(self, codes: np.ndarray) -> np.ndarray:
+        if not len(self._codes):
+            return np.full(codes.shape, -1)
+        places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        return np.where(self._codes[places] == codes, self._rows[places], -1)
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """The logits of some rows, `[..., K]` in the stored precision."""
+        return self._logits[rows]
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other writers out; drops what a killed or damaged one left behind the last good segment.
+
+        Raises:
+          ValueError: another process is writing.
+        """
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"another process is filling the teacher cache {self.folder}; wait for it, or choose "
+                    "another folder"
+                ) from None
+            self._read()
+            lines = [json.dumps(segment) + "\n" for segment in self._segments]
+            write_text(self.folder / _SEGMENTS, "".join(lines))
+            for name, size in ((_CODES, 8), (_LOGITS, self.row_bytes)):
+                with (self.folder / name).open("ab") as file:
+                    file.truncate(self._end * size)
+            yield
+
+    def append(self, codes: np.ndarray, logits: np.ndarray) -> None:
+        """Adds rows, inside `writing`.
+
+        Args:
+          codes: int64, `[R]`.
+          logits: `[R, K]`, in the stored precision.
+        """
+        if logits.shape != (len(codes), self._width) or logits.dtype != self.dtype:
+            raise ValueError(
+                f"logits must be {self.dtype} {[len(codes), self._width]}, "
+                f"got {logits.dtype} {list(logits.shape)}"
+            )
+        codes = np.ascontiguousarray(codes, np.int64)
+        parts = [codes.tobytes(), np.ascontiguousarray(logits).tobytes()]
+        for name, part in zip((_CODES, _LOGITS), parts, strict=True):
+            _append(self.folder / name, part)
+        segment: dict[str, Any] = {
+            "start": self._end,
+            "rows": len(codes),
+            "sha256": hashlib.sha256(b"".join(parts)).hexdigest(),
+        }
+        _append(self.folder / _SEGMENTS, (json.dumps(segment) + "\n").encode())
+        self._segments.append(segment)
+        self._index([self._codes, codes], [self._rows, segment["start"] + np.arange(len(codes))])
+
+    def _read(self) -> None:
+        """Reads the index; verifies the segments that were not verified before."""
+        verified = {(segment["start"], segment["sha256"]) for segment in self._segments}
+        self._segments = []
+        codes, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for number, line in enumerate(_lines(self.folder / _SEGMENTS)):
+            try:
+                segment = json.loads(line)
+                start, count, digest = segment["start"], segment["rows"], segment["sha256"]
+                own, logits = self._segment(start, count)
+                if (start, digest) not in verified and _digest(own, logits) != digest:
+                    raise ValueError("its contents do not match its digest")
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                logger.warning(
+                    "leaving out segment %d of the teacher cache %s: %s; its rows are absent until they are "
+                    "computed again",
+                    number, self.folder, error,
+                )  # fmt: skip
+                continue
+            self._segments.append(segment)
+            codes.append(own)
+            rows.append(start + np.arange(count))
+        self._index(codes, rows)
+
+    def _segment(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        codes = np.fromfile(self.folder / _CODES, np.int64, count, offset=8 * start)
+        if len(codes) != count:
+            raise ValueError(f"it ends after {len(codes)} of {count} codes")
+        shape = (count, self._width)
+        return codes, np.memmap(self.folder / _LOGITS, self.dtype, "r", start * self.row_bytes, shape)
+
+    def _index(self, codes: list[np.ndarray], rows: list[np.ndarray]) -> None:
+        """Sorts the codes for `_find`, and maps the logits; of a code that is twice there, the last."""
+        every, places = np.concatenate(codes)[::-1], np.concatenate(rows)[::-1]
+        self._codes, first = np.unique(every, return_index=True)
+        self._rows = places[first]
+        if self._end:
+            shape = (self._end, self._width)
+            self._logits: np.ndarray = np.memmap(self.folder / _LOGITS, self.dtype, "r", shape=shape)
+
+    @property
+    def _end(self) -> int:
+        return max((segment["start"] + segment["rows"] for segment in self._segments), default=0)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(array.view(np.uint8).data)
+    return sha.hexdigest()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file; one that was cut off is not there yet."""
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _append(path: Path, contents: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,218 @@
+"""What each command does; every one is a call that Python can make as well."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxkd.cache.options import CacheConfig
+from jaxkd.cli.options import (
+    EvaluateConfig,
+    ExportConfig,
+    ImportConfig,
+    MethodsConfig,
+    ModelsConfig,
+    ReportConfig,
+    TeachersConfig,
+)
+from jaxkd.cli.parse import wrong
+from jaxkd.options import Options
+from jaxkd.progress import print_line
+from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
+from jaxkd.storage import tree_digest
+
+
+def check_names(options: Options) -> None:
+    """Ends the process, as for other wrong options, if a name is unknown."""
+    from jaxkd import data, methods, models
+
+    try:
+        if isinstance(options, RunConfig):
+            options.recipe(1, 1).transformation()
+        if isinstance(options, TrainConfig):
+            models.create(options.model)
+        if isinstance(options, DistillConfig):
+            models.create(options.student)
+            methods.create(options.method, **options.method_options)
+        if isinstance(options, RunConfig | CacheConfig):
+            data.require_known(options.data)
+    except ValueError as error:
+        wrong(str(error))
+
+
+def _train(config: TrainConfig) -> None:
+    from jaxkd.runs import train
+
+    train(config, say=print_line)
+
+
+def _distill(config: DistillConfig) -> None:
+    from jaxkd.runs import distill
+
+    distill(config, say=print_line)
+
+
+def _cache(config: CacheConfig) -> None:
+    from jaxkd.cache import build_cache
+
+    build_cache(config, say=print_line)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from jaxkd import data, teachers
+    from jaxkd.runs import evaluate
+
+    teacher = teachers.load(config.teacher)
+    dataset = data.load(
+        config.data or teacher.description.data, data_dir=config.data_dir, splits=(config.split,)
+    )
+    scores = evaluate(
+        teacher, dataset, split=config.split, batch_size=config.batch_size, devices=config.devices
+    )
+    count = len(dataset.splits[config.split])
+    print_line(f"{teacher.name} on all {count:,} {config.split} images: {_scores(scores)}")
+
+
+def _import(config: ImportConfig) -> None:
+    from jaxkd import data, teachers
+    from jaxkd.runs import evaluate
+
+    description = _description(config)
+    variables = teachers.import_torch(
+        config.file,
+        model=description.model,
+        num_classes=description.num_classes,
+        image_shape=description.image_shape,
+        **description.model_options,
+    )
+    folder = config.out or teachers.zoo() / f"{Path(description.data).stem}-{description.model}"
+    taken = config.out is None and (folder / "teacher.json").is_file()
+    if taken and teachers.describe(folder).digest != tree_digest(variables):
+        raise ValueError(f"{folder} holds another teacher; name another folder with --out")
+    teachers.save(folder, variables, description)
+    print_line(f"{config.file} imported as {description.model} into {folder}")
+    try:
+        dataset = data.load(description.data, data_dir=config.data_dir, splits=("test",))
+    except (FileNotFoundError, ValueError) as error:
+        print_line(f"not evaluated: {error}")
+        return
+    print_line(f"evaluating it on {len(dataset.splits['test']):,} test images ...")
+    scores = evaluate(teachers.Teacher(folder.name, description, variables, digest=""), dataset)
+    teachers.save(folder, variables, dataclasses.replace(description, test_accuracy=scores["accuracy"]))
+    print_line(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
+
+
+def _description(config: ImportConfig) -> Any:
+    """What a file to import holds: what the options say, what itself says, what is usual."""
+    from jaxkd import teachers
+    from jaxkd.data.datasets import FACTS, load
+
+    known = teachers.described_in(config.file)
+    data = config.data or (known.data if known else "cifar100")
+    options = {"shortcut": config.shortcut} if config.shortcut else {}
+    if known is not None:
+        given: dict[str, Any] = {"model": config.model, "data": data, "mean": config.mean, "std": config.std}
+        given["model_options"] = options or None
+        return dataclasses.replace(known, **{name: value for name, value in given.items() if value})
+    if config.model is None:
+        raise ValueError(f"{config.file} does not say what it is; name its architecture with --model")
+    facts = FACTS.get(data) or load(data, splits=("test",))
+    return teachers.Description(
+        model=config.model,
+        num_classes=facts.num_classes,
+        image_shape=facts.image_shape,
+        mean=config.mean or facts.mean,
+        std=config.std or facts.std,
+        data=data,
+        source=f"imported from {config.file.name}",
+        model_options=options,
+    )
+
+
+def _export(config: ExportConfig) -> None:
+    from jaxkd import teachers
+
+    teacher = teachers.load(config.teacher)
+    teachers.export_torch(teacher, config.file)
+    print_line(f"{teacher.name} ({teacher.description.model}) exported to {config.file}")
+
+
+def _teachers(config: TeachersConfig) -> None:
+    from jaxkd import _markdown as markdown
+    from jaxkd import teachers
+
+    entries = teachers.available()
+    rows, damaged = [], 0
+    for entry in entries:
+        about = entry.description
+        accuracy = "-" if about.test_accuracy is None else f"{about.test_accuracy:.2f}"
+        rows.append([entry.name, about.model, about.data, about.source, entry.digest[:12], accuracy])
+        if config.verify:
+            try:
+                teachers.load(entry.folder)
+            except ValueError as error:
+                damaged += 1
+                print_line(str(error))
+    print_line(markdown.table(["name", "model", "data", "source", "digest", "accuracy"], rows, left=5))
+    print_line(f"{len(entries)} teacher(s), in {teachers.zoo()} and in the package")
+    if damaged:
+        raise ValueError(f"the weights of {damaged} of {len(entries)} teachers are damaged")
+    if config.verify:
+        print_line("all weights have their digests")
+
+
+def _models(config: ModelsConfig) -> None:
+    from jaxkd import models
+    from jaxkd.models import summary
+
+    # ImageNet's networks are told by their name; the others are for CIFAR's images.
+    found = []
+    for name in config.names or models.names():
+        classes, shape = (1000, (224, 224, 3)) if name.startswith("imagenet") else (100, (32, 32, 3))
+        classes = classes if config.num_classes is None else config.num_classes
+        found.append(models.describe(name, classes, config.image_shape or shape))
+    print_line(summary.table(found))
+    for network in found if config.names else []:
+        print_line(summary.details(network))
+
+
+def _report(config: ReportConfig) -> None:
+    from jaxkd.runs.report import report
+
+    table = report(config.runs, config.out)
+    print_line(f"{table}\ntable and figures: {config.out}")
+
+
+def _methods(config: MethodsConfig) -> None:
+    from jaxkd import _markdown as markdown
+    from jaxkd import methods
+
+    rows = [[name, methods.summary(name)] for name in config.names or methods.names()]
+    print_line(markdown.table(["method", "what it is"], rows, left=2))
+    for name in config.names:
+        known = methods.accepted(name).items()
+        options = [[f"--method.{option.replace('_', '-')}", str(o.default), o.help] for option, o in known]
+        print_line(markdown.table([f"option of {name}", "default", "what it is"], options, left=3))
+
+
+COMMANDS: dict[str, tuple[type[Options], Callable[[Any], None]]] = {
+    "distill": (DistillConfig, _distill),
+    "train": (TrainConfig, _train),
+    "evaluate": (EvaluateConfig, _evaluate),
+    "report": (ReportConfig, _report),
+    "cache": (CacheConfig, _cache),
+    "import": (ImportConfig, _import),
+    "export": (ExportConfig, _export),
+    "teachers": (TeachersConfig, _teachers),
+    "models": (ModelsConfig, _models),
+    "methods": (MethodsConfig, _methods),
+}
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return (
+        f"accuracy {scores['accuracy']:.2f} %, top-5 {scores['accuracy_top5']:.2f} %, "
+        f"cross-entropy {scores['ce']:.4f}"
+    )

@@ -1,0 +1,67 @@
+"""Options of the data, and the data set that they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxkd.data.augment import Augmentation, CropFlip
+from jaxkd.data.datasets import Dataset, load
+from jaxkd.options import Options, option
+
+_EPOCHS = {"digits": 10}
+_EPOCHS_ELSEWHERE = 240
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """Images"""
+
+    data: str = option("digits", main=True)
+    """Data set: digits (needs no download), cifar10, cifar100, imagenet2012, imagenet_resized/64x64, or the
+    path of an .npz file with train_images, train_labels, test_images and test_labels."""
+    data_dir: Path | None = option(None, free=True)
+    """Folder of prepared TensorFlow Datasets (array_record). Default: ~/tensorflow_datasets."""
+    crop_padding: int | None = None
+    """Pixels of zero padding before the random crop. Default: the data set's (CIFAR 4, digits 1)."""
+    flip: bool | None = None
+    """Random horizontal flips. Default: the data set's (CIFAR yes, digits no)."""
+
+    def check(self) -> None:
+        """See `Options`."""
+        super().check()
+        self.require(0, "crop_padding")
+        if self.data_dir is not None and (self.data == "digits" or self.data.endswith(".npz")):
+            raise ValueError(
+                f"--data-dir is for data sets of TensorFlow Datasets, and --data {self.data} is none; "
+                "leave one of them out"
+            )
+
+    def as_dict(self) -> dict[str, object]:
+        """See `Options`; a file of images has an absolute path."""
+        fields = super().as_dict()
+        return {
+            **fields,
+            "data": str(Path(self.data).absolute()) if self.data.endswith(".npz") else self.data,
+        }
+
+    @property
+    def default_epochs(self) -> int:
+        """The number of epochs of the data set's recipe."""
+        return _EPOCHS.get(self.data, _EPOCHS_ELSEWHERE)
+
+    def load(self, splits: Sequence[str] = ("train", "test")) -> Dataset:
+        """The data set."""
+        return load(self.data, data_dir=self.data_dir, splits=splits)
+
+    def augmentation(self, dataset: Dataset) -> Augmentation:
+        """The data set's augmentation, with the options in place of its own."""
+        own = dataset.augmentation
+        if self.crop_padding is None and self.flip is None:
+            return own
+        if not isinstance(own, CropFlip):
+            raise ValueError(
+                f"--crop-padding and --flip change a CropFlip, and {dataset.name} has {own}; leave them out"
+            )
+        return own.changed(self.crop_padding, self.flip)

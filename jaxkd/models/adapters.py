@@ -1,0 +1,385 @@
+"""Networks made of other people's modules: Flax Linen and Flax NNX.
+
+Batch norm of both libraries is made to count the real examples of all devices, as the package's own does:
+else padding in the last batch of an epoch, and the number of devices, would change what is learned.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxkd.models.layers import Classifier, Outputs, batch_statistics
+from jaxkd.models.network import Network, Variables, describe_object
+from jaxkd.models.registry import create
+
+Like = str | nn.Module | nnx.Module | Network  # what `as_network` takes
+
+Call = Callable[..., Any]
+
+# Names by which modules ask whether they are in training, and the value for each.
+_MODES: dict[str, Callable[[bool], bool]] = {
+    "train": lambda train: train,
+    "training": lambda train: train,
+    "is_training": lambda train: train,
+    "deterministic": lambda train: not train,
+    "use_running_average": lambda train: not train,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenForward:
+    """A Linen module as the functions of a network; see `from_linen`."""
+
+    module: nn.Module
+    features: tuple[tuple[str, str], ...] = ()
+    call: Call | None = None
+    axis_name: str | None = None
+
+    def on_axis(self, axis_name: str | None) -> LinenForward:
+        """See `Forward`."""
+        module = self.module
+        if isinstance(module, Classifier):
+            module = module.clone(axis_name=axis_name)
+        return dataclasses.replace(self, module=module, axis_name=axis_name)
+
+    def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """See `Forward`; without running the network."""
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        method = functools.partial(self._run, train=False, where=None)
+        variables = self.module.lazy_init(jax.random.key(seed, impl="threefry2x32"), images, method=method)
+        return jax.tree.map(jnp.asarray, dict(variables))  # constants come as arrays of a private type of JAX
+
+    def __call__(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        *,
+        train: bool,
+        where: jax.Array | None,
+        rngs: Mapping[str, jax.Array] | None,
+    ) -> tuple[Outputs, Mapping[str, Any]]:
+        """See `Forward`."""
+        seen: dict[str, jax.Array] = {}
+        method = functools.partial(self._run, train=train, where=where)
+        mutable = [name for name in variables if name != "params"] if train else False
+        with nn.intercept_methods(self._interceptor(seen, where if train else None, train)):
+            given = None if rngs is None else dict(rngs)
+            result: Any = self.module.apply(
+                dict(variables), images, method=method, mutable=mutable, rngs=given
+            )
+        output, updates = result if train else (result, {})
+        return _outputs(output, seen), updates
+
+    def describe(self) -> dict[str, Any]:
+        """See `Forward`; the name and the shapes say all of a network by name."""
+        return {} if isinstance(self.module, Classifier) else {"module": describe_object(self.module)}
+
+    def _run(self, module: nn.Module, images: jax.Array, *, train: bool, where: jax.Array | None) -> Any:
+        if self.call is not None:
+            return self.call(module, images, train)
+        kind: Any = type(module)
+        known = _parameters(kind)
+        options: dict[str, Any] = {name: mode(train) for name, mode in _MODES.items() if name in known}
+        if "where" in known:
+            options["where"] = where
+        return module(images, **options)
+
+    def _interceptor(self, seen: dict[str, jax.Array], where: jax.Array | None, train: bool) -> Any:
+        wanted = {path: name for name, path in self.features}
+
+        def intercept(
+            following: Call, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+        ) -> Any:
+            module = context.module
+            if context.method_name != "__call__":
+                return following(*args, **kwargs)
+            if train and type(module) is nn.BatchNorm:
+                return _linen_batch_norm(module, following, args, kwargs, where, self.axis_name)
+            result = following(*args, **kwargs)
+            path = "/".join(module.path)
+            if path in wanted:
+                seen[wanted[path]] = result
+            return result
+
+        return intercept
+
+
+def _linen_batch_norm(
+    norm: nn.BatchNorm,
+    following: Call,
+    args: tuple,
+    kwargs: dict,
+    where: jax.Array | None,
+    axis_name: str | None,
+) -> jax.Array:
+    """Flax's own batch norm, with the statistics of the real examples of all devices in place of its own."""
+    frozen = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
+    frozen = norm.use_running_average if frozen is None else frozen
+    if frozen:
+        return following(*args, **kwargs)
+    _require_last_axis(norm.axis, args[0].ndim)
+    running: dict[str, Any] = {name: norm.get_variable("batch_stats", name) for name in ("mean", "var")}
+    mean, var, count = batch_statistics(args[0].astype(jnp.float32), where, axis_name)
+    norm.put_variable("batch_stats", "mean", mean)
+    norm.put_variable("batch_stats", "var", var)
+    result = following(args[0], use_running_average=True)
+    for name, new in (("mean", mean), ("var", var)):
+        norm.put_variable("batch_stats", name, _moved(running[name], new, norm.momentum, count))
+    return result
+
+
+def _moved(running: jax.Array, new: jax.Array, momentum: float, count: jax.Array) -> jax.Array:
+    """A running average; a share without an example says nothing of it."""
+    moved = momentum * running + (1 - momentum) * jax.lax.stop_gradient(new)
+    return jnp.where(count > 0, moved, running)
+
+
+def _require_last_axis(axis: Any, ndim: int) -> None:
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if {a % ndim for a in axes} != {ndim - 1}:
+        raise ValueError(
+            f"batch norm must have its channels on the last axis, got axis={axis}; images are [B, H, W, C]"
+        )
+
+
+@functools.cache
+def _parameters(module: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(module.__call__).parameters)
+
+
+def _outputs(result: Any, seen: Mapping[str, jax.Array]) -> Outputs:
+    """Outputs of a module's result: logits, (logits, features), `Outputs`, or something with `.logits`."""
+    if isinstance(result, Outputs):
+        return Outputs(result.logits, {**result.features, **seen})
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+        return Outputs(result[0], {**result[1], **seen})
+    logits = getattr(result, "logits", result)
+    if getattr(logits, "ndim", None) != 2:
+        found = list(logits.shape) if hasattr(logits, "shape") else type(result).__name__
+        raise ValueError(
+            f"a network must return logits [B, K], (logits, {{name: feature}}) or Outputs, got {found}; "
+            "bridge it with call="
+        )
+    return Outputs(logits, dict(seen))
+
+
+def from_linen(
+    module: nn.Module,
+    *,
+    name: str | None = None,
+    features: Mapping[str, str] | None = None,
+    call: Call | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Network:
+    """Makes a network of a Flax Linen module, with or without batch norm, dropout or other collections.
+
+    Args:
+      module: called as `module(images)`, with `train=`, `training=`, `is_training=`, `deterministic=`,
+        `use_running_average=` or `where=` if its `__call__` has a parameter of that name.  Images are
+        normalised floats `[B, H, W, C]`.  It returns logits `[B, K]`, or `(logits, {name: feature})`, or an
+        `Outputs`, or anything with `.logits`.
+      name: for tables and for the run's identity; by default that of its class.
+      features: names for what submodules return: `{"stage1": "block1", "pooled": "encoder/pool"}`.
+      call: `(module, images, train) -> result`, for modules that are called in another way.
+      mean: of each channel of pixels in [0, 1]; by default the data set's.
+      std: likewise.
+
+    Batch norm of Flax counts the real examples of all devices, whatever its `axis_name` is.
+
+    >>> import flax.linen as nn, jax.numpy as jnp
+    >>> from jaxkd import models
+    >>> class Tiny(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x, train=False):
+    ...         x = nn.relu(nn.Dense(8, name="hidden")(x.reshape(len(x), -1)))
+    ...         return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(x))
+    >>> network = models.from_linen(Tiny(), features={"pooled": "hidden"})
+    >>> variables = network.init(seed=0, image_shape=(4, 4, 1))
+    >>> outputs, _ = network.apply(variables, jnp.zeros((2, 4, 4, 1)))
+    >>> outputs.logits.shape, outputs.features["pooled"].shape
+    ((2, 3), (2, 8))
+    """
+    forward = LinenForward(module, tuple((features or {}).items()), call)
+    return Network(name or type(module).__name__, forward, mean, std)
+
+
+# Of the call that is traced: which examples are real, and the devices' axis.
+_share: contextvars.ContextVar[tuple[jax.Array | None, str | None]] = contextvars.ContextVar("share")
+
+
+class _CountingBatchNorm(nnx.BatchNorm):
+    """NNX's batch norm, with the statistics of the real examples of all devices in place of its own."""
+
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None, **options: Any) -> Any:
+        frozen = self.use_running_average if use_running_average is None else use_running_average
+        if frozen:
+            return super().__call__(x, use_running_average=True)
+        _require_last_axis(self.axis, x.ndim)
+        mean, var, count = batch_statistics(x.astype(jnp.float32), *_share.get())
+        running = self.mean[...], self.var[...]
+        self.mean[...], self.var[...] = mean, var
+        result = super().__call__(x, use_running_average=True)
+        for variable, old, new in zip((self.mean, self.var), running, (mean, var), strict=True):
+            variable[...] = _moved(old, new, self.momentum, count)
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class NNXForward:
+    """An NNX module as the functions of a network; see `from_nnx`."""
+
+    make: Callable[[nnx.Rngs], nnx.Module]
+    call: Call | None = None
+    axis_name: str | None = None
+
+    def on_axis(self, axis_name: str | None) -> NNXForward:
+        """See `Forward`."""
+        return dataclasses.replace(self, axis_name=axis_name)
+
+    def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """See `Forward`."""
+        module = self.make(nnx.Rngs(seed))
+        params, rest = self._split(nnx.state(module))
+        return {"params": params, **({"state": rest} if rest else {})}
+
+    def __call__(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        *,
+        train: bool,
+        where: jax.Array | None,
+        rngs: Mapping[str, jax.Array] | None,
+    ) -> tuple[Outputs, Mapping[str, Any]]:
+        """See `Forward`."""
+        graph, flat = self._template
+        values = {**variables["params"], **variables.get("state", {})}
+        # New variables, since NNX lets a trace change only its own.
+        state = nnx.from_flat_state(
+            (path, leaf.replace(values.get(_key(path), leaf.get_value()))) for path, leaf in flat
+        )
+        module = nnx.merge(graph, state)
+        for _, part in nnx.iter_graph(module):
+            if type(part) is nnx.BatchNorm:
+                part.__class__ = _CountingBatchNorm
+        if train:
+            module.train()
+            if rngs:
+                nnx.reseed(module, default=rngs["dropout"], dropout=rngs["dropout"])
+        else:
+            module.eval()
+        token = _share.set((where, self.axis_name))
+        try:
+            result = self.call(module, images, train) if self.call else module(images)
+        finally:
+            _share.reset(token)
+        _, rest = self._split(nnx.state(module))
+        return _outputs(result, {}), {"state": rest} if train and rest else {}
+
+    def describe(self) -> dict[str, Any]:
+        """See `Forward`."""
+        return {"module": "NNX"}
+
+    @functools.cached_property
+    def _template(self) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The module's structure, with arrays that stand for its random keys alone."""
+        with jax.ensure_compile_time_eval():
+            graph, state = nnx.split(self.make(nnx.Rngs(0)))
+            return graph, list(nnx.to_flat_state(state))
+
+    @staticmethod
+    def _split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arrays by path: parameters, and everything else that is not a random key."""
+        params: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
+        for path, leaf in nnx.to_flat_state(state):
+            if isinstance(leaf, nnx.Param):
+                params[_key(path)] = leaf[...]
+            elif not isinstance(leaf, nnx.RngState):
+                rest[_key(path)] = leaf[...]
+        return params, rest
+
+
+def _key(path: tuple[Any, ...]) -> str:
+    return "-".join(map(str, path))
+
+
+def from_nnx(
+    module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
+    *,
+    name: str | None = None,
+    call: Call | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Network:
+    """Makes a network of a Flax NNX module.
+
+    Args:
+      module: a function of `nnx.Rngs` that makes the module, so that every seed has initial values of its
+        own; or a module, whose values are the initial ones for every seed.
+      name: for tables and for the run's identity; by default that of its class or function.
+      call: `(module, images, train) -> result`; by default `module(images)`, after `module.train()` or
+        `module.eval()`.  What it returns is as for `from_linen`.
+      mean: of each channel of pixels in [0, 1]; by default the data set's.
+      std: likewise.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxkd import models
+    >>> class Tiny(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.dense = nnx.Linear(16, 3, rngs=rngs)
+    ...     def __call__(self, x):
+    ...         return self.dense(x.reshape(len(x), -1))
+    >>> network = models.from_nnx(Tiny)
+    >>> outputs, _ = network.apply(network.init(seed=0, image_shape=(4, 4, 1)), jnp.zeros((2, 4, 4, 1)))
+    >>> outputs.logits.shape
+    (2, 3)
+    """
+    if isinstance(module, nnx.Module):
+        fixed = module
+        return Network(name or type(module).__name__, NNXForward(lambda _: nnx.clone(fixed), call), mean, std)
+    return Network(name or module.__name__, NNXForward(module, call), mean, std)
+
+
+def as_network(thing: Like, num_classes: int, *, dtype: Any = jnp.float32) -> Network:
+    """The network that a student is given as.
+
+    Args:
+      thing: a name of `models.names()`, a Flax Linen module, an NNX module or a function that makes one, or a
+        `Network`.
+      num_classes: number of logits, for a name.
+      dtype: of the activations, for a name; an own module has its own.
+
+    Raises:
+      ValueError: the name is unknown, or `dtype` is given for an own module.
+      TypeError: it is something else.
+    """
+    if isinstance(thing, str):
+        return Network(thing, LinenForward(create(thing, num_classes, dtype)))
+    if dtype != jnp.float32:
+        raise ValueError(
+            f"precision {jnp.dtype(dtype).name} is for networks by name; set the type in your own module, "
+            "and leave precision at float32"
+        )
+    if isinstance(thing, Network):
+        return thing
+    if isinstance(thing, nn.Module):
+        return from_linen(thing)
+    if isinstance(thing, nnx.Module) or callable(thing):
+        return from_nnx(thing)
+    raise TypeError(
+        "a student must be the name of a model, a Flax Linen module, an NNX module or a Network, "
+        f"got {type(thing).__name__}"
+    )

@@ -1,0 +1,64 @@
+"""Progress in words: how far a run is, and how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Say = Callable[[str], None]
+
+
+def print_line(text: str) -> None:
+    """Where progress goes unless told otherwise."""
+    print(text, flush=True)
+
+
+class ProgressLines:
+    """Says how far a run is: often in the beginning, then at intervals that grow with the time spent."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self.begin(0, 1)
+
+    def begin(self, first_step: int, total_steps: int) -> None:
+        """Starts the clock."""
+        self._first, self._total = first_step, total_steps
+        self._start = time.monotonic()
+        self._said = {"train": self._start, "test": self._start}
+
+    def _is_due(self, kind: str) -> bool:
+        now = time.monotonic()
+        if now - self._said[kind] < max(2.0, (now - self._start) / 40):
+            return False
+        self._said[kind] = now
+        return True
+
+    def trained(self, where: str, step: int, metrics: Mapping[str, Any], rate: float) -> None:
+        """A line on training, if one is due; a metric says itself how it is shown."""
+        if not self._is_due("train"):
+            return
+        spent, done = time.monotonic() - self._start, step - self._first
+        left = spent / max(done, 1) * (self._total - step)
+        words = [
+            where,
+            f"step {step}/{self._total}",
+            *(f"{name} {metric}" for name, metric in metrics.items()),
+        ]
+        self._say("  ".join([*words, f"{rate:.0f} images/s", f"{duration(left)} left"]))
+
+    def evaluated(self, where: str, scores: dict[str, float]) -> None:
+        """A line on evaluation, if one is due."""
+        if self._is_due("test"):
+            self._say(f"{where}  test acc {scores['accuracy']:.2f} %  test ce {scores['ce']:.4f}")
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, or hours too.
+
+    >>> duration(75), duration(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

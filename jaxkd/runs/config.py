@@ -1,0 +1,150 @@
+"""The options of a run, put together from those of its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from jaxkd.data.options import DataOptions
+from jaxkd.options import Options, option, refuse_remote_paths
+from jaxkd.runs.options import DeviceOptions, OutputOptions
+from jaxkd.storage import DamagedError, read_json
+from jaxkd.training.options import TrainingOptions
+
+
+C = TypeVar("C", bound=Options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(DataOptions, TrainingOptions, DeviceOptions, OutputOptions):
+    """What training on labels and distillation share."""
+
+    def check(self) -> None:
+        """See `Options`."""
+        super().check()
+        refuse_remote_paths(self)
+        if self.steps_per_call is not None and self.steps_per_call > self.log_every:
+            raise ValueError(
+                f"--steps-per-call {self.steps_per_call} would never be reached, since a call ends with each "
+                f"--log-every {self.log_every} steps; lower the one or raise the other"
+            )
+        if self.debug and (self.steps_per_call or 1) > 1:
+            raise ValueError(
+                f"--debug makes one step a call; leave out --steps-per-call {self.steps_per_call}"
+            )
+        for name, wanted in (("--debug", self.debug), ("--fork", self.fork)):
+            if wanted and self.joint:
+                raise ValueError(f"{name} is for one process; leave out --distributed and --coordinator")
+
+    @property
+    def num_epochs(self) -> int:
+        """`epochs`, or the data set's own number."""
+        return self.epochs or self.default_epochs
+
+    def each_seed(self) -> list[Self]:
+        """The options of each of the seeds' runs."""
+        if self.seeds == 1:
+            return [self]
+        return [
+            dataclasses.replace(
+                self, seed=seed, seeds=1, run=self.run and self.run.with_name(f"{self.run.name}-seed{seed}")
+            )
+            for seed in range(self.seed, self.seed + self.seeds)
+        ]
+
+    def decisive(self) -> dict[str, Any]:
+        """See `Options`; with the number of epochs that a default stands for."""
+        return {**super().decisive(), "epochs": self.num_epochs}
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return self.run or Path("runs") / f"{Path(self.data).stem}-{self._what}-seed{self.seed}"
+
+    @property
+    def _what(self) -> str:
+        """Networks and method, for the default folder."""
+        raise TypeError(f"{type(self).__name__} is no command")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Train a network on the labels alone: a teacher, or a student to compare with."""
+
+    model: str = option("resnet20", main=True)
+    """Architecture; `jaxkd models` lists them."""
+
+    @property
+    def _what(self) -> str:
+        return self.model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig(RunConfig):
+    """Distil a teacher into a student."""
+
+    teacher: str = option(main=True, free=True)
+    """Teacher: its folder, or that of the run that trained it, or a name in the zoo; `jaxkd teachers` lists
+    those with names."""
+    student: str = option("resnet8", main=True)
+    """Architecture of the student; `jaxkd models` lists them."""
+    method: str = option("atkd", main=True)
+    """Distillation method; `jaxkd methods` lists them. Its own options are --method.NAME."""
+    method_options: Any = dataclasses.field(default_factory=dict)
+    """Options of the method by name."""
+    cache: str = option("auto", free=True)
+    """Where the teacher's logits come from. auto: a cache of `jaxkd cache` that fits, or else the teacher in
+    every step. fill: the teacher runs ahead, an epoch at a time, and its logits are kept for later runs. off:
+    the teacher in every step. Or the folder of a cache, which must fit."""
+
+    def check(self) -> None:
+        """See `Options`."""
+        super().check()
+        if not isinstance(self.method_options, dict):
+            raise ValueError(f"the options of a method are a dictionary, got {self.method_options!r}")
+        if self.cache == "fill" and self.joint:
+            raise ValueError("--cache fill is for one process; make the cache with `jaxkd cache` first")
+
+    def as_dict(self) -> dict[str, object]:
+        """See `Options`; the folder of a teacher is absolute."""
+        fields = super().as_dict()
+        for name in ("teacher", "cache"):
+            path = Path(getattr(self, name))
+            if path.is_dir():
+                fields[name] = str(path.absolute())
+        return fields
+
+    @property
+    def _what(self) -> str:
+        return f"{Path(self.teacher).name}-to-{self.student}-{self.method}"
+
+
+def from_file(command: type[C], path: Path) -> C:
+    """The options that a run was started with; the run that lies beside the file goes on.
+
+    Args:
+      command: the dataclass of the command that is wanted, `TrainConfig` or `DistillConfig`.
+      path: the run's `config.json`.
+
+    Raises:
+      ValueError: it is not a run's, or of another command or version, or of a run with own objects.
+    """
+    try:
+        contents = read_json(path)
+        stored, objects = contents["config"], contents.get("objects")
+        known = {field.name for field in dataclasses.fields(command)}
+        unknown = sorted(stored.keys() - known)
+    except (OSError, DamagedError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"--config {path} is not the config.json of a run") from None
+    if unknown:
+        raise ValueError(
+            f"--config {path} has options that {command.__name__} has not: {', '.join(unknown)}; "
+            "it is of another command or version"
+        )
+    if objects:
+        raise ValueError(
+            f"--config {path} is of a run with own objects ({', '.join(objects)}), which a file does not hold; "
+            "make the call in Python again that began it"
+        )
+    return command(**{**stored, "run": path.absolute().parent})

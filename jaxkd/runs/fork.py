@@ -1,0 +1,72 @@
+"""Starting a run from another run's checkpoint, under a configuration of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+
+from jaxkd.storage import read_json
+from jaxkd.differences import differing_keys
+from jaxkd.runs.checkpoint import Contents, fit, read_newest, saved_steps
+from jaxkd.training import Task, TrainState
+
+# What decides on which examples a step sees: under another, a step of the old run is none of the new one.
+_SAME = ("data_digest", "batch_size")
+
+
+def open_fork(other: Path, folder: Path) -> tuple[dict[str, Any] | None, Contents | None]:
+    """What the run in `folder` starts from.
+
+    Args:
+      other: the folder of the run to start from.
+      folder: that of the new run.
+
+    Returns:
+      Where the start is from (`step` and `digest`), for the record; and the other run's newest good
+      checkpoint, which is None if the new run has one of its own to go on from: the other may be gone by now.
+
+    Raises:
+      ValueError: the other run has no good checkpoint or is the same run, or the new one is there, unforked.
+    """
+    if other.resolve() == folder.resolve():
+        raise ValueError(f"--fork {other} is the run's own folder; choose another one with --run")
+    if saved_steps(folder / "checkpoints") and (folder / "config.json").is_file():
+        origin = (read_json(folder / "config.json").get("identity") or {}).get("forked_from")
+        if origin is None:
+            raise ValueError(f"{folder} holds a run that is no fork; choose another folder with --run")
+        return origin, None
+    found, damaged = read_newest(other / "checkpoints")
+    if found is None:
+        why = f"all of its checkpoints are damaged (steps {damaged})" if damaged else "it has none"
+        raise ValueError(f"--fork {other} needs a run with a checkpoint, and {why}")
+    return {"step": found.step, "digest": found.digest}, found
+
+
+def graft(found: Contents, start: TrainState, identity: Mapping[str, Any], task: Task) -> TrainState:
+    """The state of a checkpoint as the start of another run; the sums of its epoch begin anew.
+
+    Args:
+      found: the checkpoint.
+      start: the new run's state at step 0.
+      identity: the new run's.
+      task: the new run's.
+
+    Raises:
+      ValueError: it is of other networks, data or batch size, or the new run would be over already.
+    """
+    of_both = {key: found.identity.get(key) for key in _SAME}, {key: identity[key] for key in _SAME}
+    if different := differing_keys(*of_both):
+        raise ValueError(
+            f"--fork goes on with the same data and --batch-size, and these differ: "
+            f"{', '.join(f'{key} (there {a}, here {b})' for key, (a, b) in different.items())}"
+        )
+    total_steps = task.total_steps
+    if found.step >= total_steps:
+        raise ValueError(
+            f"--fork would start at step {found.step}, and the run ends at step {total_steps}: raise --epochs"
+        )
+    state = {**found.state, "tally": flax.serialization.to_state_dict(start.tally)}
+    return fit(found._replace(state=state), start, f"of step {found.step}")

@@ -1,0 +1,95 @@
+"""Options of runs: what they leave behind, and the devices and processes that they use."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from jaxkd.options import Options, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions(Options):
+    """Output"""  # noqa: D400 - the heading in --help
+
+    run: Path | None = option(None, main=True, free=True)
+    """Folder of the run: records, checkpoints, result and model. Default: under runs/, named after data,
+    networks, method and seed."""
+    seeds: int = option(1, main=True, free=True)
+    """Number of runs, with seeds --seed, --seed + 1 and so on, in folders that end in -seed0 and so on; then
+    mean and deviation."""
+    log_every: int = option(100, free=True)
+    """Steps between lines in metrics.jsonl."""
+    checkpoint_seconds: float = option(60.0, free=True)
+    """A checkpoint is saved when the last one is older than this, and at the end."""
+    eval_batch_size: int = option(256, free=True)
+    """Images for each step of evaluation, over all devices together."""
+    fork: Path | None = option(None, free=True)
+    """Folder of another run, whose newest checkpoint (networks, optimiser and step) this run starts from,
+    with other options. Student, data and --batch-size must be the same."""
+    debug: bool = option(False, free=True)
+    """Check every step; repeat one that gives NaN or infinity, operation by operation, and show where it
+    arises. Slower, with the same numbers."""
+    profile: int | None = option(None, free=True)
+    """Number of steps to trace with JAX's profiler, into the run's folder."""
+    wandb: str | None = option(None, free=True)
+    """Project on Weights & Biases that gets the metrics; needs wandb."""
+
+    def check(self) -> None:
+        """See `Options`."""
+        super().check()
+        self.require(1, "seeds", "log_every", "eval_batch_size", "profile")
+        self.require(0, "checkpoint_seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """Devices"""  # noqa: D400 - the heading in --help
+
+    devices: int | None = option(None, free=True)
+    """Number of local devices (of each process). Default: all."""
+    steps_per_call: int | None = option(None, free=True)
+    """Training steps inside one call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
+    stream: bool = option(False, free=True)
+    """Bring every batch from the host, for images that do not fit on a device. ImageNet is always streamed."""
+    workers: int = option(0, free=True)
+    """Processes that read and decode streamed images. Default: threads."""
+    distributed: bool = option(False, free=True)
+    """One of several processes that the environment (Cloud TPU, SLURM, Open MPI) describes; start the same
+    command in all of them."""
+    coordinator: str | None = option(None, free=True)
+    """HOST:PORT of the process of rank 0, where the environment does not describe them; needs
+    --num-processes and --process-id."""
+    num_processes: int | None = option(None, free=True)
+    """Number of processes."""
+    process_id: int | None = option(None, free=True)
+    """Process rank, from 0. Rank 0 alone reads and writes the run's folder."""
+    peer_timeout: int = option(60, free=True)
+    """Heartbeat timeout in seconds: a process ends when it does not hear of a peer for so long."""
+
+    def check(self) -> None:
+        """See `Options`."""
+        super().check()
+        self.require(1, "devices", "steps_per_call", "peer_timeout")
+        self.require(0, "workers")
+        given = {"--coordinator": self.coordinator, "--num-processes": self.num_processes,
+                 "--process-id": self.process_id}  # fmt: skip
+        if len({value is None for value in given.values()}) > 1:
+            absent = ", ".join(name for name, value in given.items() if value is None)
+            raise ValueError(
+                f"{', '.join(given)} go together, and {absent} is missing; "
+                "where the environment tells all three, give --distributed alone"
+            )
+        if self.num_processes is not None and self.process_id is not None:
+            if not 0 <= self.process_id < self.num_processes:
+                raise ValueError(
+                    f"--process-id must be from 0 to {self.num_processes - 1}, one less than "
+                    f"--num-processes, got {self.process_id}"
+                )
+            if not (self.coordinator or "").rpartition(":")[2].isdigit():
+                raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator}")
+
+    @property
+    def joint(self) -> bool:
+        """Whether the run has several processes."""
+        return self.distributed or self.coordinator is not None

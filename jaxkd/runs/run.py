@@ -1,0 +1,519 @@
+"""What `jaxkd.train` and `jaxkd.distill` do: from names or objects to a result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxkd import data, methods, metrics, models, teachers
+from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
+from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
+from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
+from jaxkd.data.augment import Augmentation, as_views
+from jaxkd.devices import choose_devices, share
+from jaxkd.methods import Method
+from jaxkd.models.network import AXIS
+from jaxkd.runs import processes
+from jaxkd.progress import Say, print_line
+from jaxkd.runs.announce import announce, cost
+from jaxkd.runs.checkpoint import describe_newest, saved_steps
+from jaxkd.runs.fork import graft, open_fork
+from jaxkd.runs.identity import identify, require_logits, sources
+from jaxkd.runs.loop import Evaluator, Loop
+from jaxkd.runs.record import Result
+from jaxkd.runs.watching import Log, log_to_wandb
+from jaxkd.signals import Stopped, StopRequest
+from jaxkd.training import Frozen, Recipe, Task, TrainState, by_label, initial_state
+
+Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run is made of, names resolved.
+
+    Attributes:
+      network: the student, before it has a normalisation.
+      method: gives the loss.
+      dataset: with the splits "train" and "test".
+      teacher: None for a method that reads nothing.
+      optimizer: an own one; None for that of the options.
+      augmentation: an own one, or by view; None for the data set's.
+      on_log: called with the values of each log point by name, and the step.
+      objects: what was given as an object.
+    """
+
+    network: models.Network
+    method: Method
+    dataset: data.Dataset
+    teacher: teachers.Teacher | None = None
+    optimizer: Optimizer | None = None
+    augmentation: Any = None
+    on_log: Log | None = None
+    objects: tuple[str, ...] = ()
+
+
+def train(
+    config: TrainConfig | None = None,
+    data: str | data.Dataset | None = None,
+    *,
+    model: models.Like | None = None,
+    optimizer: str | Optimizer | None = None,
+    augmentation: Augmentation | None = None,
+    on_log: Log | None = None,
+    say: Say = print_line,
+    **options: Any,
+) -> Result:
+    """Trains a network on labels alone.
+
+    Args:
+      config: the options; or give them by keyword.
+      data: the name of a data set, or a `Dataset`.
+      model: the name of a model, a Flax Linen module, an NNX module (or a function that makes one), or a
+        `Network`.
+      optimizer: the name of an optimiser, an optax transformation, or several by label; see
+        `training.by_label`.
+      augmentation: of training images; by default the data set's.
+      on_log: called at each log point with the values by name ("train/loss") and the step.
+      say: where progress goes, a line at a time.
+      **options: the fields of `TrainConfig`: epochs, batch_size, seed, run, ...
+
+    Returns:
+      What `result.json` holds.  The network lies in the run's folder `model`, ready to be a teacher.  Of
+      several seeds: mean and deviation, and the results in `runs`.
+
+    Raises:
+      Stopped: a signal came; a checkpoint was saved, and the same call goes on.
+      ValueError: the options contradict each other, the data, or the run that is there.
+      NonFiniteError: a loss, an update or the teacher's output was NaN or infinite.
+    """
+    named, objects = _split(model=model, data=data, optimizer=optimizer)
+    config = _options(TrainConfig, config, {**named, **options}, objects)
+    return _run(
+        config,
+        network=objects.get("model", config.model),
+        method=methods.create("labels"),
+        teacher=None,
+        objects=objects,
+        augmentation=augmentation,
+        on_log=on_log,
+        say=say,
+    )
+
+
+def distill(
+    config: DistillConfig | None = None,
+    data: str | data.Dataset | None = None,
+    *,
+    teacher: str | Path | teachers.Teacher | None = None,
+    student: models.Like | None = None,
+    method: str | Method | None = None,
+    optimizer: str | Optimizer | None = None,
+    augmentation: Augmentation | Mapping[str, Augmentation] | None = None,
+    on_log: Log | None = None,
+    say: Say = print_line,
+    **options: Any,
+) -> Result:
+    """Distils a teacher into a student.
+
+    Args:
+      config: the options; or give them by keyword.
+      data: as for `train`.
+      teacher: a name, a folder, or a `Teacher` (see `teachers.from_function`).
+      student: as `model` of `train`.
+      method: a name, or a `Method`; see `methods.from_function` for plain functions.
+      optimizer: as for `train`; the labels are "student" and "method".
+      augmentation: of the view "main", or a mapping of the method's views to augmentations.
+      on_log: as for `train`.
+      say: where progress goes, a line at a time.
+      **options: the fields of `DistillConfig`: epochs, batch_size, seed, run, ...
+
+    Returns:
+      As `train`.
+
+    Raises:
+      Stopped, ValueError, NonFiniteError: as `train`; ValueError also for a teacher that does not fit the data.
+    """
+    teacher = str(teacher) if isinstance(teacher, Path) else teacher
+    named, objects = _split(
+        teacher=teacher, student=student, data=data, method=method, optimizer=optimizer
+    )
+    config = _options(DistillConfig, config, {**named, **options}, objects)
+    processes.join(config, say)
+    made = objects.get("method") or methods.create(config.method, **config.method_options)
+    known = objects.get("teacher") or (teachers.load(config.teacher) if made.reads else None)
+    return _run(
+        config,
+        network=objects.get("student", config.student),
+        method=made,
+        teacher=known,
+        objects=objects,
+        augmentation=augmentation,
+        on_log=on_log,
+        say=say,
+    )
+
+
+def evaluate(
+    teacher: teachers.Teacher,
+    dataset: data.Dataset,
+    *,
+    split: str = "test",
+    batch_size: int = 256,
+    devices: int | None = None,
+) -> dict[str, float]:
+    """Evaluates a network on exactly all examples of a split.
+
+    Args:
+      teacher: what `teachers.load` returned.
+      dataset: with that split.
+      split: its name.
+      batch_size: over all devices.
+      devices: number of local devices; all by default.
+
+    Returns:
+      `accuracy` and `accuracy_top5` in percent, `ce` (cross-entropy) in nats.
+
+    Raises:
+      ValueError: the network does not fit the data.
+    """
+    teacher.require_fit(dataset)
+    network, variables = teacher.frozen
+    evaluator = Evaluator(network, None, dataset.splits[split], batch_size, choose_devices(devices))
+    return evaluator((variables, {}))
+
+
+def _split(**arguments: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Arguments that are names, and those that are objects."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    named = {name: value for name, value in given.items() if isinstance(value, str)}
+    return named, {name: value for name, value in given.items() if name not in named}
+
+
+def _options(command: Any, config: Any, named: dict[str, Any], objects: Mapping[str, Any]) -> Any:
+    """The options of a call; objects are represented by their names."""
+    known = {field.name for field in dataclasses.fields(command)}
+    if unknown := sorted(named.keys() - known):
+        raise TypeError(f"unknown options: {', '.join(unknown)}; accepted: {', '.join(sorted(known))}")
+    names = {name: _name(thing) for name, thing in objects.items() if name in known and name != "optimizer"}
+    both = {**names, **named}
+    if config is None:
+        if command is DistillConfig and "teacher" not in both:
+            method = objects.get("method")
+            if method is None or method.reads:
+                raise TypeError("distill needs teacher=: a name, a folder, or a Teacher")
+            both["teacher"] = "none"
+        return command(**both)
+    if not isinstance(config, command):
+        raise TypeError(
+            f"the first argument must be a {command.__name__}, got {type(config).__name__}; "
+            "other things are given by keyword, such as data="
+        )
+    return dataclasses.replace(config, **both)
+
+
+def _name(thing: Any) -> str:
+    if isinstance(thing, Method):
+        return methods.title(thing)
+    name = getattr(thing, "name", None)
+    return name if isinstance(name, str) else getattr(thing, "__name__", type(thing).__name__)
+
+
+def _run(
+    config: RunConfig,
+    *,
+    network: Any,
+    method: Method,
+    teacher: teachers.Teacher | None,
+    objects: Mapping[str, Any],
+    augmentation: Any,
+    on_log: Log | None,
+    say: Say,
+) -> Result:
+    """One run or several, after a look at what all of them need."""
+    processes.join(config, say)
+    if not processes.is_first():
+        say = lambda _: None  # noqa: E731
+    with processes.peers_needed():
+        # Before anything else: it decides on which messages follow.  Besides, Gloo waits for the first of all
+        # messages for no more than 30 seconds, and reading the data may take one process longer.
+        processes.require_same({"command": type(config).__name__, "seeds": config.seeds})
+    devices = choose_devices(config.devices)
+    share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
+    if objects.get("optimizer") is None:
+        config.recipe(1, 1).transformation()  # unknown names are told before the data are read
+    if isinstance(network, str):
+        models.create(network)
+    dataset = objects.get("data") or config.load()
+    if teacher is not None:
+        teacher.require_fit(dataset)
+    own = (*objects, *(["augmentation"] if augmentation is not None else []))
+    parts = Parts(
+        network=models.as_network(network, dataset.num_classes, dtype=jnp.dtype(config.precision)),
+        method=method,
+        dataset=dataset,
+        teacher=teacher,
+        optimizer=objects.get("optimizer"),
+        augmentation=augmentation,
+        on_log=on_log,
+        objects=own,
+    )
+    runs = [_fit(each, parts, devices, say) for each in config.each_seed()]
+    return runs[0] if config.seeds == 1 else _of_seeds(runs, say)
+
+
+def _of_seeds(runs: list[Result], say: Say) -> Result:
+    """The result of several runs that differ in the seed."""
+    accuracies = [run["last_accuracy"] for run in runs]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    say(f"{len(runs)} seeds: last accuracy {mean:.2f} +- {deviation:.2f} % (mean and standard deviation)")
+    return Result(
+        {
+            "seeds": [run["seed"] for run in runs],
+            "last_accuracy": mean,
+            "last_accuracy_deviation": deviation,
+            "runs": runs,
+        }
+    )
+
+
+def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -> Result:
+    """One run."""
+    folder, dataset, teacher = config.folder, parts.dataset, parts.teacher
+    task, recipe = make_task(config, parts)
+    constants = dict(parts.method.constants(teacher, task.student)) if teacher else {}
+    variables = teacher.frozen[1] if teacher else None
+    state = initial_state(task, dataset.image_shape, teacher=variables, constants=constants)
+    require_logits(task.student, state.student, dataset)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.peers_needed())
+        record = stack.enter_context(contextlib.closing(processes.open_record(folder)))
+        before = (record.identity() or {}).get("teacher_logits")
+        cached, logits_from = None, before or LIVE
+        if isinstance(config, DistillConfig) and teacher is not None and record.result() is None:
+            cached = _cached_logits(config, task, dataset, teacher, devices, before, say)
+            logits_from = LIVE if cached is None else cached.cache.dtype
+        identity = identify(
+            config,
+            task,
+            dataset,
+            state.student,
+            recipe or task.optimizer,
+            teacher,
+            teacher_logits=logits_from,
+            num_devices=len(devices),
+        )
+        forked = None
+        if config.fork is not None:
+            identity["forked_from"], found = open_fork(config.fork, folder)
+            if found is not None:
+                forked = graft(found, state, identity, task)
+        objects = {name: _name(getattr(parts, name, None)) for name in parts.objects}
+        changed = record.open(
+            config.as_dict(), identity, devices, objects=list(parts.objects), sources=sources(task)
+        )
+        for name in changed:
+            say(
+                f"note: the code of your {name} has changed since this run began; its name decides: give it "
+                "another name, or another --run, to train with the new code"
+            )
+        if (done := record.result()) is not None:
+            say(f"{folder} is done already: last accuracy {done['last_accuracy']:.2f} %")
+            return Result(done)
+        checkpoints = processes.open_checkpoints(folder / "checkpoints", identity)
+        size = dataset.num_classes, dataset.image_shape
+        learned_from = f" from {teacher.name}, {cost(teacher.description.model, *size)}," if teacher else ""
+        if cached is not None:
+            learned_from += f" its logits from {cached.cache.folder} ({cached.cache.dtype}),"
+        say(
+            f"{folder}: {cost(task.student.name, *size)}{learned_from} on {dataset.name}, "
+            f"{len(dataset.splits['train']):,} images; {task.num_epochs} epochs of "
+            f"{task.steps_per_epoch} steps"
+        )
+        frozen = Frozen(None if cached else variables, constants)
+        about: dict[str, Any] = {"recipe": recipe, "config": config, "devices": devices}
+        for line in announce(task, dataset, state, frozen.teacher, **about):
+            say(line)
+        if processes.is_first():
+            if config.wandb is not None:
+                record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
+            if parts.on_log is not None:
+                record.also(parts.on_log)
+        if forked is not None:
+            say(f"starting from step {checkpoints.save(forked)} of {config.fork}")
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(_saying_what_is_saved(folder / "checkpoints"))
+        loop = Loop(
+            task,
+            dataset,
+            config=config,
+            devices=devices,
+            record=record,
+            checkpoints=checkpoints,
+            rate=recipe.rate if recipe else None,
+            stop=stop,
+            cached=cached,
+            say=say,
+        )
+        stack.callback(loop.close)
+        state = loop.run(state, frozen)
+
+        tests = record.lines("test")
+        if processes.is_first():
+            _save_student(folder / "model", state, task, parts, tests[-1]["accuracy"])
+        best = max(tests, key=lambda line: line["accuracy"])
+        result = Result(
+            {
+                "model": task.student.name,
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params["student"])),
+                "data": dataset.name,
+                "test_examples": len(dataset.splits["test"]),
+                "epochs": task.num_epochs,
+                "seed": task.seed,
+                "last_accuracy": tests[-1]["accuracy"],
+                "best_accuracy": best["accuracy"],
+                "best_epoch": best["epoch"],
+                "last_ce": tests[-1]["ce"],
+                "method": methods.title(task.method),
+                **_about(teacher),
+                # Both of the last epoch's training.
+                "losses": metrics.numbers(state.tally.losses),
+                "metrics": {name: metric.describe() for name, metric in state.tally.metrics.items()},
+                # Of this process alone, if the run was resumed; None if nothing was left to train.
+                "images_per_second": round(loop.stopwatch.images_per_second(), 1) or None,
+                "seconds": {name: round(value, 2) for name, value in loop.stopwatch.seconds.items()},
+                **({"objects": objects} if objects else {}),
+            }
+        )
+        record.finish(result)
+    say(f"{folder}: done, last accuracy {tests[-1]['accuracy']:.2f} % (best {best['accuracy']:.2f} %)")
+    with processes.peers_needed():
+        signal_name = processes.agreed_signal(stop.signal_name)
+    if signal_name:
+        raise Stopped(f"{signal_name} came while {folder} was finishing; it is done")
+    return result
+
+
+def _about(teacher: teachers.Teacher | None) -> dict[str, Any]:
+    """What a result says of the teacher."""
+    if teacher is None:
+        return {}
+    known = teacher.description
+    return {
+        "teacher": teacher.name,
+        "teacher_model": known.model,
+        "teacher_accuracy": known.test_accuracy,
+    }
+
+
+@contextlib.contextmanager
+def _saying_what_is_saved(checkpoints: Path) -> Iterator[None]:
+    """Adds to a failure of the disk what it has not taken."""
+    try:
+        yield
+    except OSError as error:
+        newest = max(saved_steps(checkpoints), default=None)
+        raise OSError(
+            f"{error}; {describe_newest(newest)}. When that is mended, the same command goes on"
+        ) from error
+
+
+def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
+    """The constants of a run, and its optimiser's recipe; None for an own optimiser.
+
+    Raises:
+      ValueError: an augmentation is of a view that the method does not have.
+    """
+    dataset, teacher, method = parts.dataset, parts.teacher, parts.method
+    steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
+    recipe, optimizer = None, parts.optimizer
+    if optimizer is None:
+        recipe = config.recipe(config.num_epochs, steps_per_epoch)
+        optimizer = recipe.transformation()
+    elif isinstance(optimizer, Mapping):
+        optimizer = by_label(optimizer)
+    views = as_views(parts.augmentation, tuple(method.views), config.augmentation(dataset))
+    network = parts.network.normalized(dataset.mean, dataset.std)
+    task = Task(
+        student=network.on_axis(AXIS if config.batch_norm == "global" else None),
+        teacher=teacher.frozen[0] if teacher and method.reads else None,
+        method=method,
+        optimizer=optimizer,
+        augmentations=tuple(views.items()),
+        seed=config.seed,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=steps_per_epoch,
+        accumulate=config.accumulate,
+        batch_norm=config.batch_norm,
+        ema=config.ema,
+    )
+    return task, recipe
+
+
+def _cached_logits(
+    config: DistillConfig,
+    task: Task,
+    dataset: data.Dataset,
+    teacher: teachers.Teacher,
+    devices: list[jax.Device],
+    before: str | None,
+    say: Say,
+) -> CachedLogits | None:
+    """The teacher's logits from a cache, if there is one for this run and it is wanted."""
+    if (reason := why_not(task, dataset)) is not None:
+        if config.cache not in ("auto", "off"):
+            raise ValueError(f"--cache {config.cache} cannot be used: {reason}; train with --cache off")
+        return None
+    augmentation: Any = dict(task.augmentations)["main"]
+    cache = find_cache(
+        config.cache,
+        teacher,
+        dataset,
+        augmentation,
+        seed=task.seed,
+        num_epochs=task.num_epochs,
+        before=before,
+        say=say,
+    )
+    if cache is None:
+        return None
+    split, fill = cacheable_split(dataset), None
+    if config.cache == "fill":
+        filler = Filler(cache, *teacher.frozen, split, augmentation, devices=devices)
+        fill = functools.partial(filler, progress=FillProgress(say))
+    return CachedLogits(cache, len(split), augmentation, seed=task.seed, fill=fill)
+
+
+def _save_student(folder: Path, state: TrainState, task: Task, parts: Parts, accuracy: float) -> None:
+    """Saves the trained network as a teacher for other runs."""
+    source = "trained on labels"
+    if parts.teacher is not None:
+        about = f"{methods.title(task.method)} {methods.options(task.method)}"
+        source = f"distilled from {parts.teacher.name} with {about}"
+    source += f", {task.num_epochs} epochs, seed {task.seed}"
+    mean, std = task.student.mean, task.student.std
+    assert mean is not None and std is not None, "`normalized` gives them"
+    description = teachers.Description(
+        model=task.student.name,
+        num_classes=parts.dataset.num_classes,
+        image_shape=parts.dataset.image_shape,
+        mean=mean,
+        std=std,
+        data=parts.dataset.name,
+        test_accuracy=accuracy,
+        source=source,
+        own=bool({"model", "student"} & set(parts.objects)),
+    )
+    teachers.save(folder, state.student, description)
+
+

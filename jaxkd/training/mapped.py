@@ -1,0 +1,114 @@
+"""The pure steps on several devices: pmap, and several steps in a call.
+
+Runs of one shape share one compiled program in a process: the mapped functions are kept by what they are made
+of, and the seed is an argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxkd.data.augment import Numbered
+from jaxkd.data.batch import Batch, fetch
+from jaxkd.methods import Method
+from jaxkd.models import Network
+from jaxkd.models.network import AXIS
+from jaxkd.training.state import TrainState
+from jaxkd.training.step import Frozen, eval_step, teacher_logits, train_step
+from jaxkd.training.task import Task
+
+T = TypeVar("T")
+
+# In one call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
+# naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
+_STEPS_PER_CALL = {"cpu": 1}
+_STEPS_PER_CALL_ELSEWHERE = 25
+# Programs that are kept: enough for the runs of a comparison, few enough to be forgotten.
+_KEPT = 8
+
+
+def _kept(make: Callable[..., T]) -> Callable[..., T]:
+    """Keeps what was made of equal arguments; arguments that cannot be compared make it anew."""
+    kept = functools.lru_cache(maxsize=_KEPT)(make)
+
+    @functools.wraps(make)
+    def wrapped(*arguments: Any) -> T:
+        try:
+            hash(arguments)
+        except TypeError:
+            return make(*arguments)
+        return kept(*arguments)
+
+    return wrapped
+
+
+def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
+    """How many training steps one call makes on these devices."""
+    return _STEPS_PER_CALL.get(devices[0].platform, _STEPS_PER_CALL_ELSEWHERE)
+
+
+def mapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..., TrainState]:
+    """`train_step` on several devices: `(state, frozen, resident, batches) -> state`.
+
+    `resident` is what `fetch` takes; `batches` is a `Batch` of `[D, S, B / D, ...]`: S steps are made in one
+    call.  The state's buffers are donated.
+    """
+    mapped = _train_step(dataclasses.replace(task, seed=0), tuple(devices))
+    seed = np.uint32(task.seed % 2**32)  # all of a seed that JAX's keys take in
+    return lambda state, frozen, resident, batches: mapped(state, frozen, resident, batches, seed)
+
+
+@_kept
+def _train_step(task: Task, devices: tuple[jax.Device, ...]) -> Callable[..., TrainState]:
+    unroll = devices[0].platform == "cpu"  # loops are slow there, see _STEPS_PER_CALL
+
+    def steps(state: TrainState, frozen: Frozen, resident: Any, batches: Batch, seed: Any) -> TrainState:
+        seeded = dataclasses.replace(task, seed=seed)
+
+        def step(before: TrainState, batch: Batch) -> tuple[TrainState, None]:
+            return train_step(seeded, before, frozen, fetch(resident, batch), unroll=unroll), None
+
+        if batches.ids.shape[0] == 1:
+            return step(state, jax.tree.map(lambda leaf: leaf[0], batches))[0]
+        return jax.lax.scan(step, state, batches)[0]
+
+    return jax.pmap(
+        steps,
+        axis_name=AXIS,
+        in_axes=(None, None, None, 0, None),
+        out_axes=None,
+        donate_argnums=0,
+        devices=devices,
+    )
+
+
+@_kept
+def mapped_eval_step(
+    network: Network, method: Method | None, devices: tuple[jax.Device, ...]
+) -> Callable[..., dict[str, jax.Array]]:
+    """`eval_step` on several devices: `(variables, resident, batch [D, B / D, ...]) -> sums`."""
+    return jax.pmap(
+        lambda variables, resident, batch: eval_step(network, method, variables, fetch(resident, batch)),
+        axis_name=AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=devices,
+    )
+
+
+@_kept
+def mapped_teacher_logits(
+    network: Network, augmentation: Numbered, dtype: str, devices: tuple[jax.Device, ...]
+) -> Callable[..., jax.Array]:
+    """`teacher_logits` on several devices: `(variables, resident, batch, numbers [D, B / D])`."""
+
+    def logits(variables: Any, resident: Any, batch: Batch, numbers: jax.Array) -> jax.Array:
+        return teacher_logits(network, augmentation, variables, fetch(resident, batch), numbers).astype(dtype)
+
+    return jax.pmap(logits, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)

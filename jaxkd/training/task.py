@@ -1,0 +1,116 @@
+"""What stays the same through a run: networks, method, optimiser, augmentations, length."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.data.augment import Augmentation, stream_key
+from jaxkd.methods import Inputs, Method, Terms
+from jaxkd.models import Network, Outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A run's constants; the steps are pure functions of them and of arrays.
+
+    Attributes:
+      student: the network that is trained.
+      teacher: None for a method that reads nothing.
+      method: gives the loss.
+      optimizer: of the tree `{"student": ..., "method": ...}`.
+      augmentations: by view; the views are the method's.
+      seed: of the run.
+      num_epochs: passes over the training images.
+      steps_per_epoch: updates in each.
+      accumulate: number of micro-batches for each update.  Batch norm, and losses on a whole batch, see one
+        micro-batch at a time (of all devices).
+      batch_norm: "global", statistics over all devices; "device", over each device's own examples, whose
+        running statistics are averaged.
+      ema: decay of the average of the student's parameters that is evaluated and saved; None for none.
+    """
+
+    student: Network
+    teacher: Network | None
+    method: Method
+    optimizer: optax.GradientTransformation
+    augmentations: tuple[tuple[str, Augmentation], ...]
+    seed: int
+    num_epochs: int
+    steps_per_epoch: int
+    accumulate: int = 1
+    batch_norm: Literal["global", "device"] = "global"
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.method.reads and self.teacher is None:
+            raise ValueError(
+                f"the method reads {', '.join(self.method.reads)} of a teacher, and there is none"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """All updates."""
+        return self.num_epochs * self.steps_per_epoch
+
+    def example_inputs(
+        self, student: Any, teacher: Any, image_shape: tuple[int, int, int], batch_size: int = 2
+    ) -> Inputs:
+        """Shapes of what the method sees, without running a network.
+
+        Args:
+          student: the student's variables.
+          teacher: the teacher's; None without one.
+          image_shape: height, width, channels.
+          batch_size: number of examples.
+        """
+        images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+
+        def outputs(network: Network, variables: Any) -> Outputs:
+            return jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
+
+        views = [view for view, _ in self.augmentations]
+        shapes: dict[str, Any] = {
+            "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+            "ids": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+            "where": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+            "epoch": jax.ShapeDtypeStruct((), jnp.int32),
+        }
+        return Inputs(
+            student=dict.fromkeys(views, outputs(self.student, student)),
+            teacher={} if self.teacher is None else dict.fromkeys(views, outputs(self.teacher, teacher)),
+            num_epochs=self.num_epochs,
+            **shapes,
+        )
+
+    def init_method(self, inputs: Inputs, constants: Mapping[str, Any]) -> tuple[dict[str, Any], Terms]:
+        """The method's variables at step 0 by collection, and the shapes of its terms.
+
+        Args:
+          inputs: shapes, as `example_inputs`.
+          constants: arrays for the collection "constants".
+        """
+        key = stream_key(self.seed, "method")
+        rngs = {name: key for name in ("params", "sample", "dropout")}
+        given = {"constants": constants} if constants else {}
+
+        def init(seen: Inputs) -> Any:
+            # With the collection of constants at hand, which `Module.init` would not take.
+            return self.method.apply(given, seen, rngs=rngs, mutable=True)
+
+        terms, made = jax.eval_shape(init, inputs)
+        made.pop("constants", None)
+        if made:
+            # Most methods learn nothing, and this compiles a program for every shape.
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), inputs)
+            made = dict(jax.jit(lambda seen: init(seen)[1])(zeros))
+            made.pop("constants", None)
+            terms, _ = jax.eval_shape(
+                lambda seen: self.method.apply({**made, **given}, seen, rngs=rngs, mutable=list(made)), inputs
+            )
+        return made, terms

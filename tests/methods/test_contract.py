@@ -1,0 +1,384 @@
+"""The contract: every method, registered or of a kind that may be, in everything that a run does with it.
+
+A method must not count padding, must compute on two devices what it computes on one, must go on after a stop
+with the same bits, and must train with and without a cache.  Methods that are not registered stand here for
+what a method may need: a memory, running statistics, adapters, two views, constants, a prediction of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from jaxkd import data, losses, methods, models, teachers
+from jaxkd.data.batch import Batch
+from jaxkd.data.order import batches
+from jaxkd.devices import replicate, share
+from jaxkd.methods import Histogram, Inputs, Mean, Method, Terms
+from jaxkd.metrics import numbers
+from jaxkd.models import Outputs
+from jaxkd.models.layers import BatchNorm
+from jaxkd.models.network import AXIS
+from jaxkd.runs import Stopped
+from jaxkd.runs.checkpoint import read_newest
+from jaxkd.training import Frozen, Task, TrainState, initial_state
+from jaxkd.training.mapped import mapped_train_step
+from jaxkd.training.optimizers import sgd
+
+BATCH = 16  # of 40 images: the third batch of an epoch holds 8 examples, and one of two devices none
+
+
+class Tiny(nn.Module):
+    """A network without batch norm, whose update does not depend on how a batch is cut."""
+
+    width: int = 6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = nn.relu(nn.Conv(self.width, (3, 3), strides=2, dtype=self.dtype)(images))
+        pooled = x.mean((1, 2), dtype=jnp.float32)
+        return nn.Dense(3)(pooled), {"stage1": x, "pooled": pooled}
+
+
+class Memory(Method):
+    """Pulls an example towards the row that was stored of it, and away from the mean of all rows."""
+
+    reads: ClassVar = ("pooled",)
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        bank = self.variable("memory", "rows", jnp.zeros, (40, 6))
+        whole = x.gather()
+        mine = whole.student["main"].features["pooled"]
+        loss = jnp.sum((mine - bank.value[whole.ids]) ** 2, -1) - jnp.sum(mine * bank.value.mean(0), -1)
+        if not self.is_initializing():
+            rows = 0.5 * bank.value[whole.ids] + 0.5 * jax.lax.stop_gradient(mine)
+            bank.value = bank.value.at[jnp.where(whole.where, whole.ids, 40)].set(rows, mode="drop")
+        masked = jnp.sum(jnp.where(whole.where, loss, 0)) / jnp.maximum(jnp.sum(whole.where), 1)
+        drawn = jax.random.uniform(self.make_rng("sample"))  # the same on all devices
+        return Terms({"memory": (masked + 0.1 * drawn, 1.0)}, {"drawn": Mean.of(drawn, x.where)})
+
+
+class Statistics(Method):
+    """Keeps a running mean of the teacher's logits, each device of its own examples."""
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        mean = self.variable("statistics", "mean", jnp.zeros, (3,))
+        count = jnp.sum(x.where)
+        own = jnp.sum(jnp.where(x.where[:, None], x.teacher_logits, 0), 0) / jnp.maximum(count, 1)
+        loss = jnp.sum((x.student_logits - x.teacher_logits + mean.value) ** 2, -1)
+        if not self.is_initializing():
+            mean.value = 0.9 * mean.value + 0.1 * own
+        return Terms({"kd": (loss, 1.0)})
+
+
+class Adapter(Method):
+    """FitNet's kind: a convolution and batch norm over the devices, trained with the student."""
+
+    reads: ClassVar = ("logits", "stage1")
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        student, teacher = x.student["main"].features["stage1"], x.teacher["main"].features["stage1"]
+        adapted = nn.Conv(teacher.shape[-1], (1, 1))(student)
+        adapted = BatchNorm(use_running_average=False, axis_name=x.axis_name)(adapted, x.where)
+        return Terms({"hint": (jnp.mean((adapted - teacher) ** 2, (1, 2, 3)), 1.0)})
+
+
+class TwoViews(Method):
+    """A consistency of two views, besides KD on the first."""
+
+    views: ClassVar = ("main", "other")
+
+    def __call__(self, x: Inputs) -> Terms:
+        one, two = x.student["main"].logits, x.student["other"].logits
+        kd = losses.kd(one, x.teacher_logits) + losses.kd(two, x.teacher["other"].logits)
+        return Terms({"kd": (kd, 1.0), "consistency": (jnp.mean((one - two) ** 2, -1), 0.5)})
+
+
+class Head(Method):
+    """SimKD's kind: the prediction goes through a projector and the teacher's own classifier."""
+
+    reads: ClassVar = ("pooled",)
+
+    def constants(self, teacher: Any, student: Any) -> dict[str, Any]:
+        return dict(teacher.variables["params"]["Dense_0"])
+
+    def setup(self) -> None:
+        self.projector = nn.Dense(9)
+
+    def __call__(self, x: Inputs) -> Terms:
+        pooled = self.projector(x.student["main"].features["pooled"])
+        distance = jnp.mean((pooled - x.teacher["main"].features["pooled"]) ** 2, -1)
+        return Terms({"distance": (distance, 1.0)})
+
+    def predict(self, student: Outputs) -> jax.Array:
+        pooled = self.projector(student.features["pooled"])
+        kernel, bias = (self.get_variable("constants", name) for name in ("kernel", "bias"))
+        return pooled @ kernel + bias
+
+
+def plain(x: Inputs) -> Any:
+    """A function that returns every kind of value and metric."""
+    tau = 2.0 + x.epoch / x.num_epochs
+    distance = losses.kd(x.student_logits, x.teacher_logits, temperature=lambda *_: tau)
+    scalar = jnp.sum(jnp.where(x.gather().where, 1.0, 0.0)) / 100
+    return Terms(
+        {"kd": (distance, 1.0), "penalty": (scalar, jnp.float32(0.5))},
+        {
+            "tau": Mean.of(tau, x.where),
+            "temperature": Histogram.of(tau, x.where),
+            "spread": Histogram.of(jnp.abs(x.student_logits[:, 0]) + 0.2, x.where),
+        },
+    )
+
+
+OWN = {
+    "memory": Memory(),
+    "statistics": Statistics(),
+    "adapter": Adapter(),
+    "two views": TwoViews(),
+    "head": Head(),
+    "function": methods.from_function(plain, name="plain"),
+}
+ALL = {**{name: methods.create(name) for name in methods.names()}, **OWN}
+# What a micro-batch gives depends on the others: a loss or a norm over the whole batch, or a state.
+OF_BATCH = {"dist", "memory", "statistics", "adapter"}
+
+every_method = pytest.mark.parametrize("name", ALL)
+
+
+def test_every_registered_method_is_under_contract() -> None:
+    assert set(methods.names()) <= ALL.keys()
+
+
+def teacher_of(dataset: data.Dataset) -> teachers.Teacher:
+    network = models.from_linen(Tiny(width=9), name="teacher")
+    variables = network.init(7, dataset.image_shape)
+    return teachers.from_network(network, variables, image_shape=dataset.image_shape, mean=(0.3,), std=(0.2,))
+
+
+def task(dataset: data.Dataset, method: Method, **changes: Any) -> Task:
+    dtype = changes.pop("dtype", jnp.float32)
+    flip = data.CropFlip(padding=0, flip=True)
+    student = models.from_linen(Tiny(dtype=dtype)).normalized(dataset.mean, dataset.std).on_axis(AXIS)
+    return Task(
+        student=student,
+        teacher=teacher_of(dataset).frozen[0] if method.reads else None,
+        method=method,
+        optimizer=sgd(optax.constant_schedule(0.05)),
+        # Random crops are for the runs below: their code takes as long to compile as all the rest.
+        augmentations=(("main", data.Identity()), *((view, flip) for view in method.views[1:])),
+        seed=0,
+        num_epochs=10,
+        steps_per_epoch=3,
+        **changes,
+    )
+
+
+def steps(made: Task, dataset: data.Dataset, order: np.ndarray, num_devices: int = 1) -> TrainState:
+    """The state after updates with the batches `order` `[S, B]`."""
+    devices = jax.local_devices()[:num_devices]
+    teacher = teacher_of(dataset)
+    constants = dict(made.method.constants(teacher, made.student))
+    variables = teacher.frozen[1] if made.teacher is not None else None
+    start = initial_state(made, dataset.image_shape, teacher=variables, constants=constants)
+    train = dataset.splits["train"]
+    state, frozen, resident = replicate(
+        (jax.device_get(start), Frozen(variables, constants), (train.images, train.labels)), devices
+    )
+    step = mapped_train_step(made, devices)
+    for ids in order:
+        state = step(state, frozen, resident, Batch(share(ids[None], num_devices)))
+    return jax.device_get(state)
+
+
+def first_epoch() -> np.ndarray:
+    return batches(data.epoch_order(40, seed=0, epoch=1), BATCH)
+
+
+def assert_close(actual: Any, expected: Any, atol: float = 2e-5) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(actual):
+        other = dict(jax.tree_util.tree_leaves_with_path(expected))[path]
+        np.testing.assert_allclose(leaf, other, atol=atol, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+def learned(state: TrainState) -> Any:
+    return state.params, state.network, state.method
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, TrainState]:
+    """The state of each method after one epoch on one device, computed once."""
+    dataset = helpers.tiny_dataset()
+    return Lazily(lambda name: steps(task(dataset, ALL[name]), dataset, first_epoch()))
+
+
+class Lazily(dict):
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self._make(name)
+        return self[name]
+
+
+@every_method
+def test_padding_never_counts(name: str, dataset: data.Dataset) -> None:
+    """A batch of 8 examples and 8 places without one gives the update of the batch of 8."""
+    padded = first_epoch()[2:]
+    assert (padded < 0).sum() == 8
+    made = task(dataset, ALL[name])
+    one, other = steps(made, dataset, padded), steps(made, dataset, padded[:, :8])
+    assert_close(learned(one), learned(other))
+    assert_close(one.tally, other.tally)
+
+
+@every_method
+def test_two_devices_compute_what_one_does(name: str, dataset: data.Dataset, whole: Any) -> None:
+    two = steps(task(dataset, ALL[name]), dataset, first_epoch(), num_devices=2)
+    assert_close(learned(two), learned(whole[name]))
+    assert_close(two.tally, whole[name].tally, atol=1e-3)
+
+
+@every_method
+def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: Any) -> None:
+    """To the same update, unless the method sees the batch as a whole."""
+    cut = steps(task(dataset, ALL[name], accumulate=2), dataset, first_epoch())
+    assert int(cut.tally.nonfinite_step) == -1
+    if name not in OF_BATCH:
+        assert_close(learned(cut), learned(whole[name]))
+    counts = {float(metric.count) for metric in cut.tally.losses.values()}
+    assert counts == {40.0}
+
+
+@every_method
+def test_everything_that_learns_moves_and_what_is_frozen_does_not(name: str, whole: Any) -> None:
+    made = task(helpers.tiny_dataset(), ALL[name])
+    teacher = teacher_of(helpers.tiny_dataset())
+    constants = dict(ALL[name].constants(teacher, made.student))
+    variables = teacher.frozen[1] if made.teacher is not None else None
+    start = initial_state(made, (8, 8, 1), teacher=variables, constants=constants)
+    after = whole[name]
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), learned(start), learned(after))
+    still = [path for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf]
+    # A bias before batch norm has no gradient, and SimKD's kind never trains the student's own head.
+    allowed = {"head": "['student']['Dense_0']", "memory": "['student']['Dense_0']"}.get(name, "-")
+    assert all(
+        allowed in jax.tree_util.keystr(path) or "bias" in jax.tree_util.keystr(path) for path in still
+    )
+
+
+@every_method
+def test_activations_of_sixteen_bits_leave_everything_else_alone(name: str, dataset: data.Dataset) -> None:
+    state = steps(task(dataset, ALL[name], dtype=jnp.bfloat16), dataset, first_epoch())
+    assert int(state.tally.nonfinite_step) == -1
+    assert all(np.isfinite(value) for value in numbers(state.tally.all).values())
+    for leaf in jax.tree.leaves((learned(state), state.opt_state)):
+        assert leaf.dtype in (np.float32, np.int32)
+
+
+@every_method
+def test_metrics_of_every_kind_are_of_all_examples(name: str, whole: Any) -> None:
+    tally = whole[name].tally
+    shown = numbers(tally.all)
+    assert all(np.isfinite(value) for value in shown.values())
+    assert {"loss", "accuracy"} < tally.losses.keys()
+    for metric in tally.metrics.values():
+        assert json.loads(json.dumps(metric.describe()))["mean"] == pytest.approx(metric.compute()[""])
+        assert str(metric)
+        if isinstance(metric, Histogram):
+            assert metric.counts.sum() == 40
+            assert metric.quantile(0.05) <= metric.quantile(0.95)
+    if name == "function":
+        assert shown["tau"] == pytest.approx(2.1)
+        assert shown["penalty"] == pytest.approx((16 * 16 + 16 * 16 + 8 * 8) / 40 / 100)
+
+
+def start_run(folder: Path, dataset: data.Dataset, name: str, **options: Any) -> Any:
+    return jaxkd.distill(
+        teacher=teacher_of(dataset),
+        student=models.from_linen(Tiny()),
+        method=ALL[name],
+        data=dataset,
+        run=folder,
+        **{"epochs": 2, "batch_size": BATCH, "log_every": 1, "devices": 2, "say": helpers.silent, **options},
+    )
+
+
+@every_method
+def test_runs_stop_resume_and_take_logits_from_a_cache(
+    name: str, dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    live = start_run(tmp_path / "whole", dataset, name)
+
+    def stop(_: Any, step: int) -> None:
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped, match="stopped by SIGINT after step 4 of 6"):
+        start_run(tmp_path / "cut", dataset, name, on_log=stop)
+    start_run(tmp_path / "cut", dataset, name)
+    one, other = (read_newest(tmp_path / run / "checkpoints")[0] for run in ("whole", "cut"))
+    assert one is not None
+    assert other is not None
+    assert (one.step, one.identity) == (other.step, other.identity)
+    assert jax.tree.all(jax.tree.map(np.array_equal, one.state, other.state))
+
+    method = ALL[name]
+    if set(method.reads) == {"logits"} and method.views == ("main",):
+        cached = start_run(tmp_path / "cached", dataset, name, cache="fill")
+        assert cached["losses"]["loss"] == pytest.approx(live["losses"]["loss"], rel=5e-3)
+        assert cached["metrics"].keys() == live["metrics"].keys()
+    else:
+        with pytest.raises(ValueError, match=r"--cache fill cannot be used: the method (reads|has)"):
+            start_run(tmp_path / "cached", dataset, name, cache="fill")
+
+
+def test_a_prediction_of_a_methods_own_is_what_is_evaluated(dataset: data.Dataset, tmp_path: Path) -> None:
+    result = start_run(tmp_path / "head", dataset, "head", epochs=8, optimizer=optax.adam(1e-2))
+    state = read_newest(tmp_path / "head" / "checkpoints")[0].state
+    test, teacher = dataset.splits["test"], teacher_of(dataset)
+    network = models.from_linen(Tiny()).normalized(dataset.mean, dataset.std)
+    student, _ = network.apply({"params": state["params"]["student"]}, jnp.asarray(test.images))
+    variables = {"params": state["params"]["method"], "constants": ALL["head"].constants(teacher, network)}
+    logits = ALL["head"].apply(variables, student, method="predict")
+    assert result["last_accuracy"] == pytest.approx(100 * float((logits.argmax(-1) == test.labels).mean()))
+    assert result["last_ce"] == pytest.approx(
+        float(methods.cross_entropy(logits, test.labels).mean()), rel=1e-5
+    )
+    own = methods.cross_entropy(student.logits, test.labels).mean()
+    assert result["last_ce"] != pytest.approx(float(own), rel=1e-3)
+
+
+def test_names_that_are_taken_are_refused(dataset: data.Dataset) -> None:
+    def twice(x: Inputs) -> Terms:
+        return Terms({"loss": (x.student_logits[:, 0], 1.0)})
+
+    made = task(dataset, methods.from_function(twice, name="twice"))
+    with pytest.raises(ValueError, match="two terms or metrics the name loss; rename one"):
+        initial_state(made, dataset.image_shape, teacher=teacher_of(dataset).frozen[1])
+    with pytest.raises(ValueError, match="two terms have the same name: kd"):
+        Terms({"kd": (jnp.ones(2), 1.0)}) + Terms({"kd": (jnp.ones(2), 1.0)})
+
+
+def test_a_method_that_reads_needs_a_teacher(dataset: data.Dataset) -> None:
+    with pytest.raises(ValueError, match="the method reads logits of a teacher, and there is none"):
+        dataclasses.replace(task(dataset, methods.create("labels")), method=methods.create("kd"))

@@ -1,0 +1,296 @@
+"""Whole runs in this process: evaluation, records, resumption, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from helpers import silent
+
+import jaxkd
+from jaxkd import data, teachers
+from jaxkd.config import DistillConfig, TrainConfig
+from jaxkd.runs import NonFiniteError, Stopped, evaluate
+from jaxkd.runs.checkpoint import saved_steps
+from jaxkd.progress import ProgressLines
+from jaxkd.runs.loop import _chunks, _pieces
+
+
+def config(folder: Path, teacher: Path | None = None, **changes: Any) -> Any:
+    common = {"run": folder, "epochs": 3, "batch_size": 16, "devices": 1, "log_every": 2, **changes}
+    if teacher is None:
+        return TrainConfig(model="resnet8", **common)
+    return DistillConfig(teacher=str(teacher), student="resnet8", **common)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in read]
+
+
+class StopAt:
+    """Says nothing; asks for a stop when a line about a step after `step` would be said."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        def trained(_: ProgressLines, __: str, now: int, *___: object) -> None:
+            if now == step:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(ProgressLines, "trained", trained)
+
+    def __call__(self, _: str) -> None:
+        pass
+
+
+def test_two_lengths_of_call_are_compiled_at_most() -> None:
+    """782 steps an epoch, 25 in a call, from the beginning and resumed anywhere."""
+    lengths = {
+        len(piece)
+        for done in range(782)
+        for chunk in _chunks(np.zeros((782 - done, 1)), done, 100)
+        for piece in _pieces(chunk, 25)
+    }
+    assert lengths == {1, 25}
+    assert sum(len(chunk) for chunk in _chunks(np.zeros((700, 1)), 82, 100)) == 700
+
+
+@pytest.mark.parametrize(
+    ("stop_step", "steps_per_call"),
+    [(2, 1), (3, 1), (5, 1), (5, 2)],  # inside an epoch, at its end, after it; several steps in a call
+)
+def test_a_stopped_run_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int, steps_per_call: int
+) -> None:
+    options = {"steps_per_call": steps_per_call}
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    whole = jaxkd.distill(config(tmp_path / "whole", teacher, **options), dataset, say=silent)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped, match=f"stopped by SIGINT after step {stop_step} of 9"),
+    ):
+        jaxkd.distill(config(tmp_path / "cut", teacher, **options), dataset, say=StopAt(patch, stop_step))
+    assert not (tmp_path / "cut" / "result.json").exists()
+    said: list[str] = []
+    resumed = jaxkd.distill(config(tmp_path / "cut", teacher, **options), dataset, say=said.append)
+    assert f"resuming at step {stop_step} of 9" in said
+
+    digests = [teachers.load(tmp_path / name).digest for name in ("whole", "cut")]
+    assert digests[0] == digests[1]
+    assert lines(tmp_path / "cut")[-2:] == lines(tmp_path / "whole")[-2:]
+    assert [line["step"] for line in lines(tmp_path / "cut") if line["kind"] == "test"] == [3, 6, 9]
+    for result in (whole, resumed):
+        del result["images_per_second"], result["seconds"]
+    assert whole == resumed
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_a_signal_at_the_end_of_a_run_counts_if_all_processes_know_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreed: bool
+) -> None:
+    save = teachers.save
+
+    def saving(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(*args)
+
+    monkeypatch.setattr(teachers, "save", saving)
+    if not agreed:
+        monkeypatch.setattr("jaxkd.runs.processes.agreed_signal", lambda _: None)
+    dataset = helpers.tiny_dataset()
+    stopped = pytest.raises(Stopped, match=r"SIGTERM came while .*run was finishing; it is done")
+    with stopped if agreed else contextlib.nullcontext():
+        jaxkd.train(config(tmp_path / "run", epochs=1), dataset, say=silent)
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    first = jaxkd.train(config(tmp_path / "run", epochs=1), dataset, say=silent)
+    said: list[str] = []
+    assert jaxkd.train(config(tmp_path / "run", epochs=1), dataset, say=said.append) == first
+    assert len(said) == 1
+    assert "is done already" in said[0]
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    result = jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock", "config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "model",
+    }  # fmt: skip
+    assert json.loads((folder / "result.json").read_text()) == result
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["config"]["method"] == "atkd"
+    assert stored["environment"]["jax"] == jax.__version__
+    assert stored["identity"]["data_digest"] == dataset.digest
+    train = [line for line in lines(folder) if line["kind"] == "train"]
+    assert [line["step"] for line in train] == [2, 3, 5, 6, 8, 9]
+    named = {"loss", "ce", "kd", "temperature", "temperature_p95", "correlation", "learning_rate"}
+    assert named <= train[0].keys()
+    # The bounds of the adaptive temperature for three classes, from the sum of squares of z-scores.
+    spread = result["metrics"]["temperature"]
+    assert (
+        1.366 * (2 / 3) ** 0.5 - 1e-3
+        <= spread["p5"]
+        <= spread["mean"]
+        <= spread["p95"]
+        <= 1.366 * 2 / 3**0.5 + 0.02
+    )
+    assert sum(spread["counts"]) == len(dataset.splits["train"])
+    assert len(spread["edges"]) == len(spread["counts"]) + 1
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [5, 16, 1000])
+def test_evaluation_counts_every_example_once(tmp_path: Path, devices: int, batch_size: int) -> None:
+    dataset = helpers.tiny_dataset(num_test=29)
+    teacher = teachers.load(helpers.untrained_teacher(tmp_path / "teacher", dataset))
+    test = dataset.splits["test"]
+    logits = np.asarray(teacher.logits(test.images), np.float64)
+    scores = evaluate(teacher, dataset, batch_size=batch_size, devices=devices)
+    assert scores["accuracy"] == pytest.approx(100 * (logits.argmax(1) == test.labels).mean(), abs=1e-9)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert scores["ce"] == pytest.approx(-log_p[np.arange(29), test.labels].mean(), rel=1e-5)
+
+
+def test_resuming_with_another_seed_teacher_or_data_is_refused(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    other = helpers.untrained_teacher(tmp_path / "other", dataset, model="resnet14")
+    jaxkd.distill(config(tmp_path / "run", teacher, epochs=1), dataset, say=silent)
+    for changed, arguments, keys in (
+        (config(tmp_path / "run", teacher, epochs=1, seed=1), dataset, r"seed \(there 0, here 1\)"),
+        (config(tmp_path / "run", other, epochs=1), dataset, r"teacher_digest"),
+        (config(tmp_path / "run", teacher, epochs=1), helpers.tiny_dataset(seed=1), "data_digest"),
+        (config(tmp_path / "run", teacher, epochs=2, method="kd"), dataset, "epochs .*method "),
+        (config(tmp_path / "run", teacher, epochs=1, flip=False), dataset, r"augmentation\.main"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run; different: {keys}.*--run"):
+            jaxkd.distill(changed, arguments, say=silent)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    jaxkd.train(config(tmp_path / "one", epochs=1), dataset, say=silent)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "checkpoints").rename(tmp_path / "two" / "checkpoints")
+    with pytest.raises(ValueError, match=r"holds checkpoints, but no config\.json"):
+        jaxkd.train(config(tmp_path / "two", epochs=1, seed=1), dataset, say=silent)
+    stored = json.loads((tmp_path / "one" / "config.json").read_text())
+    stored["identity"]["seed"] = 1
+    (tmp_path / "two" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        ValueError, match=r"checkpoint .*/3 is of another run; different: seed \(there 0, here 1\)"
+    ):
+        jaxkd.train(config(tmp_path / "two", epochs=1, seed=1), dataset, say=silent)
+
+
+def test_nan_in_the_teacher_stops_at_its_step_and_says_so(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+
+    def poison(variables: dict[str, Any]) -> dict[str, Any]:
+        return jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), variables)
+
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset, change=poison)
+    with pytest.raises(
+        NonFiniteError, match=r"step 0: the teacher's logits are NaN or infinite for 16 examples"
+    ):
+        jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
+    assert not saved_steps(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize("learning_rate", [1e18, 1e39])  # the loss overflows first, or the update does
+def test_divergence_names_the_step_and_leaves_good_checkpoints_only(
+    tmp_path: Path, learning_rate: float
+) -> None:
+    dataset = helpers.tiny_dataset()
+    options = {"learning_rate": learning_rate, "epochs": 50, "log_every": 1, "checkpoint_seconds": 0}
+    with pytest.raises(NonFiniteError, match=r"^step \d+: the (loss|update) .*is NaN or infinite") as caught:
+        jaxkd.train(config(tmp_path / "run", **options), dataset, say=silent)
+    saved = saved_steps(tmp_path / "run" / "checkpoints")
+    last = f"the last good checkpoint is step {max(saved)}" if saved else "there is no checkpoint yet"
+    assert last in str(caught.value)
+    for step in saved:
+        restored = ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / str(step) / "state")
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored["params"]))
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset, num_classes=4)
+    with pytest.raises(ValueError, match="teacher teacher has 4 classes and tiny has 3"):
+        jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
+    colour = data.from_arrays(
+        *[(np.repeat(s.images, 3, -1), s.labels) for s in (dataset.splits["train"], dataset.splits["test"])]
+    )
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    with pytest.raises(ValueError, match="takes images with 1 channels, and those of arrays have 3"):
+        jaxkd.distill(config(tmp_path / "run", teacher), colour, say=silent)
+
+
+def test_bad_configurations_are_refused() -> None:
+    for changes, message in (
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"batch_size": -4}, "--batch-size must be at least 1, got -4"),
+        ({"learning_rate": 0.0}, "--learning-rate must be positive"),
+        ({"weight_decay": -1.0}, "--weight-decay must be at least 0, got -1"),
+        ({"momentum": 1.0}, "--momentum must be less than 1, got 1.0"),
+        ({"seed": 2**32}, "--seed must be less than 2"),
+        ({"crop_padding": -1}, "--crop-padding must be at least 0, got -1"),
+        ({"steps_per_call": 25, "log_every": 10}, "--steps-per-call 25 would never be reached"),
+        ({"data_dir": Path("tfds")}, "--data-dir is for data sets of TensorFlow Datasets, and --data digits"),
+        ({"data": "my.npz", "data_dir": Path("tfds")}, "--data-dir is for .* --data my.npz is none"),
+        ({"debug": True, "steps_per_call": 5}, "--debug makes one step a call; leave out --steps-per-call 5"),
+        ({"debug": True, "distributed": True}, "--debug is for one process; leave out --distributed"),
+        ({"fork": Path("other"), "distributed": True}, "--fork is for one process"),
+        # What a file or a call in Python may hold.
+        ({"epochs": True}, "--epochs must be a whole number or nothing, got True"),
+        ({"epochs": 2.5}, "--epochs must be a whole number or nothing, got 2.5"),
+        ({"batch_norm": "Global"}, "--batch-norm must be global or device, got 'Global'"),
+        ({"flip": "false"}, "--flip must be true or false or nothing, got 'false'"),
+        ({"run": 7}, "--run must be a path or nothing, got 7"),
+        ({"optimizer": "adam", "schedule": "step"}, "--schedule must be steps or cosine or constant"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**changes)
+    with pytest.raises(ValueError, match=r"devices must be from 1 to 8 \(cpu\) on this machine, got 9"):
+        jaxkd.train(TrainConfig(devices=9), helpers.tiny_dataset(), say=silent)
+    with pytest.raises(ValueError, match="a batch of 12 cannot be shared equally by 8 devices"):
+        jaxkd.train(TrainConfig(batch_size=12, devices=8), helpers.tiny_dataset(), say=silent)
+
+
+def test_seeds_are_the_runs_that_each_would_be_alone(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    said: list[str] = []
+    alone = jaxkd.distill(config(tmp_path / "alone", teacher, seed=4), dataset, say=silent)
+    several = jaxkd.distill(config(tmp_path / "many", teacher, seed=3, seeds=2), dataset, say=said.append)
+    assert several["seeds"] == [3, 4]
+    accuracies = [run["last_accuracy"] for run in several["runs"]]
+    assert several["last_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert several["last_accuracy_deviation"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert "2 seeds: last accuracy" in said[-1]
+    digests = [teachers.load(tmp_path / name).digest for name in ("alone", "many-seed4", "many-seed3")]
+    assert digests[0] == digests[1] != digests[2]
+    for result in (alone, several["runs"][1]):
+        del result["images_per_second"], result["seconds"]
+    assert alone == several["runs"][1]
+    # The same call again, after a stop in the second run: the first is done, the second goes on.
+    (tmp_path / "many-seed4" / "result.json").unlink()
+    said.clear()
+    again = jaxkd.distill(config(tmp_path / "many", teacher, seed=3, seeds=2), dataset, say=said.append)
+    assert [line for line in said if "many-seed3" in line and "is done already" in line]
+    assert "resuming at step 9 of 9" in said
+    assert again["last_accuracy"] == several["last_accuracy"]

@@ -1,0 +1,156 @@
+"""The programs of "bring your own" run as they stand, and learn; their runs resume and are told apart."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flax")
+
+import jaxkd
+from jaxkd import methods, models, teachers
+
+PAGE = Path(__file__).parents[1] / "docs" / "own.md"
+SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.S | re.M))
+
+
+def programs(section: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)```", SECTIONS[section], re.S | re.M)
+
+
+def execute(program: str, scope: dict[str, Any] | None = None) -> dict[str, Any]:
+    scope = {"__name__": "__main__"} if scope is None else scope
+    exec(compile(program, PAGE.name, "exec"), scope)
+    return scope
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_vision_transformer_is_taught(tmp_path: Path) -> None:
+    program, adapter = programs("A student in Flax Linen")
+    scope = execute(program)
+    assert scope["result"]["last_accuracy"] > 85
+    network = execute(adapter, scope)["network"]
+    teacher = teachers.load(tmp_path / "runs" / "vit", network=scope["ViT"](num_classes=10))
+    scores = jaxkd.evaluate(teacher, jaxkd.data.load("digits"))
+    assert scores["accuracy"] == pytest.approx(scope["result"]["last_accuracy"])
+    with pytest.raises(ValueError, match=r"holds the weights of an own network, ViT; load it with"):
+        teachers.load(tmp_path / "runs" / "vit")
+    variables = network.init(0, (8, 8, 1))
+    outputs, _ = network.apply(variables, jaxkd.data.load("digits").splits["test"].images[:2])
+    assert outputs.features["tokens"].shape == (2, 16, 64)
+
+
+def test_an_nnx_student_is_taught() -> None:
+    (program,) = programs("A student in Flax NNX")
+    assert execute(program)["result"]["last_accuracy"] > 80
+
+
+def test_own_losses_train(tmp_path: Path) -> None:
+    function, method = programs("A loss")
+    assert execute(function)["result"]["last_accuracy"] > 40
+    scope = execute(method)
+    assert scope["result"]["metrics"]["agreement"]["mean"] > 0.5
+    assert scope["result"]["method"] == "Pooled"
+    table = jaxkd.report([tmp_path / "runs"], tmp_path / "report")
+    assert "| soft   | resnet8 | soft-3 |" in table
+    assert "agreement" in table
+
+
+def test_own_optimisers_data_and_callbacks_are_taken() -> None:
+    (program,) = programs("An optimiser")
+    assert execute(program)["result"]["metrics"]["temperature"]["mean"] != pytest.approx(15.62, abs=1e-3)
+    (program,) = programs("Data and augmentation")
+    scope = execute(program)
+    assert scope["result"]["data"] == "my-digits"
+    (program,) = programs("Each log point")
+    history = execute(program, {"jaxkd": jaxkd})["history"]
+    assert [step for step, _ in history] == [23, 23]
+    assert history[0][1].keys() >= {"train/loss", "train/accuracy"}
+    assert history[1][1].keys() >= {"test/accuracy"}
+
+
+def test_other_objects_are_refused_and_changed_code_is_told(tmp_path: Path) -> None:
+    import flax.linen as nn
+    import helpers
+    import optax
+
+    class Mine(nn.Module):
+        width: int = 8
+
+        @nn.compact
+        def __call__(self, x):  # type: ignore[no-untyped-def]
+            return nn.Dense(3)(nn.relu(nn.Dense(self.width)(x.reshape(len(x), -1))))
+
+    dataset = helpers.tiny_dataset()
+    teacher = teachers.load(helpers.untrained_teacher(tmp_path / "teacher", dataset))
+    said: list[str] = []
+
+    def run(**changes: Any) -> Any:
+        given = {"student": Mine(), "method": "kd", "optimizer": optax.adam(1e-3), **changes}
+        options = {"run": tmp_path / "run", "epochs": 1, "batch_size": 16, "devices": 1}
+        return jaxkd.distill(teacher=teacher, data=dataset, say=said.append, **{**options, **given})
+
+    first = run()
+    assert run() == first
+    for changes, message in (
+        ({"student": Mine(width=9)}, r"student\.module .*student\.shapes"),
+        ({"student": models.from_linen(Mine(), name="other")}, r"student \(there Mine, here other\)"),
+        ({"student": "resnet8"}, r"student \(there Mine, here resnet8\)"),
+        ({"method": methods.create("kd", weight=0.5)}, r"method\.weight \(there 0.9, here 0.5\)"),
+        ({"optimizer": optax.sgd(0.1)}, r"optimizer\.state"),
+        ({"optimizer": "adamw"}, r"optimizer \(there own, here adamw\)"),
+        ({"augmentation": jaxkd.data.Identity()}, r"augmentation\.main"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run; different: .*{message}"):
+            run(**changes)
+
+    for code in ("x.student_logits[:, 0] ** 2", "x.student_logits[:, 1] ** 2"):
+        (tmp_path / "loss.py").write_text(f"def loss(x):\n    return {code}\n")
+        scope: dict[str, Any] = {}
+        exec(compile((tmp_path / "loss.py").read_text(), str(tmp_path / "loss.py"), "exec"), scope)
+        import linecache
+
+        linecache.checkcache()
+        said.clear()
+        run(method=methods.from_function(scope["loss"], name="mine"), run=tmp_path / "own")
+    assert any("the code of your method has changed since this run began" in line for line in said)
+    assert any("is done already" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"student": 3}, TypeError, "a student must be the name of a model, a Flax Linen module"),
+        ({"student": "resnet9"}, ValueError, 'unknown model "resnet9"'),
+        ({"epoch": 3}, TypeError, "unknown options: epoch; accepted: accumulate, "),
+        ({"optimizer": "adam"}, ValueError, 'unknown optimizer "adam"; did you mean "adamw"'),
+        ({"config": "text"}, TypeError, "the first argument must be a DistillConfig, got str"),
+        ({"run": 7}, ValueError, "--run must be a path or nothing, got 7"),
+    ],
+)
+def test_wrong_arguments_have_their_message(arguments: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        jaxkd.distill(**{"teacher": "digits-resnet20", "data": "digits", **arguments})
+
+
+def test_a_student_of_another_number_of_classes_is_refused(tmp_path: Path) -> None:
+    import flax.linen as nn
+
+    class Seven(nn.Module):
+        @nn.compact
+        def __call__(self, x):  # type: ignore[no-untyped-def]
+            return nn.Dense(7)(x.reshape(len(x), -1))
+
+    with pytest.raises(
+        ValueError, match=r"student Seven must give logits \[B, 10\] for digits, got \[B, 7\]"
+    ):
+        jaxkd.distill(teacher="digits-resnet20", student=Seven(), data="digits", run=tmp_path / "run")
+    with pytest.raises(TypeError, match="distill needs teacher=: a name, a folder, or a Teacher"):
+        jaxkd.distill(student=Seven(), data="digits")
