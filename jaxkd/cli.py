@@ -196,8 +196,9 @@ def _teachers(config: configs.TeachersConfig) -> None:
     from jaxkd import _markdown as markdown
     from jaxkd import teachers
 
-    entries = teachers.available()
-    rows, damaged = [], 0
+    found = teachers.survey()
+    entries = [entry for entry in found.values() if isinstance(entry, teachers.Entry)]
+    rows, damaged = [], len(found) - len(entries) if config.verify else 0
     for entry in entries:
         about = entry.description
         accuracy = "-" if about.test_accuracy is None else f"{about.test_accuracy:.2f}"
@@ -211,9 +212,9 @@ def _teachers(config: configs.TeachersConfig) -> None:
     _say(markdown.table(["name", "model", "data", "source", "digest", "accuracy"], rows, left=5))
     _say(f"{len(entries)} teacher(s), in {teachers.zoo()} and in the package")
     if damaged:
-        raise ValueError(f"the weights of {damaged} of {len(entries)} teachers are damaged")
+        raise ValueError(f"{damaged} of {len(found)} teachers are damaged")
     if config.verify:
-        _say("all weights have their digests")
+        _say("all weights and descriptions have their checksums")
 
 
 def _models(config: configs.ModelsConfig) -> None:
