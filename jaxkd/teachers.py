@@ -20,12 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd import models, storage, teacher_files, torch_files
 from jaxkd._paths import cache_folder
 from jaxkd.data.views import normalize
 from jaxkd.files.whole import current, names_in
-from jaxkd.models import torch_names
+from jaxkd.models import torch_find, torch_names
 
 _METADATA = "jaxkd"  # where a .safetensors file carries the description
 _SHIPPED = Path(__file__).with_name("zoo")
@@ -360,16 +361,21 @@ def import_torch(
     model: str,
     num_classes: int,
     image_shape: tuple[int, int, int] = (32, 32, 3),
+    rename: Mapping[str, str] | None = None,
+    prefix: str | None = None,
     **model_options: Any,
 ) -> dict[str, Any]:
     """Reads the weights of a PyTorch network, without PyTorch and without running what is in the file.
 
     Args:
-      file: `.pt`, `.pth`, `.th`, `.safetensors` or `.npz`, with the parameter names of RepDistiller,
-        mdistiller, the ResNets of pytorch-cifar-models, or torchvision's ResNets for `imagenet_resnet*`.
+      file: a PyTorch file, `.safetensors` or `.npz`, with the parameter names of RepDistiller, mdistiller,
+        the ResNets of pytorch-cifar-models or pytorch-cifar, or torchvision's ResNets for `imagenet_resnet*`.
       model: the architecture's name in `jaxkd.models`.
       num_classes: number of logits.
       image_shape: height, width and channels of its images.
+      rename: words in the file's names to the model's, such as `{"stage_1": "layer1", "conv": "conv1"}`:
+        whole words between dots, or several joined with dots.
+      prefix: where in the file the weights lie, if they fit in several places.
       **model_options: what else `models.create` needs, such as `shortcut="A"`.
 
     Returns:
@@ -379,10 +385,11 @@ def import_torch(
       FileNotFoundError: there is no such file.
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
-    weights = torch_names.unwrap(torch_files.read(file))
+    contents = torch_files.read(file)
     try:
-        network = models.create(model, num_classes, **model_options)
-        return torch_names.to_flax(weights, _shapes(network, image_shape))
+        shapes = _shapes(models.create(model, num_classes, **model_options), image_shape)
+        weights = torch_find.find(contents, shapes, rename=rename, prefix=prefix)
+        return torch_names.to_flax(weights, shapes)
     except ValueError as error:
         raise ValueError(f"{file} as {model} with {num_classes} classes: {error}") from None
 
@@ -416,5 +423,14 @@ def described_in(file: str | Path) -> Description | None:
 
 
 def _shapes(network: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The shapes of a network's variables, in the order in which its layers are made."""
+    order: list[tuple[str, ...]] = []
+
+    def init(key: jax.Array, images: jax.Array) -> Any:
+        variables = network.init(key, images)
+        order.extend(flatten_dict(dict(variables)))
+        return variables
+
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return dict(jax.eval_shape(network.init, jax.random.key(0), images))
+    shapes = flatten_dict(dict(jax.eval_shape(init, jax.random.key(0), images)))  # which sorts them
+    return unflatten_dict({path: shapes[path] for path in order})

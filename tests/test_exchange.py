@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from helpers import run_jaxkd
 
-from jaxkd import teachers
+from jaxkd import teachers, torch_files
 from jaxkd.storage import DamagedError
 
 
@@ -176,3 +176,17 @@ def test_an_import_deletes_nothing(tmp_path: Path) -> None:
     assert code == 1
     assert f"{out} holds something else (mine), and nothing was changed" in errors
     assert sorted(out.rglob("*")) == before
+
+
+def test_an_export_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
+    for number in range(2):
+        assert run_jaxkd("export", "digits-resnet20", tmp_path / f"{number}.safetensors")[0] == 0
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("about", ["[]", "{", "{}", "[" * 100_000, '{"model": 3}'])
+def test_a_file_that_describes_itself_wrongly_is_told(tmp_path: Path, about: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    torch_files.write(path, {"w": np.zeros(3)}, {"jaxkd": about})
+    with pytest.raises(ValueError, match="describes itself wrongly"):
+        teachers.described_in(path)

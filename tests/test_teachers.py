@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import helpers
+import jax
 import numpy as np
 import pytest
+import torch_writer
 
-from jaxkd import data, models, teacher_files, teachers
+from jaxkd import data, models, storage, teacher_files, teachers
 from jaxkd.files import whole
+from jaxkd.models.torch_names import to_torch
 from jaxkd.storage import DamagedError
 
 
@@ -241,3 +244,46 @@ def test_loads_beside_saves_are_all_sound(tmp_path: Path) -> None:
     assert [saver.returncode for saver in savers] == [0, 0]
     assert loads > 5
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+CODES = {
+    "pytorch-cifar": {"downsample": "shortcut", "fc": "linear"},
+    "stem conv, bn": {"conv1": "conv", "bn1": "bn"},
+    "stages": {"layer": "stage_", "conv": "conv_", "bn": "bn_", "downsample": "shortcut", "fc": "classifier"},
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_the_commonest_names_of_resnets(tmp_path: Path, code: str) -> None:
+    """The first is known; for the others the message offers the renaming that works."""
+    variables = helpers.deterministic_variables("resnet20", 10)
+    weights = to_torch(variables)
+    layers = ["conv1", "bn1"]
+    for block in (f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)):
+        layers += [
+            f"{block}.{layer}" for layer in ("conv1", "bn1", "conv2", "bn2", "downsample.0", "downsample.1")
+        ]
+    theirs = {}
+    for layer in [*layers, "fc"]:
+        for name in (name for name in weights if name.rpartition(".")[0] == layer):
+            words = name.split(".")
+            if code == "stem conv, bn":
+                words[0] = CODES[code].get(words[0], words[0])
+            else:
+                words = [
+                    next((word.replace(a, b, 1) for a, b in CODES[code].items() if word.startswith(a)), word)
+                    for word in words
+                ]
+            theirs[f"module.{'.'.join(words)}"] = weights[name]
+    file = torch_writer.save_zip(
+        tmp_path / "resnet20.pth.tar", {"net": theirs, "acc": np.float64(91.6), "epoch": 9}
+    )
+    rename: dict[str, str] | None = None
+    if code != "pytorch-cifar":
+        with pytest.raises(ValueError, match="the same shapes in the same order") as caught:
+            teachers.import_torch(file, model="resnet20", num_classes=10)
+        options = str(caught.value).partition("try ")[2].partition(" (in Python")[0].split("--rename ")[1:]
+        rename = dict(option.strip().split("=") for option in options)
+        assert len(rename) < 10
+    imported = teachers.import_torch(file, model="resnet20", num_classes=10, rename=rename)
+    assert storage.tree_digest(imported) == storage.tree_digest(jax.tree.map(np.asarray, variables))
