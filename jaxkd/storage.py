@@ -120,7 +120,7 @@ def load_tree(folder: Path, like: Any, digest: str | None = None) -> Any:
         except Exception as error:
             raise DamagedError(f"{folder} cannot be restored ({first_line(error)})") from error
     if digest is not None and tree_digest(tree) != digest:
-        raise DamagedError(f"{folder} is damaged: its contents do not have the digest {digest[:16]}...")
+        raise DamagedError(f"{folder} is damaged: checksum mismatch (expected {digest[:16]}...)")
     return tree
 
 
@@ -168,7 +168,7 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
         except OSError as error:
             raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
         if found != digest:
-            raise DamagedError(f"{path} is damaged: it has not the digest that it was saved with")
+            raise DamagedError(f"{path} is damaged: checksum mismatch (expected {digest[:16]}...)")
 
 
 def _sha256(path: Path) -> str:

@@ -21,6 +21,7 @@ FORMAT = 2
 
 _CHECKSUM = "description_sha256"
 _MAX_CLASSES, _MAX_SIDE = 10_000_000, 65_536
+_MAX_OPTIONS, _MAX_OPTION = 8, 2048  # of a network: a file must not ask for one of a billion layers
 
 
 def write(folder: Path, fields: Mapping[str, Any], digest: str) -> None:
@@ -127,6 +128,16 @@ def _are_channels(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(map(_is_number, value))
 
 
+def _is_option(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) <= _MAX_OPTIONS and all(
+            _is_number(part) and abs(part) <= _MAX_OPTION for part in value
+        )
+    return (
+        value is None or isinstance(value, (bool, str)) or (_is_number(value) and abs(value) <= _MAX_OPTION)
+    )
+
+
 _TEXT = "a text", lambda value: isinstance(value, str)
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model": _TEXT,
@@ -147,6 +158,11 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or (_is_number(value) and 0 <= value <= 100),
     ),
     "source": _TEXT,
-    "model_options": ("an object", lambda value: isinstance(value, dict)),
+    "model_options": (
+        f"an object of at most {_MAX_OPTIONS} texts, numbers up to {_MAX_OPTION} and short lists of them",
+        lambda value: (
+            isinstance(value, dict) and len(value) <= _MAX_OPTIONS and all(map(_is_option, value.values()))
+        ),
+    ),
 }
 _REQUIRED = ("model", "num_classes", "image_shape", "mean", "std", "data")

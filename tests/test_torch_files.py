@@ -174,6 +174,7 @@ def test_checkpoints_with_what_scripts_put_in(tmp_path: Path, form: str) -> None
         np.testing.assert_array_equal(read["state_dict"][name], wanted)
         assert read["state_dict"][name].dtype == wanted.dtype
     del read["state_dict"]
+    assert read.pop("saved").name == "datetime.datetime"
     assert read == {
         "epoch": 3,
         "best_acc": 71.25,
@@ -181,6 +182,7 @@ def test_checkpoints_with_what_scripts_put_in(tmp_path: Path, form: str) -> None
         "shape": (2, 3),
         "device": Inert("torch.device", ("cuda", 0)),
         "milestones": {150: 1, 180: 1},
+        "history": {"loss": [2.5, 1.5]},
     }
 
 

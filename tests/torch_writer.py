@@ -7,6 +7,7 @@ stand-ins are put under these names for as long as it works.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import pickle
 import sys
@@ -78,7 +79,10 @@ class _Tensor(tuple):
 
 def _wrapped(value: Any) -> Any:
     if isinstance(value, dict):
-        return type(value)({key: _wrapped(part) for key, part in value.items()})
+        wrapped = copy.copy(value)  # with its attributes and its default
+        for key, part in value.items():
+            wrapped[key] = _wrapped(part)
+        return wrapped
     if isinstance(value, np.ndarray):
         stride = np.cumprod((1, *value.shape[:0:-1]))[::-1].tolist() if value.ndim else []
         flat = np.ascontiguousarray(value).reshape(-1)
@@ -167,6 +171,7 @@ def checkpoint(rng: np.random.Generator) -> dict[str, Any]:
     """What a training script leaves: weights of several types under "state_dict", and things beside them."""
     import argparse
     import collections
+    import datetime
 
     weights = collections.OrderedDict(
         {
@@ -187,4 +192,6 @@ def checkpoint(rng: np.random.Generator) -> dict[str, Any]:
         "shape": Call("torch.Size", (2, 3)),
         "device": Call("torch.device", "cuda", 0),
         "milestones": collections.Counter({150: 1, 180: 1}),
+        "history": collections.defaultdict(list, {"loss": [2.5, 1.5]}),
+        "saved": datetime.datetime(2024, 2, 29),
     }

@@ -130,13 +130,21 @@ _SCALAR_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _SETS = ("builtins.set", "builtins.frozenset", "__builtin__.set", "__builtin__.frozenset")
 # Called with plain arguments, they stay what they are: a name and arguments.
 _PLAIN_CALLS = frozenset(
-    ("torch.device", "builtins.complex", "__builtin__.complex", "pathlib.PosixPath", "pathlib.WindowsPath",
-     "pathlib._local.PosixPath", "pathlib._local.WindowsPath")
+    (
+        "torch.device", "builtins.complex", "__builtin__.complex", "datetime.datetime", "datetime.date",
+        "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+    )
 )  # fmt: skip
 _CALLS = frozenset(
-    ("collections.OrderedDict", "collections.Counter", "argparse.Namespace", "torch.Size", "numpy.dtype",
-     "_codecs.encode", *_SETS)
+    (
+        "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "argparse.Namespace",
+        "torch.Size", "numpy.dtype", "_codecs.encode", *_SETS,
+    )
 )  # fmt: skip
+# What a defaultdict is made with.
+_FACTORIES = frozenset(
+    f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("dict", "list", "int", "float")
+)
 _TORCH_DTYPES = frozenset(
     ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
      "complex64", "complex128")
@@ -144,7 +152,7 @@ _TORCH_DTYPES = frozenset(
 
 
 def _is_known(name: Name) -> bool:
-    if str(name) in _CALLS or str(name) in _PLAIN_CALLS:
+    if str(name) in _CALLS or str(name) in _PLAIN_CALLS or str(name) in _FACTORIES:
         return True
     if name.module == "torch._utils":
         return name.name in _REBUILD
@@ -359,6 +367,8 @@ class _Interpreter:
             return arguments[0]
         if name == "collections.OrderedDict" and len(arguments) <= 1:
             return self._ordered(*arguments)
+        if name == "collections.defaultdict":
+            return Ordered()  # its items follow; what it makes of absent ones is of no use here
         if name == "argparse.Namespace" and not arguments:
             return Namespace()
         if (
@@ -412,7 +422,9 @@ class _Interpreter:
 
 def _key(value: Any) -> Any:
     if not _is_plain(value) or (type(value) is int and abs(value) > _MAX_INT_KEY):
-        raise ValueError(f"a {type(value).__name__} is the key of a dictionary; texts and numbers are read")
+        raise ValueError(
+            f"a {type(value).__name__} is the key of a dictionary; texts and small numbers are read"
+        )
     return value
 
 

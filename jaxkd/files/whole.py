@@ -212,8 +212,8 @@ def _swap(folder: Path, new: Path) -> None:
         folder.rename(old)
     try:
         new.rename(folder)
-    except OSError:
-        if old.is_dir():
+    except BaseException:  # an interrupt, too, may come here
+        if old.is_dir() and not folder.is_dir():
             old.rename(folder)
         raise
     _flush(folder.parent)
