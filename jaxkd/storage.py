@@ -2,17 +2,15 @@
 
 Orbax restores a flipped bit without a word, so whoever stores a tree stores its digest beside it and
 compares after restoring.  What is written is read back before anybody relies on it, and nothing is replaced
-or removed before its successor is complete.
+or removed before its successor is complete (`jaxkd.files.whole`, whose names are here too).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,15 +21,42 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# In the names of folders that are not complete.
-UNFINISHED = ".new-"
+from jaxkd.files.whole import (
+    UNFINISHED,
+    DamagedError,
+    first_line,
+    read_json,
+    reading,
+    remove_unfinished,
+    replacing,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+__all__ = [
+    "UNFINISHED",
+    "DamagedError",
+    "check_files",
+    "file_digests",
+    "first_line",
+    "load_tree",
+    "read_json",
+    "reading",
+    "remove_unfinished",
+    "replacing",
+    "save_tree",
+    "tree_digest",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 # Orbax numbers its operations for the whole process, and in two threads at once would confuse their signals.
 _ORBAX = threading.Lock()
 
-
-class DamagedError(ValueError):
-    """What was restored is not what was saved."""
+# The library below Orbax takes these in any part of a path for a pattern.
+_PATTERN = re.compile(r"[\[\]*?\\]")
 
 
 def tree_digest(tree: Any) -> str:
@@ -56,14 +81,20 @@ def save_tree(folder: Path, tree: Any) -> str:
     """Saves a tree of arrays in a new folder, reads it back, and returns its digest, which the caller keeps.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: it cannot be written, or there is something at `folder`.
       DamagedError: what was written does not come back as it was.
     """
     host = jax.device_get(tree)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; a tree is saved in a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _checkpointer() as checkpointer:
-            checkpointer.save(folder.absolute(), host, force=True)
+        with _plain_path(folder.parent) as parent, _checkpointer() as checkpointer:
+            plain = parent / _PATTERN.sub("_", folder.name)
+            checkpointer.save(plain, host)
             checkpointer.wait_until_finished()
+            if plain.name != folder.name:
+                plain.rename(parent / folder.name)
     except OSError:
         raise
     except Exception as error:  # TensorStore hides the system's error in a long text
@@ -82,14 +113,33 @@ def load_tree(folder: Path, like: Any, digest: str | None = None) -> Any:
       DamagedError: it cannot be read, or its digest is another (None is for files that were checked).
     """
     target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    try:
-        with _checkpointer() as checkpointer:
-            tree = jax.device_get(checkpointer.restore(folder.absolute(), target))
-    except Exception as error:
-        raise DamagedError(f"{folder} cannot be restored ({first_line(error)})") from error
+    with _plain_path(folder) as plain:
+        try:
+            with _checkpointer() as checkpointer:
+                tree = jax.device_get(checkpointer.restore(plain, target))
+        except Exception as error:
+            raise DamagedError(f"{folder} cannot be restored ({first_line(error)})") from error
     if digest is not None and tree_digest(tree) != digest:
-        raise DamagedError(f"{folder} is damaged: its contents do not have the digest {digest[:16]}...")
+        raise DamagedError(f"{folder} is damaged: checksum mismatch (expected {digest[:16]}...)")
     return tree
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """A path of a folder without characters of patterns: its own, or a link for as long as it is used."""
+    folder = folder.absolute()
+    if not _PATTERN.search(str(folder)):
+        yield folder
+        return
+    if _PATTERN.search(tempfile.gettempdir()):
+        raise OSError(
+            f"neither {folder} nor the folder for temporary files, {tempfile.gettempdir()}, may have one of "
+            "[ ] * ? \\ in its path; set TMPDIR to another"
+        )
+    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
+        link = Path(there) / "link"
+        link.symlink_to(folder)
+        yield link
 
 
 @contextlib.contextmanager
@@ -118,115 +168,9 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
         except OSError as error:
             raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
         if found != digest:
-            raise DamagedError(f"{path} is damaged: it has not the digest that it was saved with")
+            raise DamagedError(f"{path} is damaged: checksum mismatch (expected {digest[:16]}...)")
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` when the block ends well.
-
-    Killed at any moment, it leaves the old contents or the new, whole: at `folder`, or, between the two
-    renames, beside it, where `recover` finds them.  If the block fails, `folder` is as it was.
-
-    >>> with tempfile.TemporaryDirectory() as there:
-    ...     with replacing(Path(there) / "box") as new:
-    ...         _ = (new / "word").write_text("whole")
-    ...     (Path(there) / "box" / "word").read_text()
-    'whole'
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    recover(folder)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}{UNFINISHED}", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        # A rename may reach the disk before the data of what is renamed.
-        for path in [*new.rglob("*"), new]:
-            _flush(path)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    old = _predecessor(folder)
-    if folder.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    new.rename(folder)
-    _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(folder: Path) -> None:
-    """Brings back what a process killed in `replacing` left beside `folder`; call it before reading."""
-    old = _predecessor(folder)
-    if old.is_dir() and not folder.is_dir():
-        old.rename(folder)
-
-
-def remove_unfinished(parent: Path) -> None:
-    """Removes what killed processes left of new folders; nobody else may be writing in `parent`."""
-    for left in parent.glob(f".*{UNFINISHED}*"):
-        shutil.rmtree(left)
-
-
-def _predecessor(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.old"
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some file systems do not flush folders
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      DamagedError: it is not JSON any more.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedError(f"{path} is damaged: it is not JSON ({first_line(error)})") from None
-
-
-def write_json(path: Path, contents: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(contents, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, contents: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        new = Path(file.name)
-        try:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-            new.chmod(0o644)
-            new.replace(path)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
-
-
-def first_line(error: BaseException) -> str:
-    """An error's type and the beginning of its message, for a message of our own."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

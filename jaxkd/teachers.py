@@ -1,6 +1,7 @@
 """Teachers: pretrained networks with what has to be known of them, in a folder each.
 
-A teacher is a description (`teacher.json`), variables saved by Orbax, and the digest of the variables.
+A teacher is a description (`teacher.json`, see `jaxkd.teacher_files`), variables saved by Orbax, and the
+digest of the variables.
 Folders lie anywhere, or in the zoo, where they are found by name; a small one ships with the package.  Any
 other function of images can be a teacher too, and PyTorch files become teachers and come of them.
 """
@@ -19,13 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxkd import models, storage, torch_files
+from jaxkd import models, storage, teacher_files, torch_files
 from jaxkd._paths import cache_folder
-from jaxkd.models import torch_names
+from jaxkd.files.whole import current, names_in
+from jaxkd.models import torch_find, torch_names
 
-_FORMAT = 1
-_DESCRIPTION = "teacher.json"
 _METADATA = "jaxkd"  # where a .safetensors file carries the description
 _SHIPPED = Path(__file__).with_name("zoo")
 
@@ -69,13 +70,23 @@ class Description:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Description:
-        """The description whose `dataclasses.asdict` went through JSON."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+        """The description whose `dataclasses.asdict` went through JSON.
+
+        Raises:
+          ValueError: a field is missing, unknown or of another type.
+        """
+        return cls(**teacher_files.checked(fields))
 
     def create_model(self) -> Any:
-        """The network described, without weights."""
-        return models.create(self.model, self.num_classes, **self.model_options)
+        """The network described, without weights.
+
+        Raises:
+          ValueError: there is no such network, or it has no such options.
+        """
+        try:
+            return models.create(self.model, self.num_classes, **self.model_options)
+        except TypeError as error:
+            raise ValueError(f"model_options {dict(self.model_options)} do not fit: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,15 +330,18 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
       folder: where; it is made, and a teacher that is there is replaced, whole or not at all.
       variables: `{"params": ..., "batch_stats": ...}`.
       description: what they are.
+
+    Raises:
+      ValueError: the folder holds something else than a teacher, which stays.
+      OSError: it cannot be written.
     """
-    with storage.replacing(Path(folder)) as new:
-        digest = storage.save_tree(new / "variables", dict(variables))
-        about = {"format": _FORMAT, **dataclasses.asdict(description), "digest": digest}
-        storage.write_json(new / _DESCRIPTION, about)
+    with storage.replacing(Path(folder), teacher_files.is_teacher) as new:
+        digest = storage.save_tree(new / teacher_files.VARIABLES, dict(variables))
+        teacher_files.write(new, dataclasses.asdict(description), digest)
 
 
 def locate(path_or_name: str | Path) -> Path:
-    """Finds the folder of a teacher; arguments and errors are those of `load`."""
+    """Finds the folder of a teacher, writing nothing; arguments and errors are those of `load`."""
     candidates = [
         Path(path_or_name),
         Path(path_or_name) / "model",
@@ -335,11 +349,11 @@ def locate(path_or_name: str | Path) -> Path:
         _SHIPPED / path_or_name,
     ]
     for folder in candidates:
-        storage.recover(folder)
-        if (folder / _DESCRIPTION).is_file():
+        if (current(folder) / teacher_files.DESCRIPTION).is_file():
             return folder
     raise FileNotFoundError(
-        f'no teacher "{path_or_name}": looked for {_DESCRIPTION} in {", ".join(map(str, candidates))}; '
+        f'no teacher "{path_or_name}": looked for {teacher_files.DESCRIPTION} in '
+        f"{', '.join(map(str, candidates))}; "
         "`jaxkd teachers` lists those with names, `jaxkd train` makes one, and `jaxkd import` brings one"
     )
 
@@ -357,19 +371,15 @@ class Entry:
 def describe(path_or_name: str | Path) -> Entry:
     """Reads what a teacher's folder says of it; arguments and errors are those of `load`."""
     folder = locate(path_or_name)
-    file = folder / _DESCRIPTION
-    try:
-        fields = json.loads(file.read_text())
-        known, digest = fields.pop("format", None), fields.pop("digest", None)
-    except (ValueError, AttributeError) as error:
-        raise storage.DamagedError(
-            f"{file} is not JSON of a teacher ({error}); save the teacher again"
-        ) from None
-    if known != _FORMAT or digest is None:
-        raise ValueError(f"{file} is not of format {_FORMAT}; save the teacher again")
+    return storage.reading(folder, lambda there: _entry(folder, there))
+
+
+def _entry(folder: Path, there: Path) -> Entry:
+    """The entry of a folder, whose contents lie `there`."""
+    fields, digest = teacher_files.read(there)
     # A run keeps its network in a folder `model`, and is itself what people gave a name to.
     name = folder.parent.name if folder.name == "model" else folder.name
-    return Entry(name, folder, Description.from_json(fields), digest)
+    return Entry(name, folder, Description(**fields), digest)
 
 
 def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Teacher:
@@ -394,20 +404,25 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
     >>> teacher.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape
     (2, 10)
     """
-    entry = describe(path_or_name)
-    about, forward = entry.description, None
-    if about.own:
-        if network is None:
-            raise ValueError(
-                f"{entry.folder} holds the weights of an own network, {about.model}; "
-                f"load it with teachers.load({str(path_or_name)!r}, network=...)"
-            )
-        forward = models.as_network(network, about.num_classes).forward
-        shapes = jax.eval_shape(lambda: forward.init(0, about.image_shape))
-    else:
-        shapes = _shapes(about.create_model(), about.image_shape)
-    variables = storage.load_tree(entry.folder / "variables", shapes, entry.digest)
-    return Teacher(entry.name, about, variables, entry.digest, forward)
+    folder = locate(path_or_name)
+
+    def read(there: Path) -> Teacher:
+        entry = _entry(folder, there)
+        about, forward = entry.description, None
+        if about.own:
+            if network is None:
+                raise ValueError(
+                    f"{folder} holds the weights of an own network, {about.model}; "
+                    f"load it with teachers.load({str(path_or_name)!r}, network=...)"
+                )
+            forward = models.as_network(network, about.num_classes).forward
+            shapes = jax.eval_shape(lambda: forward.init(0, about.image_shape))
+        else:
+            shapes = _shapes(about.create_model(), about.image_shape)
+        variables = storage.load_tree(there / teacher_files.VARIABLES, shapes, entry.digest)
+        return Teacher(entry.name, about, variables, entry.digest, forward)
+
+    return storage.reading(folder, read)
 
 
 def available() -> list[Entry]:
@@ -417,14 +432,22 @@ def available() -> list[Entry]:
     >>> "digits-resnet20" in [entry.name for entry in teachers.available()]
     True
     """
-    entries = []
+    return [entry for entry in survey().values() if isinstance(entry, Entry)]
+
+
+def survey() -> dict[Path, Entry | str]:
+    """Every folder in the zoo and in the package that should be a teacher: its entry, or what is wrong."""
+    found: dict[Path, Entry | str] = {}
     for root in (zoo(), _SHIPPED):
-        for file in sorted(root.glob(f"*/{_DESCRIPTION}")):
+        for folder in (root / name for name in names_in(root)):
+            if not (current(folder) / teacher_files.DESCRIPTION).is_file():
+                continue
             try:
-                entries.append(describe(file.parent))
-            except (ValueError, TypeError) as error:
-                logging.getLogger("jaxkd").warning("skipping %s: %s", file.parent, error)
-    return entries
+                found[folder] = describe(folder)
+            except (ValueError, OSError) as error:
+                logging.getLogger("jaxkd").warning("skipping %s: %s", folder, error)
+                found[folder] = str(error)
+    return found
 
 
 def import_torch(
@@ -433,16 +456,21 @@ def import_torch(
     model: str,
     num_classes: int,
     image_shape: tuple[int, int, int] = (32, 32, 3),
+    rename: Mapping[str, str] | None = None,
+    prefix: str | None = None,
     **model_options: Any,
 ) -> dict[str, Any]:
     """Reads the weights of a PyTorch network, without PyTorch and without running what is in the file.
 
     Args:
-      file: `.pt`, `.pth`, `.th`, `.safetensors` or `.npz`, with the parameter names of RepDistiller,
-        mdistiller, the ResNets of pytorch-cifar-models, or torchvision's ResNets for `imagenet_resnet*`.
+      file: a PyTorch file, `.safetensors` or `.npz`, with the parameter names of RepDistiller, mdistiller,
+        the ResNets of pytorch-cifar-models or pytorch-cifar, or torchvision's ResNets for `imagenet_resnet*`.
       model: the architecture's name in `jaxkd.models`.
       num_classes: number of logits.
       image_shape: height, width and channels of its images.
+      rename: words in the file's names to the model's, such as `{"stage_1": "layer1", "conv": "conv1"}`:
+        whole words between dots, or several joined with dots.
+      prefix: where in the file the weights lie, if they fit in several places.
       **model_options: what else `models.create` needs, such as `shortcut="A"`.
 
     Returns:
@@ -452,10 +480,11 @@ def import_torch(
       FileNotFoundError: there is no such file.
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
-    weights = torch_names.unwrap(torch_files.read(file))
+    contents = torch_files.read(file)
     try:
-        network = models.create(model, num_classes, **model_options)
-        return torch_names.to_flax(weights, _shapes(network, image_shape))
+        shapes = _shapes(models.create(model, num_classes, **model_options), image_shape)
+        weights = torch_find.find(contents, shapes, rename=rename, prefix=prefix)
+        return torch_names.to_flax(weights, shapes)
     except ValueError as error:
         raise ValueError(f"{file} as {model} with {num_classes} classes: {error}") from None
 
@@ -482,9 +511,21 @@ def export_torch(teacher: Teacher, file: str | Path) -> None:
 def described_in(file: str | Path) -> Description | None:
     """The description in a file that `export_torch` wrote; None for any other file."""
     about = torch_files.read_metadata(file).get(_METADATA)
-    return None if about is None else Description.from_json(json.loads(about))
+    try:
+        return None if about is None else Description.from_json(json.loads(about))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} describes itself wrongly: {error}") from None
 
 
 def _shapes(network: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The shapes of a network's variables, in the order in which its layers are made."""
+    order: list[tuple[str, ...]] = []
+
+    def init(key: jax.Array, images: jax.Array) -> Any:
+        variables = network.init(key, images)
+        order.extend(flatten_dict(dict(variables)))
+        return variables
+
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return dict(jax.eval_shape(network.init, jax.random.key(0), images))
+    shapes = flatten_dict(dict(jax.eval_shape(init, jax.random.key(0), images)))  # which sorts them
+    return unflatten_dict({path: shapes[path] for path in order})

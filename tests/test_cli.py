@@ -451,7 +451,7 @@ def test_every_mistake_has_its_message(
         (
             ["import", tmp_path / "broken.pt", "--model", "resnet8"],
             1,
-            "is damaged or not a .pt file of weights",
+            "is damaged or not a file of weights",
         ),
         (["report", tmp_path / "empty"], 1, "is not the folder of a run"),
         (["train", "--epochs", "0"], 2, "--epochs must be at least 1, got 0"),

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from helpers import run_jaxkd
 
-from jaxkd import teachers
+from jaxkd import teachers, torch_files
 from jaxkd.storage import DamagedError
 
 
@@ -107,6 +107,11 @@ def test_teachers_are_listed_and_verified(
     assert str(tmp_path / "torn") in caplog.text
 
     code, output, errors = run_jaxkd("teachers", "--verify")
+    assert code == 1
+    assert "2 of 4 teachers are damaged" in errors
+    shutil.rmtree(tmp_path / "old")
+    shutil.rmtree(tmp_path / "torn")
+    code, output, errors = run_jaxkd("teachers", "--verify")
     assert code == 0, errors
     assert "2 teacher(s), in" in output
     assert "97.78" in next(line for line in output.splitlines() if "| digits-resnet20" in line)
@@ -115,7 +120,14 @@ def test_teachers_are_listed_and_verified(
     assert code == 1
     assert f"{tmp_path / 'mine' / 'variables'} cannot be restored" in output
     assert "| digits-resnet20" in output
-    assert "the weights of 1 of 2 teachers are damaged" in errors
+    assert "1 of 2 teachers are damaged" in errors
+    helpers.untrained_teacher(tmp_path / "flipped", helpers.tiny_dataset())
+    file = tmp_path / "flipped" / "teacher.json"
+    file.write_text(file.read_text().replace('"mean": [\n    0.', '"mean": [\n    1.'))
+    code, output, errors = run_jaxkd("teachers", "--verify")
+    assert code == 1
+    assert f"{file} is damaged: checksum mismatch" in errors
+    assert "2 of 3 teachers are damaged" in errors
 
 
 def test_an_import_replaces_no_other_teacher_by_itself(
@@ -150,5 +162,31 @@ def scaled(variables: dict, factor: int) -> dict:
 
 def test_a_torn_description_is_damage(tmp_path: Path) -> None:
     (tmp_path / "teacher.json").write_text('{"format": 1, "mod')
-    with pytest.raises(DamagedError, match=r"teacher\.json is not JSON of a teacher"):
+    with pytest.raises(DamagedError, match=r"teacher\.json is damaged: it is not JSON"):
         teachers.load(tmp_path)
+
+
+def test_an_import_deletes_nothing(tmp_path: Path) -> None:
+    """`--out` names a folder with other teachers in it: before, they were gone and the exit code was 0."""
+    file, out = tmp_path / "weights.safetensors", tmp_path / "teachers"
+    teachers.export_torch(teachers.load("digits-resnet20"), file)
+    helpers.untrained_teacher(out / "mine", helpers.tiny_dataset())
+    before = sorted(out.rglob("*"))
+    code, _, errors = run_jaxkd("import", file, "--out", out)
+    assert code == 1
+    assert f"{out} holds something else (mine), and nothing was changed" in errors
+    assert sorted(out.rglob("*")) == before
+
+
+def test_an_export_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
+    for number in range(2):
+        assert run_jaxkd("export", "digits-resnet20", tmp_path / f"{number}.safetensors")[0] == 0
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("about", ["[]", "{", "{}", "[" * 100_000, '{"model": 3}'])
+def test_a_file_that_describes_itself_wrongly_is_told(tmp_path: Path, about: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    torch_files.write(path, {"w": np.zeros(3)}, {"jaxkd": about})
+    with pytest.raises(ValueError, match="describes itself wrongly"):
+        teachers.described_in(path)

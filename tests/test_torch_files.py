@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import hostile
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch_writer
 from helpers import run_jaxkd
+from hostile import tensor
 
 from jaxkd import torch_files
+from jaxkd.files.pickles import Inert
 
 
 class Exploit:
@@ -58,16 +64,7 @@ def test_other_constructors_are_refused(tmp_path: Path, constructor: str) -> Non
         torch_files.read(path)
 
 
-def tensor(storage: str, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> str:
-    """A pickle's opcodes (protocol 0) for a call of torch's _rebuild_tensor_v2."""
-
-    def numbers(values: tuple[int, ...]) -> str:
-        return "(" + "".join(f"I{value}\n" for value in values) + "t"
-
-    return f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n{numbers(size)}{numbers(stride)}I00\nNtR"
-
-
-STORAGE = "(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI100\ntQ"
+STORAGE = hostile.STORAGE.format(100)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +141,103 @@ def test_a_flipped_bit_is_told(shared_data: Path, tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pt"):
         torch_files.read(tmp_path / "absent.pt")
-    (tmp_path / "net.onnx").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"the ending must be one of \.pt"):
-        torch_files.read(tmp_path / "net.onnx")
+    for contents, message in {
+        b"x": r"is damaged or not a file of weights .*begins with b'x'; accepted is a PyTorch file",
+        b"": "is damaged or not a file of weights",
+        b"<!DOCTYPE html><html>": "it is a web page and not the file itself",
+        b"version https://git-lfs.github.com/spec/v1": "it is a Git LFS pointer.*git lfs pull",
+        b"\x89HDF\r\n\x1a\n": "it is an HDF5 file",
+    }.items():
+        (tmp_path / "net.pt").write_bytes(contents)
+        with pytest.raises(ValueError, match=message):
+            torch_files.read(tmp_path / "net.pt")
     write_zip(tmp_path / "list.pt", pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="holds a list, not a dictionary"):
         torch_files.read(tmp_path / "list.pt")
+
+
+CHECKPOINT = torch_writer.checkpoint(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("form", ["little", "big", "protocol 4", "packed", "legacy"])
+def test_checkpoints_with_what_scripts_put_in(tmp_path: Path, form: str) -> None:
+    """NumPy numbers, a Namespace, sizes, devices and counters beside weights of every type."""
+    path = tmp_path / "checkpoint.pt"
+    if form == "legacy":
+        torch_writer.save_legacy(path, CHECKPOINT)
+    else:
+        options = {"big": {"order": "big"}, "protocol 4": {"protocol": 4}, "packed": {"compression": 8}}
+        torch_writer.save_zip(path, CHECKPOINT, **options.get(form, {}))
+    read = torch_files.read(path)
+    for name, weight in CHECKPOINT["state_dict"].items():
+        wanted = weight.astype(np.float32) if weight.dtype == ml_dtypes.bfloat16 else weight
+        np.testing.assert_array_equal(read["state_dict"][name], wanted)
+        assert read["state_dict"][name].dtype == wanted.dtype
+    del read["state_dict"]
+    assert read.pop("saved").name == "datetime.datetime"
+    assert read == {
+        "epoch": 3,
+        "best_acc": 71.25,
+        "args": {"lr": 0.1, "arch": "resnet20", "milestones": [150, 180]},
+        "shape": (2, 3),
+        "device": Inert("torch.device", ("cuda", 0)),
+        "milestones": {150: 1, 180: 1},
+        "history": {"loss": [2.5, 1.5]},
+    }
+
+
+@pytest.mark.parametrize("ending", [".pth.tar", ".t7", ".bin", ".ckpt", ".PTH", ".npz", ""])
+def test_the_first_bytes_decide_and_not_the_ending(tmp_path: Path, ending: str) -> None:
+    path = torch_writer.save_zip(tmp_path / f"net{ending}", {"w": np.arange(3.0)})
+    np.testing.assert_array_equal(torch_files.read(path)["w"], [0, 1, 2])
+    np.savez(tmp_path / "arrays.npz", w=np.arange(3.0))
+    (tmp_path / "arrays.npz").rename(path)
+    np.testing.assert_array_equal(torch_files.read(path)["w"], [0, 1, 2])
+    safetensors.numpy.save_file({"w": np.arange(3.0)}, path, {"note": "kept"})
+    np.testing.assert_array_equal(torch_files.read(path)["w"], [0, 1, 2])
+    assert torch_files.read_metadata(path) == {"note": "kept"}
+
+
+def test_programs_and_quantised_weights_are_refused_by_these_words(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "script.pt", b"c__torch__.net\nNet\n.")
+    with pytest.raises(ValueError, match="it is a TorchScript module"):
+        torch_files.read(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/constants.pkl", b"\x80\x02).")
+    with pytest.raises(ValueError, match=r"it is a TorchScript archive.*jit\.load\(FILE\)\.state_dict"):
+        torch_files.read(path)
+    write_zip(path, b"ctorch._utils\n_rebuild_qtensor\n.")
+    with pytest.raises(ValueError, match=r"it holds quantised tensors.*dequantize"):
+        torch_files.read(path)
+
+
+def test_tensors_share_their_storage(tmp_path: Path) -> None:
+    """Views of one storage are views of one array: no memory for each."""
+    storage = f"{STORAGE}p0\n"
+    body = f"(S'a'\n{tensor(storage, 0, (10, 5), (5, 1))}S'b'\n{tensor('g0', 1, (5, 10), (1, 5))}d."
+    path = tmp_path / "shared.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", body.replace("g0", "g0\n"))
+        archive.writestr("archive/data/0", np.arange(100, dtype=np.float32).tobytes())
+    read = torch_files.read(path)
+    assert np.shares_memory(read["a"], read["b"])
+    np.testing.assert_array_equal(read["b"], np.arange(50.0).reshape(10, 5).T + 1)
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    """In two processes whose hashes differ, and however the dictionaries are ordered."""
+    code = """
+import sys, numpy as np
+from jaxkd import torch_files
+from jaxkd.files.pickles import Inert
+weights = {name: np.arange(4.0) for name in sys.argv[2:]}
+torch_files.write(sys.argv[1], weights, {"jaxkd": "about", "z": "last", "a": "first"})
+"""
+    written = set()
+    for number, names in enumerate((["a", "b"], ["b", "a"], ["b", "a"], ["a", "b"])):
+        path = tmp_path / f"{number}.safetensors"
+        subprocess.run([sys.executable, "-c", code, path, *names], check=True)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    assert safetensors.numpy.load_file(path).keys() == {"a", "b"}
+    assert torch_files.read_metadata(path) == {"format": "pt", "jaxkd": "about", "z": "last", "a": "first"}

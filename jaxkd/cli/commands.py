@@ -77,6 +77,7 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 def _import(config: ImportConfig) -> None:
     from jaxkd import data, teachers
+    from jaxkd.models.torch_find import renaming
     from jaxkd.runs import evaluate
 
     description = _description(config)
@@ -85,6 +86,8 @@ def _import(config: ImportConfig) -> None:
         model=description.model,
         num_classes=description.num_classes,
         image_shape=description.image_shape,
+        rename=renaming(config.rename) or None,
+        prefix=config.prefix,
         **description.model_options,
     )
     folder = config.out or teachers.zoo() / f"{Path(description.data).stem}-{description.model}"
@@ -143,8 +146,9 @@ def _teachers(config: TeachersConfig) -> None:
     from jaxkd import _markdown as markdown
     from jaxkd import teachers
 
-    entries = teachers.available()
-    rows, damaged = [], 0
+    found = teachers.survey()
+    entries = [entry for entry in found.values() if isinstance(entry, teachers.Entry)]
+    rows, damaged = [], len(found) - len(entries) if config.verify else 0
     for entry in entries:
         about = entry.description
         accuracy = "-" if about.test_accuracy is None else f"{about.test_accuracy:.2f}"
@@ -158,9 +162,9 @@ def _teachers(config: TeachersConfig) -> None:
     print_line(markdown.table(["name", "model", "data", "source", "digest", "accuracy"], rows, left=5))
     print_line(f"{len(entries)} teacher(s), in {teachers.zoo()} and in the package")
     if damaged:
-        raise ValueError(f"the weights of {damaged} of {len(entries)} teachers are damaged")
+        raise ValueError(f"{damaged} of {len(found)} teachers are damaged")
     if config.verify:
-        print_line("all weights have their digests")
+        print_line("all weights and descriptions have their checksums")
 
 
 def _models(config: ModelsConfig) -> None:

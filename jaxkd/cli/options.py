@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from jaxkd.options import Options, refuse_remote_paths
 
@@ -50,6 +50,10 @@ class ImportConfig(Options):
     shortcut: Literal["A", "B"] | None = None
     """For CIFAR ResNets: A, without weights, as in the original ones; B, with projections, as in the
     distillation literature. Default: B."""
+    rename: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """OLD=NEW: a part of a name in the file, and what it is called here; may be given several times."""
+    prefix: str | None = None
+    """What stands before the names of the network in the file, if it holds several."""
     data: str | None = None
     """The data set that it was trained on, as for training: it tells the classes, and the network is
     evaluated on it. Default: cifar100."""

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.host_views import CentralCrop, RandomResizedCrop
 from jaxkd.data.streaming import StreamedSplit
 from jaxkd.data.tfds_source import open_tfds, read_tfds
+from jaxkd.files import npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,13 +222,7 @@ def _load_npz(path: Path, splits: Sequence[str]) -> Dataset:
         raise FileNotFoundError(
             f"no file {path}; name an .npz file that exists, or one of {', '.join(names())}"
         )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} cannot be read as an .npz file ({type(error).__name__}: {error})"
-        ) from error
+    arrays = npz.read(path)
     wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
     if missing := [key for key in wanted if key not in arrays]:
         raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from jaxkd import models
-from jaxkd.runs.config import RunConfig
 from jaxkd.data import Dataset, Split
+from jaxkd.runs.config import RunConfig
 from jaxkd.training import Recipe, Task, TrainState
 
 

@@ -89,7 +89,7 @@ class Checkpoints:
         return step
 
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
-        with replacing(folder) as new:
+        with replacing(folder, lambda _: False) as new:
             save_tree(new / _STATE, state)
             about = {"files": file_digests(new), "identity": self._identity}
             write_json(new / _ABOUT, {**about, "digest": _digest(about)})

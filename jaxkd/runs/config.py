@@ -12,7 +12,6 @@ from jaxkd.runs.options import DeviceOptions, OutputOptions
 from jaxkd.storage import DamagedError, read_json
 from jaxkd.training.options import TrainingOptions
 
-
 C = TypeVar("C", bound=Options)
 
 

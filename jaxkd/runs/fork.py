@@ -8,9 +8,9 @@ from typing import Any
 
 import flax.serialization
 
-from jaxkd.storage import read_json
 from jaxkd.differences import differing_keys
 from jaxkd.runs.checkpoint import Contents, fit, read_newest, saved_steps
+from jaxkd.storage import read_json
 from jaxkd.training import Task, TrainState
 
 # What decides on which examples a step sees: under another, a step of the old run is none of the new one.

@@ -77,4 +77,3 @@ def _check(
     for teacher in known.values():
         teacher.require_fit(dataset)
     return dataset
-

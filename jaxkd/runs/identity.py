@@ -18,8 +18,8 @@ import jax
 import optax
 
 from jaxkd import data, methods, models
-from jaxkd.runs.config import RunConfig
 from jaxkd.models.network import describe_object
+from jaxkd.runs.config import RunConfig
 from jaxkd.teachers import Teacher
 from jaxkd.training import Recipe, Task
 
@@ -136,5 +136,3 @@ def require_logits(network: models.Network, variables: Any, dataset: data.Datase
             f"student {network.name} must give logits [B, {dataset.num_classes}] for {dataset.name}, "
             f"got [B, {', '.join(map(str, outputs.logits.shape[1:]))}]"
         )
-
-

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from jaxkd import metrics
-from jaxkd.runs.config import RunConfig
 from jaxkd.data import Dataset, Split, StreamedSplit, epoch_order
 from jaxkd.data.batch import Batch
 from jaxkd.data.feed import Feed, open_feed, stack
@@ -26,6 +25,7 @@ from jaxkd.models import Network
 from jaxkd.progress import ProgressLines, Say
 from jaxkd.runs import nonfinite
 from jaxkd.runs.checkpoint import Checkpoints, describe_newest
+from jaxkd.runs.config import RunConfig
 from jaxkd.runs.processes import agreed_signal, from_first, is_first
 from jaxkd.runs.record import Record
 from jaxkd.runs.watching import Profiler

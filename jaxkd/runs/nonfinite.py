@@ -6,7 +6,7 @@ The step itself notices, on the device, and notes its number in the state's tall
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,15 +97,11 @@ def evidence(
         "trouble": trouble.term,
         "ids": ids,
         "labels": split.labels_of(ids),
-        "sums_of_the_epoch": {
-            name: as_json(float(metric.total)) for name, metric in means.items()
-        },
+        "sums_of_the_epoch": {name: as_json(float(metric.total)) for name, metric in means.items()},
     }
 
 
-def where_it_arises(
-    task: Task, state: TrainState, frozen: Frozen, resident: Any, batch: Batch
-) -> list[str]:
+def where_it_arises(task: Task, state: TrainState, frozen: Frozen, resident: Any, batch: Batch) -> list[str]:
     """Makes one step again, an operation at a time and without jit, and names the first that is not finite.
 
     Args:

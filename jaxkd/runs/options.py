@@ -10,7 +10,7 @@ from jaxkd.options import Options, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions(Options):
-    """Output"""  # noqa: D400 - the heading in --help
+    """Output"""
 
     run: Path | None = option(None, main=True, free=True)
     """Folder of the run: records, checkpoints, result and model. Default: under runs/, named after data,
@@ -44,7 +44,7 @@ class OutputOptions(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
-    """Devices"""  # noqa: D400 - the heading in --help
+    """Devices"""
 
     devices: int | None = option(None, free=True)
     """Number of local devices (of each process). Default: all."""

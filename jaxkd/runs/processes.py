@@ -20,11 +20,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxkd.runs.options import DeviceOptions
-from jaxkd.storage import first_line
 from jaxkd.differences import describe_differences, differing_keys
 from jaxkd.runs.checkpoint import Checkpoints
+from jaxkd.runs.options import DeviceOptions
 from jaxkd.runs.record import Record
+from jaxkd.storage import first_line
 from jaxkd.training import TrainState
 
 T = TypeVar("T")

@@ -17,10 +17,10 @@ from typing import IO, Any
 import jax
 
 from jaxkd import __version__
-from jaxkd.storage import DamagedError, read_json, remove_unfinished, write_json, write_text
 from jaxkd.differences import describe_differences, differing_keys
 from jaxkd.runs.events import Events
 from jaxkd.runs.watching import Log
+from jaxkd.storage import DamagedError, read_json, remove_unfinished, write_json, write_text
 
 logger = logging.getLogger("jaxkd")
 
@@ -34,7 +34,8 @@ class Result(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._rows()
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
         )
         return f"<table>{cells}</table>"
 
@@ -128,7 +129,11 @@ class Record:
             "device": devices[0].device_kind,
             "num_devices": len(devices),
         }
-        contents: dict[str, Any] = {"config": dict(config), "identity": dict(identity), "environment": environment}
+        contents: dict[str, Any] = {
+            "config": dict(config),
+            "identity": dict(identity),
+            "environment": environment,
+        }
         if objects:
             contents |= {"objects": list(objects), "sources": dict(sources or {})}
         write_json(path, contents)

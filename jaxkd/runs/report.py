@@ -136,7 +136,10 @@ def _row_of_seeds(group: Sequence[dict[str, Any]], metrics: Sequence[str]) -> li
         first[3],
         spread([result["last_accuracy"] for result in results]),
         spread([result["best_accuracy"] for result in results]),
-        *(spread([result.get("metrics", {}).get(name, {}).get("mean") for result in results], 3) for name in metrics),
+        *(
+            spread([result.get("metrics", {}).get(name, {}).get("mean") for result in results], 3)
+            for name in metrics
+        ),
         "-",
     ]
 
@@ -187,7 +190,16 @@ def _row(record: dict[str, Any], metrics: Sequence[str]) -> list[str]:
     if "pretrained_accuracy" in record:
         accuracy = record["pretrained_accuracy"]
         shown = "-" if accuracy is None else f"{accuracy:.2f}"
-        return [record["name"], record["config"]["model"], "pretrained", "-", shown, "-", *["-"] * len(metrics), "-"]
+        return [
+            record["name"],
+            record["config"]["model"],
+            "pretrained",
+            "-",
+            shown,
+            "-",
+            *["-"] * len(metrics),
+            "-",
+        ]
     config, result, tests = record["config"], record["result"], record["tests"]
     accuracies = [line["accuracy"] for line in tests]
     epoch = tests[-1]["epoch"] if tests else 0

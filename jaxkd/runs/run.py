@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,15 +18,15 @@ import optax
 from jaxkd import data, methods, metrics, models, teachers
 from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
-from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
 from jaxkd.data.augment import Augmentation, as_views
 from jaxkd.devices import choose_devices, share
 from jaxkd.methods import Method
 from jaxkd.models.network import AXIS
-from jaxkd.runs import processes
 from jaxkd.progress import Say, print_line
+from jaxkd.runs import processes
 from jaxkd.runs.announce import announce, cost
 from jaxkd.runs.checkpoint import describe_newest, saved_steps
+from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
 from jaxkd.runs.fork import graft, open_fork
 from jaxkd.runs.identity import identify, require_logits, sources
 from jaxkd.runs.loop import Evaluator, Loop
@@ -145,9 +145,7 @@ def distill(
       Stopped, ValueError, NonFiniteError: as `train`; ValueError also for a teacher that does not fit the data.
     """
     teacher = str(teacher) if isinstance(teacher, Path) else teacher
-    named, objects = _split(
-        teacher=teacher, student=student, data=data, method=method, optimizer=optimizer
-    )
+    named, objects = _split(teacher=teacher, student=student, data=data, method=method, optimizer=optimizer)
     config = _options(DistillConfig, config, {**named, **options}, objects)
     processes.join(config, say)
     made = objects.get("method") or methods.create(config.method, **config.method_options)
@@ -515,5 +513,3 @@ def _save_student(folder: Path, state: TrainState, task: Task, parts: Parts, acc
         own=bool({"model", "student"} & set(parts.objects)),
     )
     teachers.save(folder, state.student, description)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxkd.models.torch_names import to_flax, to_torch, unwrap
+from jaxkd.models.torch_names import to_flax, to_torch
 
 WEIGHTS = {
     "layer1.0.conv1.weight": np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7),
@@ -64,12 +64,49 @@ def test_only_a_single_head_is_renamed() -> None:
         to_flax(two, like)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "net"])
-def test_wrappers_and_prefixes(wrapper: str) -> None:
-    prefixed = {f"module.{name}": array for name, array in WEIGHTS.items()}
-    assert unwrap({wrapper: prefixed, "epoch": 3}).keys() == WEIGHTS.keys()
+@pytest.mark.parametrize("projection", ["downsample", "shortcut"])
+def test_projections_have_two_names(projection: str) -> None:
+    like = {"params": {"layer2_0": {"downsample_0": {"kernel": np.zeros((1, 1, 2, 3))}}}}
+    weights = {f"layer2.0.{projection}.0.weight": np.ones((3, 2, 1, 1), np.float32)}
+    assert to_flax(weights, like)["params"]["layer2_0"]["downsample_0"]["kernel"].all()
+    like = {"params": {"layer2_0": {"shortcut_0": {"kernel": np.zeros((1, 1, 2, 3))}}}}
+    assert to_flax(weights, like)["params"]["layer2_0"]["shortcut_0"]["kernel"].all()
 
 
-def test_a_file_without_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match="no weights found: the file holds epoch, lr"):
-        unwrap({"epoch": 3, "lr": 0.1})
+def test_weights_of_both_names_are_not_taken_for_one() -> None:
+    like = {"params": {"layer2_0": {"downsample_0": {"kernel": np.zeros((1, 1, 2, 3))}}}}
+    one = {"layer2.0.downsample.0.weight": np.ones((3, 2, 1, 1))}
+    with pytest.raises(ValueError, match=r"not in the model: layer2\.0\.shortcut\.0\.weight"):
+        to_flax({**one, "layer2.0.shortcut.0.weight": np.ones((3, 2, 1, 1))}, like)
+    with pytest.raises(ValueError, match=r"twice: layer2\.0\.downsample\.0\.weight and layer2_0\.down"):
+        to_flax({**one, "layer2_0.downsample_0.weight": np.ones((3, 2, 1, 1))}, like)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "message"),
+    [
+        ("linear.weight", np.full((3, 2), np.nan), r"linear\.weight has 6 of 6 values that are not finite"),
+        ("linear.weight", np.full((3, 2), 1e300), r"linear\.weight has 6 of 6 values that are not finite"),
+        (
+            "linear.weight",
+            np.ones((3, 2), np.complex64),
+            r"linear\.weight is of type complex64; weights must be",
+        ),
+        ("linear.weight", np.full((3, 2), "a"), r"linear\.weight is of type <U1; weights must be"),
+        ("linear.weight", np.ones((3, 2), np.int8), r"linear\.weight is of type int8; .*not quantised"),
+        ("layer1.0.bn1.running_var", np.array([1.0, -4.0]), r"bn1\.running_var has the negative variance -4"),
+    ],
+)
+def test_weights_that_are_no_weights_are_named(name: str, weight: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_flax({**WEIGHTS, name: weight}, LIKE)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
+def test_other_floats_become_float32_in_memory_of_their_own(dtype: object) -> None:
+    given = WEIGHTS["linear.weight"].astype(dtype)
+    got = to_flax({**WEIGHTS, "linear.weight": given}, LIKE)["params"]["fc"]["kernel"]
+    assert got.dtype == np.float32
+    assert got.flags.writeable
+    assert got.flags.c_contiguous
+    np.testing.assert_array_equal(got, WEIGHTS["linear.weight"].T)

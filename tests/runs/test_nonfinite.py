@@ -17,9 +17,9 @@ from steps import start, task
 import jaxkd
 from jaxkd import data
 from jaxkd.config import DistillConfig, TrainConfig
-from jaxkd.runs import NonFiniteError, nonfinite
-from jaxkd.devices import share
 from jaxkd.data.batch import Batch
+from jaxkd.devices import share
+from jaxkd.runs import NonFiniteError, nonfinite
 
 
 def test_a_poisoned_teacher_leaves_the_batch_that_saw_it(tmp_path: Path) -> None:

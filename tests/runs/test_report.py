@@ -38,7 +38,12 @@ RESULT = {
     "images_per_second": 123.4,
     "metrics": {
         "temperature": {
-            "mean": 6.5, "p5": 5.0, "p50": 6.0, "p95": 8.25, "counts": [3.0, 0.0, 5.0], "edges": [5, 6, 7, 8]
+            "mean": 6.5,
+            "p5": 5.0,
+            "p50": 6.0,
+            "p95": 8.25,
+            "counts": [3.0, 0.0, 5.0],
+            "edges": [5, 6, 7, 8],
         },
         "correlation": {"mean": 0.91234},
     },

@@ -19,9 +19,9 @@ from helpers import silent
 import jaxkd
 from jaxkd import data, teachers
 from jaxkd.config import DistillConfig, TrainConfig
+from jaxkd.progress import ProgressLines
 from jaxkd.runs import NonFiniteError, Stopped, evaluate
 from jaxkd.runs.checkpoint import saved_steps
-from jaxkd.progress import ProgressLines
 from jaxkd.runs.loop import _chunks, _pieces
 
 
