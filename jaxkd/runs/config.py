@@ -143,7 +143,7 @@ def from_file(command: type[C], path: Path) -> C:
         )
     if objects:
         raise ValueError(
-            f"--config {path} is of a run with own objects ({', '.join(objects)}), which a file does not hold; "
-            "make the call in Python again that began it"
+            f"--config {path} is of a run with own objects ({', '.join(objects)}), which a file does not "
+            "hold; make the call in Python again that began it"
         )
     return command(**{**stored, "run": path.absolute().parent})

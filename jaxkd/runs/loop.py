@@ -283,7 +283,7 @@ class Evaluator:
         devices: list[jax.Device],
         **reading: Any,
     ) -> None:
-        """`method` turns the network's outputs into logits (None: its own); `reading` is what `open_feed` takes."""
+        """`method` turns outputs into logits (None: those of the network); `reading` is for `open_feed`."""
         rounded = -(-batch_size // len(devices)) * len(devices)
         self._ids = batches(np.arange(len(split)), min(rounded, _up(split, devices)))
         self._feed: Feed = open_feed(split, devices, **reading)

@@ -51,7 +51,7 @@ class DeviceOptions(Options):
     steps_per_call: int | None = option(None, free=True)
     """Training steps inside one call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
     stream: bool = option(False, free=True)
-    """Bring every batch from the host, for images that do not fit on a device. ImageNet is always streamed."""
+    """Bring every batch from the host, for images that do not fit on a device, as ImageNet's."""
     workers: int = option(0, free=True)
     """Processes that read and decode streamed images. Default: threads."""
     distributed: bool = option(False, free=True)

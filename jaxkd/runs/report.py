@@ -61,8 +61,8 @@ def report(runs: Sequence[str | Path], out: str | Path) -> str:
     notes = _sampling_error(records) + (
         "Accuracy is top-1 on the whole test split, in percent, after the last epoch; the best epoch, chosen "
         "on the test split itself, is given for comparison only. The method's metrics (temperature, "
-        "correlation of student and teacher logits, ...) are means over the last epoch's training images, with "
-        "5 and 95 % quantiles where they are distributions. images/s: training, without compilation and "
+        "correlation of student and teacher logits, ...) are means over the last epoch's training images, "
+        "with 5 and 95 % quantiles where they are distributions. images/s: training, without compilation and "
         "evaluation."
     )
     (out / "report.md").write_text(f"{text}\n{notes}\n\n{pictures}\n")

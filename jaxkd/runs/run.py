@@ -142,7 +142,7 @@ def distill(
       As `train`.
 
     Raises:
-      Stopped, ValueError, NonFiniteError: as `train`; ValueError also for a teacher that does not fit the data.
+      Stopped, ValueError, NonFiniteError: as `train`; ValueError also if the teacher does not fit the data.
     """
     teacher = str(teacher) if isinstance(teacher, Path) else teacher
     named, objects = _split(teacher=teacher, student=student, data=data, method=method, optimizer=optimizer)
@@ -500,7 +500,8 @@ def _save_student(folder: Path, state: TrainState, task: Task, parts: Parts, acc
         source = f"distilled from {parts.teacher.name} with {about}"
     source += f", {task.num_epochs} epochs, seed {task.seed}"
     mean, std = task.student.mean, task.student.std
-    assert mean is not None and std is not None, "`normalized` gives them"
+    assert mean is not None, "`normalized` gives it"
+    assert std is not None
     description = teachers.Description(
         model=task.student.name,
         num_classes=parts.dataset.num_classes,
