@@ -132,7 +132,11 @@ def _linen_batch_norm(
     mean, var, count = batch_statistics(args[0].astype(jnp.float32), where, axis_name)
     norm.put_variable("batch_stats", "mean", mean)
     norm.put_variable("batch_stats", "var", var)
-    result = following(args[0], use_running_average=True)
+    # Flax refuses a mode at call time beside one at construction, so the attribute gives it.
+    constructed = norm.use_running_average
+    object.__setattr__(norm, "use_running_average", True)
+    result = following(args[0])
+    object.__setattr__(norm, "use_running_average", constructed)
     for name, new in (("mean", mean), ("var", var)):
         norm.put_variable("batch_stats", name, _moved(running[name], new, norm.momentum, count))
     return result

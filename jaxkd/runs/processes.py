@@ -175,17 +175,13 @@ def peers_needed() -> Iterator[None]:
         ) from error
 
 
-def leave(code: int, *, at_once: bool = False) -> NoReturn:
-    """Ends this process with an exit code, without waiting for other processes if they may not answer.
+def leave(code: int) -> NoReturn:
+    """Ends this process with an exit code, without waiting for other processes that may not answer.
 
     Args:
       code: 0 is success.
-      at_once: whether threads are still computing, during which Python's usual end crashes.
-
-    Call it in the main thread.
     """
-    parted = code != 0 and is_joint()
-    if parted or at_once:
+    if code != 0 and is_joint():
         # The end is decided; whoever ends the other processes may well send a signal here, too.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -193,7 +189,7 @@ def leave(code: int, *, at_once: bool = False) -> NoReturn:
         sys.stderr.flush()
         # With the first process the coordination service goes, and JAX ends whoever is connected to it: the
         # others get a moment for a message of their own.
-        time.sleep(2.0 if parted and is_first() else 0.0)
+        time.sleep(2.0 if is_first() else 0.0)
         os._exit(code)
     sys.exit(code)
 

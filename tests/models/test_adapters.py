@@ -1,0 +1,232 @@
+"""Anybody's modules as networks: batch norm of the real examples of all devices, dropout, features."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import flax.linen as nn
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxkd import data, models
+from jaxkd.models import Outputs
+from jaxkd.models.network import AXIS
+
+SHAPE = (8, 8, 1)
+IMAGES = jax.random.normal(jax.random.key(0), (16, *SHAPE))
+
+
+class Linen(nn.Module):
+    """Convolution, batch norm, dropout, and a collection of its own."""
+
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        calls = self.variable("counter", "calls", jnp.zeros, ())
+        if train and not self.is_initializing():
+            calls.value += 1
+        x = nn.Conv(4, (3, 3), name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x))
+        return nn.Dense(3)(nn.Dropout(self.rate, deterministic=not train)(x.mean((1, 2))))
+
+
+class NNX(nnx.Module):
+    """The same without the counter."""
+
+    def __init__(self, rngs: nnx.Rngs, rate: float = 0.0) -> None:
+        self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.dropout(nnx.relu(self.norm(self.conv(x))).mean((1, 2))))
+
+
+NETWORKS = {"linen": models.from_linen(Linen()), "nnx": models.from_nnx(NNX)}
+both = pytest.mark.parametrize("kind", NETWORKS)
+
+
+def train(network: models.Network, variables: Any, images: jax.Array, where: jax.Array | None = None) -> Any:
+    rngs = {"dropout": jax.random.key(1)}
+    return jax.jit(lambda v, x, w: network.apply(v, x, train=True, where=w, rngs=rngs))(
+        variables, images, where
+    )
+
+
+def statistics(updates: Any) -> list[np.ndarray]:
+    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+    return [np.asarray(leaf) for name, leaf in sorted(flat.items()) if "mean" in name or "var" in name]
+
+
+@both
+def test_batch_norm_is_flaxs_own_where_all_examples_are_real(kind: str) -> None:
+    network = NETWORKS[kind]
+    variables = network.init(0, SHAPE)
+    outputs, updates = train(network, variables, IMAGES)
+    if kind == "linen":
+        result, expected = Linen().apply(variables, IMAGES, train=True, mutable=["batch_stats", "counter"])
+        assert updates["counter"]["calls"] == 1
+    else:
+        module = NNX(nnx.Rngs(0))
+        result, expected = module(IMAGES), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+    np.testing.assert_allclose(outputs.logits, result, atol=1e-5)
+    for one, other in zip(statistics(updates), statistics(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@both
+def test_batch_norm_does_not_count_padding(kind: str) -> None:
+    network = NETWORKS[kind]
+    variables = network.init(0, SHAPE)
+    where = jnp.arange(16) < 10
+    padded, updates = train(network, variables, jnp.where(where[:, None, None, None], IMAGES, 99.0), where)
+    alone, expected = train(network, variables, IMAGES[:10])
+    np.testing.assert_allclose(padded.logits[:10], alone.logits, atol=1e-5)
+    for one, other in zip(statistics(updates), statistics(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@both
+def test_batch_norm_is_of_all_devices(kind: str) -> None:
+    """The second device holds one real example, and the fourth none."""
+    network = NETWORKS[kind].on_axis(AXIS)
+    variables = network.init(0, SHAPE)
+    where = jnp.array([1] * 5 + [0] * 3 + [1] * 4 + [0] * 4, bool)
+
+    def loss(variables: Any, images: jax.Array, where: jax.Array) -> Any:
+        outputs, updates = network.apply(variables, images, train=True, where=where)
+        return jnp.sum(jnp.where(where, outputs.logits[:, 0] ** 2, 0)), updates
+
+    mapped = jax.pmap(jax.value_and_grad(loss, has_aux=True), axis_name=AXIS, in_axes=(None, 0, 0))
+    (value, updates), gradient = mapped(variables, IMAGES.reshape(4, 4, *SHAPE), where.reshape(4, 4))
+    alone = NETWORKS[kind]
+
+    def whole(variables: Any) -> Any:
+        outputs, updates = alone.apply(variables, IMAGES, train=True, where=where)
+        return jnp.sum(jnp.where(where, outputs.logits[:, 0] ** 2, 0)), updates
+
+    (expected, one_device), slope = jax.jit(jax.value_and_grad(whole, has_aux=True))(variables)
+    assert float(value.sum()) == pytest.approx(float(expected), rel=1e-5)
+    for one, other in zip(statistics(updates), statistics(one_device), strict=True):
+        np.testing.assert_allclose(one, np.broadcast_to(other, one.shape), atol=1e-5)
+    for one, other in zip(jax.tree.leaves(gradient["params"]), jax.tree.leaves(slope["params"]), strict=True):
+        np.testing.assert_allclose(one.sum(0), other, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [models.from_linen(Linen(rate=0.5)), models.from_nnx(lambda rngs: NNX(rngs, rate=0.5), name="dropping")],
+    ids=["linen", "nnx"],
+)
+def test_dropout_is_a_function_of_the_key_and_absent_in_evaluation(network: models.Network) -> None:
+    variables = network.init(0, SHAPE)
+
+    def logits(key: int) -> np.ndarray:
+        return np.asarray(
+            network.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(key)})[0].logits
+        )
+
+    np.testing.assert_array_equal(logits(1), logits(1))
+    assert (logits(1) != logits(2)).any()
+    first, second = (network.apply(variables, IMAGES)[0].logits for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_seeds_have_initial_values_of_their_own_unless_the_module_has_them() -> None:
+    for network in NETWORKS.values():
+        one, same, other = (jax.tree.leaves(network.init(seed, SHAPE)["params"]) for seed in (0, 0, 1))
+        assert all(map(np.array_equal, one, same))
+        assert not all(map(np.array_equal, one, other))
+    module = NNX(nnx.Rngs(5))
+    fixed = models.from_nnx(module)
+    np.testing.assert_array_equal(fixed.init(0, SHAPE)["params"]["head-kernel"], module.head.kernel[...])
+
+
+def test_features_are_taken_by_the_path_of_a_submodule_and_calls_can_be_bridged() -> None:
+    class Odd(nn.Module):
+        @nn.compact
+        def forward(self, x: jax.Array, mode: str) -> dict[str, jax.Array]:
+            hidden = nn.Dense(5, name="hidden")(x.reshape(len(x), -1))
+            return {"out": nn.Dense(3)(hidden), "mode": jnp.float32(mode == "train")}
+
+    network = models.from_linen(
+        Odd(),
+        features={"inner": "hidden"},
+        call=lambda module, x, train: module.forward(x, "train" if train else "test")["out"],
+    )
+    variables = network.init(0, SHAPE)
+    outputs, _ = network.apply(variables, IMAGES)
+    assert outputs.features["inner"].shape == (16, 5)
+    plain = models.from_linen(Odd(), call=lambda module, x, _: module.forward(x, "test"))
+    with pytest.raises(ValueError, match=r"a network must return logits \[B, K\], .* got dict; bridge it"):
+        plain.init(0, SHAPE), plain.apply(variables, IMAGES)
+
+
+@pytest.mark.parametrize("result", ["logits", "pair", "outputs", "object"])
+def test_results_of_every_kind_are_understood(result: str) -> None:
+    class Answer:
+        def __init__(self, logits: jax.Array) -> None:
+            self.logits = logits
+
+    class Any_(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, deterministic: bool = True) -> Any:
+            logits = nn.Dense(3)(x.reshape(len(x), -1))
+            kinds = {
+                "pair": (logits, {"f": x}),
+                "outputs": Outputs(logits, {"f": x}),
+                "object": Answer(logits),
+            }
+            return kinds.get(result, logits)
+
+    network = models.from_linen(Any_())
+    outputs, _ = network.apply(network.init(0, SHAPE), IMAGES)
+    assert outputs.logits.shape == (16, 3)
+    assert ("f" in outputs.features) == (result in ("pair", "outputs"))
+
+
+def test_what_identifies_a_network_is_its_name_attributes_and_shapes() -> None:
+    def identity(network: models.Network) -> dict[str, Any]:
+        return json.loads(json.dumps(network.describe(network.init(0, SHAPE))))
+
+    plain = identity(models.from_linen(Linen()))
+    assert plain == identity(models.from_linen(Linen()))
+    assert plain != identity(models.from_linen(Linen(rate=0.1)))
+    assert plain != identity(models.from_linen(Linen(), name="other"))
+    eight, fourteen = (identity(models.as_network(name, 3)) for name in ("resnet8", "resnet14"))
+    assert eight["shapes"] != fourteen["shapes"]
+    assert eight.keys() == {"name", "shapes"}
+
+
+def test_batch_norm_over_other_axes_is_refused() -> None:
+    class Channels(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            x = nn.BatchNorm(use_running_average=not train, axis=1)(x)
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    network = models.from_linen(Channels())
+    with pytest.raises(ValueError, match="batch norm must have its channels on the last axis, got axis=1"):
+        network.apply(network.init(0, SHAPE), IMAGES, train=True)
+
+
+def test_normalisation_is_the_data_sets_unless_the_network_has_one() -> None:
+    dataset = helpers.tiny_dataset()
+    own = models.from_linen(Linen(), mean=(0.5,), std=(0.5,))
+    assert own.normalized(dataset.mean, dataset.std).mean == (0.5,)
+    network = models.from_linen(Linen()).normalized(dataset.mean, dataset.std)
+    variables = network.init(0, SHAPE)
+    split = dataset.splits["test"]
+    assert isinstance(split, data.Split)
+    floats = models.normalize(jnp.asarray(split.images), dataset.mean, dataset.std)
+    for images in (jnp.asarray(split.images), floats):
+        np.testing.assert_allclose(
+            network.apply(variables, images)[0].logits, network.apply(variables, floats)[0].logits, atol=1e-6
+        )
