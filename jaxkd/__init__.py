@@ -35,12 +35,14 @@ __all__ = [  # noqa: RUF022 - the light part first
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"jaxkd.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    raise AttributeError(f"module 'jaxkd' has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a misspelt name would have a type
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"jaxkd.{name}")
+        if name in _FUNCTIONS:
+            return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        raise AttributeError(f"module 'jaxkd' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -332,9 +332,14 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
       description: what they are.
 
     Raises:
-      ValueError: the folder holds something else than a teacher, which stays.
+      ValueError: the folder holds something else than a teacher, which stays; or the teacher is a function.
       OSError: it cannot be written.
     """
+    if description.model == "function":
+        raise ValueError(
+            "a teacher made by from_function cannot be saved, since its code is in no file; build it from a "
+            "Flax module with from_network"
+        )
     with storage.replacing(Path(folder), teacher_files.is_teacher) as new:
         digest = storage.save_tree(new / teacher_files.VARIABLES, dict(variables))
         teacher_files.write(new, dataclasses.asdict(description), digest)

@@ -32,7 +32,7 @@ def test_a_teacher_comes_back_with_its_description(
     images = dataset.splits["test"].images
     logits = by_name.logits(images)
     network = models.create("resnet8", 3)
-    normalised = data.normalize(images, dataset.mean, dataset.std)
+    normalised = models.normalize(images, dataset.mean, dataset.std)
     np.testing.assert_allclose(logits, network.apply(by_path.variables, normalised).logits, atol=1e-5)
     np.testing.assert_allclose(by_name.logits(normalised), logits, atol=1e-5)
     assert by_name.features(images)["stage2"].shape == (19, 4, 4, 32)

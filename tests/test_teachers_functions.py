@@ -155,3 +155,39 @@ def test_logits_of_another_shape_are_refused() -> None:
         teacher.logits(np.zeros((4, *SHAPE), np.uint8))
     with pytest.raises(ValueError, match="teacher function is a function; only"):
         teachers.export_torch(teacher, "weights.safetensors")
+
+
+def test_an_ensemble_of_loaded_teachers_teaches(tmp_path: Path, dataset: data.Dataset) -> None:
+    """Their arrays are made inside the student's trace, and must not stay there."""
+    members = [
+        teachers.load(helpers.untrained_teacher(tmp_path / name, dataset, model=name))
+        for name in ("resnet8", "resnet14")
+    ]
+    ensemble = teachers.from_function(
+        lambda images: sum(member.logits(images, normalized=True) for member in members) / 2,
+        num_classes=3,
+        image_shape=SHAPE,
+        mean=dataset.mean,
+        std=dataset.std,
+        name="ensemble",
+    )
+    jaxkd.distill(
+        teacher=ensemble, data=dataset, run=tmp_path / "run", epochs=1, batch_size=16, devices=1,
+        say=lambda _: None,
+    )  # fmt: skip
+    images = dataset.splits["test"].images
+    expected = (members[0].logits(images) + members[1].logits(images)) / 2
+    np.testing.assert_allclose(ensemble.logits(images), expected, atol=1e-5)
+
+
+def test_a_function_is_not_saved_and_pixels_are_not_taken_for_normalised(
+    tmp_path: Path, dataset: data.Dataset
+) -> None:
+    function = teachers.from_function(lambda x: x[:, 0, :3, 0], num_classes=3, image_shape=SHAPE)
+    with pytest.raises(ValueError, match="a teacher made by from_function cannot be saved"):
+        teachers.save(tmp_path / "saved", {}, function.description)
+    known = teachers.load(helpers.untrained_teacher(tmp_path / "known", dataset))
+    pixels = dataset.splits["test"].images / np.float32(255)
+    with pytest.raises(ValueError, match="floats from 0 to 1, which look like pixels / 255"):
+        known.logits(pixels)
+    assert known.logits(pixels, normalized=True).shape == (19, 3)

@@ -45,7 +45,7 @@ def parse(
         sys.exit(0)
     given, rest = _config_file(words)
     name = next((word for word in rest if not word.startswith("-")), None)
-    if name is not None and name not in commands:
+    if name is not None and name not in commands and not rest[0].startswith("--tyro-"):
         near = difflib.get_close_matches(name, commands, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         wrong(f'unknown command "{name}"; {hint}The commands are {", ".join(commands)}')

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.host_views import CentralCrop, RandomResizedCrop
+from jaxkd.data.order import epoch_order
 from jaxkd.data.streaming import StreamedSplit
 from jaxkd.data.tfds_source import open_tfds, read_tfds
 from jaxkd.files import npz
@@ -211,6 +212,36 @@ def from_arrays(
         std=_channels(np.maximum(measured.std((0, 1, 2)), 1) / 255) if std is None else tuple(std),
         augmentation=augmentation or CropFlip(padding=0, flip=False),
     )
+
+
+def hold_out(dataset: Dataset, fraction: float) -> Dataset:
+    """Takes a part of the training split in place of the test split.
+
+    Args:
+      dataset: with a training split in memory.
+      fraction: of the training examples, between 0 and 1; at least one is held out, and at least one is left.
+
+    Returns:
+      A data set whose "test" are the held out examples; which ones depends on their number alone.
+
+    Raises:
+      ValueError: the training split is streamed, or has fewer than two examples.
+
+    >>> from jaxkd import data
+    >>> digits = hold_out(data.load("digits"), 0.1)
+    >>> len(digits.splits["train"]), len(digits.splits["test"])
+    (1293, 144)
+    """
+    train = dataset.splits["train"]
+    if isinstance(train, StreamedSplit) or len(train) < 2:
+        raise ValueError(
+            f"no part of {dataset.name} can be held out: its training split is streamed or has one example"
+        )
+    count = min(max(round(len(train) * fraction), 1), len(train) - 1)
+    order = epoch_order(len(train), seed=0, epoch=0)  # epochs of training begin with 1
+    parts = {"train": np.sort(order[count:]), "test": np.sort(order[:count])}
+    splits = {name: Split(train.images[ids], train.labels[ids]) for name, ids in parts.items()}
+    return dataclasses.replace(dataset, name=f"{dataset.name}-holdout", splits=splits)
 
 
 def _channels(values: np.ndarray) -> tuple[float, ...]:

@@ -10,8 +10,8 @@ from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.datasets import Dataset, load
 from jaxkd.options import Options, option
 
-_EPOCHS = {"digits": 10}
-_EPOCHS_ELSEWHERE = 240
+_EPOCHS = {"digits": 10, "cifar10": 240, "cifar100": 240, "imagenet2012": 100, "imagenet_resized/64x64": 100}
+_EPOCHS_ELSEWHERE = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,16 @@ class DataOptions(Options):
     """Pixels of zero padding before the random crop. Default: the data set's (CIFAR 4, digits 1)."""
     flip: bool | None = None
     """Random horizontal flips. Default: the data set's (CIFAR yes, digits no)."""
+    holdout: float | None = None
+    """Fraction of the training images that is held out and evaluated in place of the test split, for choices
+    that must not be made on the test split. The same images for every seed. Default: none."""
 
     def check(self) -> None:
         """See `Options`."""
         super().check()
         self.require(0, "crop_padding")
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise ValueError(f"--holdout must lie between 0 and 1, such as 0.1, got {self.holdout}")
         if self.data_dir is not None and (self.data == "digits" or self.data.endswith(".npz")):
             raise ValueError(
                 f"--data-dir is for data sets of TensorFlow Datasets, and --data {self.data} is none; "

@@ -145,12 +145,12 @@ class Network:
 
 
 def describe_object(thing: Any) -> str:
-    """The text of an object without addresses in memory, which differ in every process.
+    """The text of an object in a line, without addresses in memory, which differ in every process.
 
     >>> describe_object(len), "0x" in describe_object(lambda: 0)
     ('<built-in function len>', False)
     """
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(thing)).split())
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

@@ -102,7 +102,7 @@ def sources(task: Task) -> dict[str, str]:
     things: dict[str, Any] = {"method": task.method, "student": task.student.forward}
     for name, thing in things.items():
         code = _code(thing)
-        if code is not None and not getattr(code, "__module__", "").startswith("jaxkd."):
+        if code is not None and not (getattr(code, "__module__", None) or "").startswith("jaxkd."):
             text = _source(code)
             if text:
                 found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -127,9 +127,10 @@ def _source(code: Any) -> str:
         return ""
 
 
-def require_logits(network: models.Network, variables: Any, dataset: data.Dataset) -> None:
+def require_logits(network: models.Network, dataset: data.Dataset) -> None:
     """Raises ValueError unless a student gives a logit for each class of a data set."""
     images = jax.ShapeDtypeStruct((2, *dataset.image_shape), "float32")
+    variables = jax.eval_shape(lambda: network.init(0, dataset.image_shape))
     outputs = jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
     if outputs.logits.shape != (2, dataset.num_classes):
         raise ValueError(

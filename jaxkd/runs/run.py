@@ -19,6 +19,7 @@ from jaxkd import data, methods, metrics, models, teachers
 from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
 from jaxkd.data.augment import Augmentation, as_views
+from jaxkd.data.datasets import hold_out
 from jaxkd.devices import choose_devices, share
 from jaxkd.methods import Method
 from jaxkd.models.network import AXIS
@@ -253,6 +254,8 @@ def _run(
     if isinstance(network, str):
         models.create(network)
     dataset = objects.get("data") or config.load()
+    if config.holdout is not None:
+        dataset = hold_out(dataset, config.holdout)
     if teacher is not None:
         teacher.require_fit(dataset)
     own = (*objects, *(["augmentation"] if augmentation is not None else []))
@@ -289,10 +292,10 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
     """One run."""
     folder, dataset, teacher = config.folder, parts.dataset, parts.teacher
     task, recipe = make_task(config, parts)
+    require_logits(task.student, dataset)
     constants = dict(parts.method.constants(teacher, task.student)) if teacher else {}
     variables = teacher.frozen[1] if teacher else None
     state = initial_state(task, dataset.image_shape, teacher=variables, constants=constants)
-    require_logits(task.student, state.student, dataset)
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.peers_needed())
         record = stack.enter_context(contextlib.closing(processes.open_record(folder)))

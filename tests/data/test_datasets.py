@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from jaxkd import data
+from jaxkd.config import TrainConfig
+from jaxkd.data.datasets import hold_out
 
 
 def test_digits_are_real_and_described_rightly() -> None:
@@ -122,3 +124,18 @@ def test_the_digest_tells_data_sets_apart() -> None:
     normalised = dataclasses.replace(first, mean=(0.9,))
     viewed = dataclasses.replace(first, augmentation=data.CropFlip(padding=0))
     assert len({first.digest, normalised.digest, viewed.digest}) == 3
+
+
+def test_a_part_of_the_training_images_is_held_out() -> None:
+    dataset = helpers.tiny_dataset()
+    held = hold_out(dataset, 0.25)
+    train, kept, test = dataset.splits["train"], held.splits["train"], held.splits["test"]
+    assert (len(kept), len(test)) == (30, 10)
+    whole = {image.tobytes() for image in train.images}
+    parts = [{image.tobytes() for image in split.images} for split in (kept, test)]
+    assert parts[0] | parts[1] == whole
+    assert not parts[0] & parts[1]
+    assert held.digest == hold_out(dataset, 0.25).digest != dataset.digest
+    assert held.name == "tiny-holdout"
+    with pytest.raises(ValueError, match=r"--holdout must lie between 0 and 1, such as 0\.1, got 1\.5"):
+        TrainConfig(holdout=1.5)
