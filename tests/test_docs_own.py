@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("flax")
 
 import jaxkd
-from jaxkd import methods, models, teachers
+from jaxkd import data, methods, models, teachers
+from jaxkd.training import Named
 
 PAGE = Path(__file__).parents[1] / "docs" / "own.md"
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.S | re.M))
@@ -45,6 +46,45 @@ def test_a_vision_transformer_is_taught(tmp_path: Path) -> None:
     variables = network.init(0, (8, 8, 1))
     outputs, _ = network.apply(variables, jaxkd.data.load("digits").splits["test"].images[:2])
     assert outputs.features["tokens"].shape == (2, 16, 64)
+
+
+def test_a_vision_transformer_is_taught_on_cifar(tmp_path: Path, shared_data: Path) -> None:
+    """On a part of CIFAR-100, by the real ResNet-56."""
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    program = programs("A student in Flax Linen")[0].partition("epochs, steps")[0]
+    student = execute(program, scope)["ViT"](num_classes=100, patch=4)
+    whole = data.load("cifar100", data_dir=shared_data / "tfds")
+    train, test = whole.splits["train"], whole.splits["test"]
+    assert isinstance(train, data.Split)
+    assert isinstance(test, data.Split)
+    small = data.from_arrays(
+        (train.images[:1024], train.labels[:1024]),
+        (test.images[:512], test.labels[:512]),
+        num_classes=100,
+        mean=whole.mean,
+        std=whole.std,
+        augmentation=whole.augmentation,
+    )
+    weights = shared_data / "teachers" / "cifar100_resnet56.pt"
+    variables = teachers.import_torch(weights, model="resnet56", num_classes=100)
+    normalisation = (0.507, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
+    about = teachers.Description("resnet56", 100, (32, 32, 3), *normalisation, "cifar100")
+    teacher = teachers.Teacher("resnet56", about, variables, digest="")
+    losses: list[float] = []
+
+    def note(values: Any, _: int) -> None:
+        losses.extend([values["train/loss"]] if "train/loss" in values else [])
+
+    options: dict[str, Any] = {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "warmup_epochs": 1,
+        "log_every": 16,
+    }
+    options |= {"epochs": 3, "run": tmp_path / "run", "devices": 1, "say": lambda _: None}
+    jaxkd.distill(teacher=teacher, student=student, data=small, on_log=note, **options)
+    assert len(losses) == 3
+    assert losses[2] < losses[1] < losses[0]
 
 
 def test_an_nnx_student_is_taught() -> None:
@@ -105,6 +145,7 @@ def test_other_objects_are_refused_and_changed_code_is_told(tmp_path: Path) -> N
         ({"student": "resnet8"}, r"student \(there Mine, here resnet8\)"),
         ({"method": methods.create("kd", weight=0.5)}, r"method\.weight \(there 0.9, here 0.5\)"),
         ({"optimizer": optax.sgd(0.1)}, r"optimizer\.state"),
+        ({"optimizer": Named("adam", optax.adam(1e-3))}, r"optimizer \(there own, here adam\)"),
         ({"optimizer": "adamw"}, r"optimizer \(there own, here adamw\)"),
         ({"augmentation": jaxkd.data.Identity()}, r"augmentation\.main"),
     ):

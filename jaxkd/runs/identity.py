@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import optax
 
 from jaxkd import data, methods, models
 from jaxkd.models.network import describe_object
 from jaxkd.runs.config import RunConfig
 from jaxkd.teachers import Teacher
-from jaxkd.training import Recipe, Task
+from jaxkd.training import Named, Recipe, Task
 
 _OF_RECIPE = ("optimizer", "learning_rate", "schedule", "warmup_epochs", "momentum", "weight_decay")
 
@@ -31,7 +30,7 @@ def identify(
     task: Task,
     dataset: data.Dataset,
     student: Any,
-    optimizer: Recipe | optax.GradientTransformation,
+    optimizer: Any,
     teacher: Teacher | None,
     *,
     teacher_logits: str,
@@ -44,7 +43,7 @@ def identify(
       task: its constants.
       dataset: its data.
       student: the student's variables at step 0, of which the shapes count.
-      optimizer: a recipe, or an own transformation.
+      optimizer: a recipe, or an own one.
       teacher: of the run.
       teacher_logits: where the teacher's logits come from: "live", or the precision of a cache.
       num_devices: counts where batch norm is taken per device.
@@ -77,9 +76,9 @@ def _prefixed(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
     return {name: about["name"], **rest}
 
 
-def _describe_optimizer(
-    optimizer: Recipe | optax.GradientTransformation, task: Task, student: Any
-) -> dict[str, Any]:
+def _describe_optimizer(optimizer: Any, task: Task, student: Any) -> dict[str, Any]:
+    if isinstance(optimizer, Named):
+        return {"optimizer": optimizer.name}
     if isinstance(optimizer, Recipe):
         return {key: value for key, value in dataclasses.asdict(optimizer).items() if key != "total_steps"}
     state = jax.eval_shape(task.optimizer.init, {"student": student.get("params", {}), "method": {}})

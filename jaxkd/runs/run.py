@@ -34,9 +34,9 @@ from jaxkd.runs.loop import Evaluator, Loop
 from jaxkd.runs.record import Result
 from jaxkd.runs.watching import Log, log_to_wandb
 from jaxkd.signals import Stopped, StopRequest
-from jaxkd.training import Frozen, Recipe, Task, TrainState, by_label, initial_state
+from jaxkd.training import Frozen, Named, Recipe, Task, TrainState, by_label, initial_state
 
-Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation] | Named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,8 @@ def train(
       data: the name of a data set, or a `Dataset`.
       model: the name of a model, a Flax Linen module, an NNX module (or a function that makes one), or a
         `Network`.
-      optimizer: the name of an optimiser, an optax transformation, or several by label; see
-        `training.by_label`.
+      optimizer: the name of an optimiser, an optax transformation, several by label (see
+        `training.by_label`), or one of these with a name of its own (`training.Named`).
       augmentation: of training images; by default the data set's.
       on_log: called at each log point with the values by name ("train/loss") and the step.
       say: where progress goes, a line at a time.
@@ -309,7 +309,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             task,
             dataset,
             state.student,
-            recipe or task.optimizer,
+            recipe or parts.optimizer,
             teacher,
             teacher_logits=logits_from,
             num_devices=len(devices),
@@ -441,8 +441,9 @@ def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
     if optimizer is None:
         recipe = config.recipe(config.num_epochs, steps_per_epoch)
         optimizer = recipe.transformation()
-    elif isinstance(optimizer, Mapping):
-        optimizer = by_label(optimizer)
+    elif not isinstance(optimizer, optax.GradientTransformation):
+        own = optimizer.transformation if isinstance(optimizer, Named) else optimizer
+        optimizer = by_label(own) if isinstance(own, Mapping) else own
     views = as_views(parts.augmentation, tuple(method.views), config.augmentation(dataset))
     network = parts.network.normalized(dataset.mean, dataset.std)
     task = Task(

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -126,6 +126,16 @@ def _choose(table: Mapping[str, Any], what: str, name: str) -> Any:
         hint = f'did you mean "{near[0]}"? Accepted' if near else "accepted"
         raise ValueError(f'unknown {what} "{name}"; {hint}: {", ".join(table)}')
     return table[name]
+
+
+class Named(NamedTuple):
+    """An own transformation with a name, which identifies it in a run: `Named("adam", optax.adam(1e-3))`.
+
+    Without a name the structure of its state does, which is the same for every learning rate.
+    """
+
+    name: str
+    transformation: Any
 
 
 def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
