@@ -75,7 +75,8 @@ def test_a_vision_transformer_is_taught_on_cifar(tmp_path: Path, shared_data: Pa
     def note(values: Any, _: int) -> None:
         losses.extend([values["train/loss"]] if "train/loss" in values else [])
 
-    options: dict[str, Any] = {
+    options: dict[str, Any]
+    options = {
         "optimizer": "adamw",
         "schedule": "cosine",
         "warmup_epochs": 1,
