@@ -4,6 +4,20 @@ A rule is any callable `(student_logits, teacher_logits) -> [..., 1]`; every los
 has a temperature takes one.  `functools.partial` sets a rule's options.  What a training loop changes from
 step to step (CTKD's learned scalar, DTS's schedule) comes as pure functions whose result is passed to the
 loss as a number or an array.  Only jax and `jaxkd.logits` may be imported here.
+
+The rules `max_logit`, `constant`, `standard_deviation` and `max_ratio` share the following.
+
+student, teacher
+  The logits that the softmax will see, floating, of the same shape `[..., K]`.
+axis
+  The class axis.
+where
+  Optional boolean mask that broadcasts to the logits.  Masked classes take no part.  A loss passes its mask
+  of classes.
+
+They return temperatures of shape `[..., 1]` (the class axis is kept with length 1); NaN for logits that are
+NaN.  They raise TypeError for logits that are not floating, and ValueError for shapes that differ, another
+word in `of`, and an option that is not positive.
 """
 
 from __future__ import annotations
@@ -58,19 +72,8 @@ def max_logit(
     1.366 (K-1)/sqrt(K).  No gradient flows through it.  Where all logits are 0 it is 1.
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`.
-      teacher: the same for the teacher, same shape.
       of: "both", the maximum over student and teacher (the authors' code), or "teacher", over the teacher
         alone (the abstract's words).
-      axis: the class axis.
-      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), without unit.
-
-    Raises:
-      ValueError: `of` is another word, or the shapes differ.
-      TypeError: an input is not floating.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -104,18 +107,7 @@ def constant(
     `T_i = value`.
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`; only its shape counts.
-      teacher: the same for the teacher, same shape.
       value: the temperature, positive; a number or an array of shape `[]`.
-      axis: the class axis.
-      where: accepted as in every rule, and without effect.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), without unit.
-
-    Raises:
-      ValueError: the shapes differ, or the value is not positive.
-      TypeError: an input is not floating.
 
     >>> import functools, jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -152,20 +144,8 @@ def standard_deviation(
     Where the logits are constant it is 1.
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`.
-      teacher: the same for the teacher, same shape.
       of: whose logits are measured, "student" or "teacher".
       scale: the temperature of logits with a standard deviation of 1; positive.
-      axis: the class axis.
-      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), in logit units.
-
-    Raises:
-      ValueError: `of` is another word, the scale is not positive, the shapes differ, or there are fewer than
-        two classes.
-      TypeError: an input is not floating.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -201,19 +181,8 @@ def max_ratio(
     (never so for standardised logits, unless they are constant).
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`.
-      teacher: the same for the teacher, same shape.
       of: whose temperature is returned, "student" or "teacher".
       reference: the temperature of two networks whose largest logits are equal; positive.
-      axis: the class axis.
-      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), in the unit of `reference`.
-
-    Raises:
-      ValueError: `of` is another word, the reference is not positive, or the shapes differ.
-      TypeError: an input is not floating.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
