@@ -62,7 +62,7 @@ class Pair(NamedTuple):
         excluded = jnp.isneginf(self.teacher)
         return self._replace(
             student=jnp.where(excluded & jnp.isneginf(self.student), _logits.MASKED_LOGIT, self.student),
-            teacher=jnp.where(excluded, _logits.MASKED_LOGIT, self.teacher),
+            teacher=jnp.maximum(self.teacher, _logits.MASKED_LOGIT),
         )
 
     def log_softmax(self) -> tuple[jax.Array, jax.Array]:
