@@ -19,10 +19,11 @@ html_title = "jaxkd"
 exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_type_aliases = {"jax.typing.ArrayLike": "ArrayLike"}
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "jax.typing.ArrayLike": "ArrayLike"}
 # Formulas and names in the docstrings are in single backticks: show them as code.
 default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Source"]
 myst_heading_anchors = 2
+myst_enable_extensions = ["dollarmath"]

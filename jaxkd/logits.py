@@ -1,19 +1,30 @@
-"""What is done to logits before a loss: checks, standardisation, correlation, masked softmax.
+"""What is done to logits before a loss: checks, z-scores, correlation, masked softmax, ensembles.
 
 Pure functions of arrays.  Only jax may be imported here; temperatures and losses build on this module.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+from jax.typing import ArrayLike
 
 # Stands for minus infinity where an infinity would make 0 * inf = NaN: exp of it is exactly 0 in every
 # supported precision, and differences of two of them stay finite.
 MASKED_LOGIT = -1e30
 
+# Squares of large logits overflow; of logits times this they do not, up to 1e21 for a million classes. It is
+# a power of two, so that nothing is rounded.
+_SMALL = 2.0**-16
 
-def as_logits(name: str, logits: jax.typing.ArrayLike) -> jax.Array:
+
+def as_logits(name: str, logits: ArrayLike) -> jax.Array:
     """Returns `logits` as a floating array of at least 32 bits.
 
     Args:
@@ -36,11 +47,11 @@ def as_logits(name: str, logits: jax.typing.ArrayLike) -> jax.Array:
 
 
 def standardize(
-    logits: jax.typing.ArrayLike,
+    logits: ArrayLike,
     *,
     axis: int = -1,
     eps: float = 1e-7,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Z-scores of the logits over the classes.
 
@@ -69,13 +80,13 @@ def standardize(
     """
     x = as_logits("logits", logits)
     _require_classes(x, axis)
-    centered, variance = _center(x, axis, where)
-    spread = _sqrt(variance)
+    centered, spread = _center(x, axis, where)
+    constant = spread == 0
     # One division for each example and not for each logit.
-    return centered * jnp.where(spread > 0, 1.0 / jnp.where(spread > 0, spread + eps, 1.0), 0.0)
+    return centered * jnp.where(constant, 0.0, 1.0 / jnp.where(constant, 1.0, spread + eps))
 
 
-def deviation(logits: jax.Array, *, axis: int = -1, where: jax.typing.ArrayLike | None = None) -> jax.Array:
+def deviation(logits: jax.Array, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Bessel-corrected standard deviation over the classes, the class axis kept with length 1.
 
     Args:
@@ -95,15 +106,15 @@ def deviation(logits: jax.Array, *, axis: int = -1, where: jax.typing.ArrayLike 
     [1.]
     """
     _require_classes(logits, axis)
-    return _sqrt(_center(logits, axis, where)[1])
+    return _center(logits, axis, where)[1]
 
 
 def pearson(
-    a: jax.typing.ArrayLike,
-    b: jax.typing.ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
     *,
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Pearson correlation of two sets of logits over the classes.
 
@@ -136,13 +147,12 @@ def pearson(
             f"a and b must have the same shape, got {x.shape} and {y.shape}; both hold one logit per class"
         )
     _require_classes(x, axis)
-    x, variance_x = _center(x, axis, where)
-    y, variance_y = _center(y, axis, where)
-    varies = (variance_x > 0) & (variance_y > 0)
-    # Both square roots apart: the product of two large variances may overflow.
-    scale = jnp.sqrt(jnp.where(varies, variance_x, 1.0)) * jnp.sqrt(jnp.where(varies, variance_y, 1.0))
-    covariance = jnp.sum(x * y, axis=axis, keepdims=True) / _degrees_of_freedom(x, axis, where)
-    return jnp.squeeze(jnp.where(varies, covariance / scale, 0.0), axis)
+    (x, spread_x), (y, spread_y) = _center(x, axis, where), _center(y, axis, where)
+    constant = (spread_x == 0) | (spread_y == 0)
+    x, y = (a * (1.0 / jnp.where(constant, 1.0, spread)) for a, spread in ((x, spread_x), (y, spread_y)))
+    rho = jnp.sum(x * y, axis=axis, keepdims=True) / _degrees_of_freedom(x, axis, where)
+    # With a constant it is 0; NaN if the other side is not finite.
+    return jnp.squeeze(jnp.where(constant, jax.lax.stop_gradient(rho), rho), axis)
 
 
 def log_softmax(logits: jax.Array, where: jax.Array | None = None) -> jax.Array:
@@ -165,6 +175,108 @@ def log_softmax(logits: jax.Array, where: jax.Array | None = None) -> jax.Array:
     return jax.nn.log_softmax(logits, axis=-1)
 
 
+def ensemble(
+    teacher_logits: ArrayLike,
+    *,
+    of: Literal["probabilities", "logits"] = "probabilities",
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """One teacher's logits from those of several: call it before the loss.
+
+    With `of="probabilities"`, `t_k = T log((1/M) sum_m softmax(t_m / T)_k)`.  At temperature T, and at no
+    other, the softmax of the result is the mean of the members' softmaxes: pass the loss the same T.  With
+    `of="logits"`, `t = (1/M) sum_m t_m`, which belongs to no temperature and fits every loss.
+
+    A standardised or adaptive loss chooses its temperature from the one teacher that it is given.  There,
+    average logits (or the members' z-scores).  To average probabilities instead, take z-scores first, choose
+    T from all members, and give the loss the z-scores and T, without `standardize` and a rule (last example).
+
+    Args:
+      teacher_logits: logits of M teachers, floating, shape `[M, ..., K]`, classes last.
+      of: what is averaged, "probabilities" or "logits".
+      temperature: T, a positive number or an array that broadcasts to `[..., 1]`; unused for logits.
+      where: optional boolean mask of classes that broadcasts to `[..., K]`; masked classes come out as -inf,
+        so give the loss the same mask.
+
+    Returns:
+      Array of shape `[..., K]`, float32 (float64 for float64 input).
+
+    Raises:
+      TypeError: the logits are not floating.
+      ValueError: there is no axis of teachers, `of` is another word, or the temperature is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import logits, losses, standardize, temperature
+    >>> student, teachers = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[[3.0, 2.0, 2.0]], [[1.0, 0.0, 4.0]]])
+    >>> teacher = logits.ensemble(teachers, temperature=4.0)
+    >>> print(f"{losses.kd(student, teacher, temperature=4.0).mean():.3f}")
+    0.287
+    >>> z_student, z_teachers = standardize(student), standardize(teachers)
+    >>> tau = jnp.max(jnp.stack([temperature.max_logit(z_student, z) for z in z_teachers]), axis=0)
+    >>> z_teacher = logits.ensemble(z_teachers, temperature=tau)
+    >>> print(f"{losses.kd(z_student, z_teacher, temperature=tau).mean():.3f}")
+    0.493
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531), sections 2 and 5, for ensembles as teachers.
+    """
+    if of not in ("probabilities", "logits"):
+        raise ValueError(f'of must be "probabilities" or "logits", got {of!r}')
+    members = as_logits("teacher_logits", teacher_logits)
+    if members.ndim < 2:
+        raise ValueError(f"teacher_logits must have shape [M, ..., K], got {members.shape}")
+    if of == "logits":
+        merged = jnp.mean(members, axis=0)
+    else:
+        tau = per_example("temperature", temperature, members[0])
+        mask = None if where is None else jnp.broadcast_to(jnp.asarray(where), members.shape)
+        log_p = log_softmax(members / tau[None], mask)
+        merged = tau * (jax.nn.logsumexp(log_p, axis=0) - math.log(members.shape[0]))
+    return merged if where is None else jnp.where(jnp.asarray(where), merged, -jnp.inf)
+
+
+def per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns a positive number or array in shape `[..., 1]`, one value per example; raises if it cannot."""
+    require_positive(name, value)
+    return one_per_example(name, value, logits)
+
+
+def one_per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """As `per_example`, for values that need no check."""
+    array = jnp.asarray(value, logits.dtype)
+    expected = (*logits.shape[:-1], 1)
+    try:
+        fits = jnp.broadcast_shapes(array.shape, expected) == expected
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} must broadcast to {expected} (one value per example, the class axis kept with "
+            f"length 1), got shape {array.shape}; add the axis with {name}[..., None]"
+        )
+    return jnp.broadcast_to(array, expected)
+
+
+def require_positive(name: str, value: ArrayLike) -> None:
+    """Raises ValueError unless every value is positive and finite; under `jit`, lets checkify report it."""
+    if isinstance(value, jax.core.Tracer):
+        checkify.debug_check(
+            jnp.all((value > 0) & jnp.isfinite(value)),
+            f"{name} must be positive and finite, got {{value}}",
+            value=value,
+        )
+        return
+    known = np.asarray(value)
+    if not jnp.issubdtype(known.dtype, jnp.number) and known.dtype != bool:
+        rule = ", or a function such as jaxkd.temperature.max_logit (not its name)"
+        raise ValueError(
+            f"{name} must be a positive number, or an array of them that broadcasts to [..., 1]"
+            f"{rule if name == 'temperature' else ''}; got {value!r}"
+        )
+    if not np.all((known > 0) & np.isfinite(known)):
+        raise ValueError(f"{name} must be positive and finite, got {known}")
+
+
 def _require_classes(logits: jax.Array, axis: int) -> None:
     if logits.shape[axis] < 2:
         raise ValueError(
@@ -173,20 +285,15 @@ def _require_classes(logits: jax.Array, axis: int) -> None:
         )
 
 
-def _sqrt(x: jax.Array) -> jax.Array:
-    # The slope of sqrt is infinite at 0: take it of 1 there, and put the 0 back.
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
-
-
-def _degrees_of_freedom(x: jax.Array, axis: int, where: jax.typing.ArrayLike | None) -> jax.typing.ArrayLike:
+def _degrees_of_freedom(x: jax.Array, axis: int, where: ArrayLike | None) -> ArrayLike:
     if where is None:
         return x.shape[axis] - 1
     count = jnp.sum(jnp.broadcast_to(where, x.shape), axis=axis, keepdims=True)
     return jnp.maximum(count - 1, 1).astype(x.dtype)
 
 
-def _center(x: jax.Array, axis: int, where: jax.typing.ArrayLike | None) -> tuple[jax.Array, jax.Array]:
-    """Returns `x` minus its mean (0 in masked classes) and its Bessel-corrected variance, axis kept."""
+def _center(x: jax.Array, axis: int, where: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
+    """Returns `x` minus its mean (0 in masked classes) and its standard deviation, the axis kept."""
     # One entry is taken off first, so that constant logits centre to exactly 0 and not to the rounding error
     # of their mean, whose reciprocal would then scale the gradient.
     if where is None:
@@ -195,8 +302,28 @@ def _center(x: jax.Array, axis: int, where: jax.typing.ArrayLike | None) -> tupl
     else:
         mask = jnp.broadcast_to(jnp.asarray(where), x.shape)
         top = jnp.max(x, axis=axis, keepdims=True, where=mask, initial=-jnp.inf)
-        x = jnp.where(mask, x - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0)), 0.0)
+        x = jnp.where(mask, x - jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top)), 0.0)
         count = jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1).astype(x.dtype)
         centered = jnp.where(mask, x - jnp.sum(x, axis=axis, keepdims=True) / count, 0.0)
-    variance = jnp.sum(centered**2, axis=axis, keepdims=True) / _degrees_of_freedom(x, axis, where)
-    return centered, variance
+    return centered, _spread(axis, centered, jnp.asarray(_degrees_of_freedom(x, axis, where), x.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _spread(axis: int, centered: jax.Array, degrees_of_freedom: jax.Array) -> jax.Array:
+    """The root of the mean square: for any magnitude, with a slope that is finite too (0 at 0)."""
+    squares = jnp.sum((_SMALL * centered) ** 2, axis=axis, keepdims=True)
+    return jnp.sqrt(squares / degrees_of_freedom) / _SMALL
+
+
+@_spread.defjvp
+def _spread_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    centered, degrees_of_freedom = primals
+    spread = _spread(axis, *primals)
+    scores = centered * (1.0 / jnp.where(spread == 0, 1.0, spread))
+    return spread, jnp.sum(scores * tangents[0], axis=axis, keepdims=True) / degrees_of_freedom
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The power of two nearest to each entry, without a gradient: to divide by it is exact."""
+    bits = int(jnp.finfo(x.dtype).nexp)
+    return jax.lax.reduce_precision(jax.lax.stop_gradient(x), exponent_bits=bits, mantissa_bits=0)

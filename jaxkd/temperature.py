@@ -4,22 +4,34 @@ A rule is any callable `(student_logits, teacher_logits) -> [..., 1]`; every los
 has a temperature takes one.  `functools.partial` sets a rule's options.  What a training loop changes from
 step to step (CTKD's learned scalar, DTS's schedule) comes as pure functions whose result is passed to the
 loss as a number or an array.  Only jax and `jaxkd.logits` may be imported here.
+
+The rules `max_logit`, `constant`, `standard_deviation` and `max_ratio` share the following.
+
+student, teacher
+  The logits that the softmax will see, floating, of the same shape `[..., K]`.
+axis
+  The class axis.
+where
+  Optional boolean mask that broadcasts to the logits.  Masked classes take no part.  A loss passes its mask
+  of classes.
+
+They return temperatures of shape `[..., 1]` (the class axis is kept with length 1); NaN for logits that are
+NaN.  They raise TypeError for logits that are not floating, and ValueError for shapes that differ, another
+word in `of`, and an option that is not positive.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import checkify
+from jax.typing import ArrayLike
 
 from jaxkd import logits as _logits
-from jaxkd.logits import as_logits
+from jaxkd.logits import as_logits, require_positive
 
 __all__ = [
     "MAX_LOGIT_FACTOR",
@@ -38,7 +50,7 @@ __all__ = [
 ]
 
 Rule = Callable[..., jax.Array]
-Temperature = float | jax.typing.ArrayLike | Rule
+Temperature = float | ArrayLike | Rule
 
 # Largest |z| / T for which the quadratic Taylor polynomial of exp stays inside the radius of convergence
 # of the logarithm: the positive root of x + x^2 / 2 = 1 is sqrt(3) - 1, and this is its reciprocal.
@@ -46,12 +58,12 @@ MAX_LOGIT_FACTOR = (1 + math.sqrt(3)) / 2
 
 
 def max_logit(
-    student: jax.typing.ArrayLike,
-    teacher: jax.typing.ArrayLike,
+    student: ArrayLike,
+    teacher: ArrayLike,
     *,
     of: Literal["both", "teacher"] = "both",
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """The adaptive temperature: each example's largest absolute logit times (1 + sqrt 3) / 2.
 
@@ -60,19 +72,8 @@ def max_logit(
     1.366 (K-1)/sqrt(K).  No gradient flows through it.  Where all logits are 0 it is 1.
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`.
-      teacher: the same for the teacher, same shape.
       of: "both", the maximum over student and teacher (the authors' code), or "teacher", over the teacher
         alone (the abstract's words).
-      axis: the class axis.
-      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), without unit.
-
-    Raises:
-      ValueError: `of` is another word, or the shapes differ.
-      TypeError: an input is not floating.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -90,34 +91,23 @@ def max_logit(
     if where is not None:
         magnitude = jnp.where(where, magnitude, 0.0)
     largest = jax.lax.stop_gradient(jnp.max(magnitude, axis=axis, keepdims=True))
-    return jnp.where(largest > 0, largest * MAX_LOGIT_FACTOR, 1.0)
+    return jnp.where(largest == 0, 1.0, largest * MAX_LOGIT_FACTOR)
 
 
 def constant(
-    student: jax.typing.ArrayLike,
-    teacher: jax.typing.ArrayLike,
+    student: ArrayLike,
+    teacher: ArrayLike,
     *,
-    value: jax.typing.ArrayLike = 4.0,
+    value: ArrayLike = 4.0,
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """The same temperature for every example; what a number passed as `temperature=` stands for.
 
     `T_i = value`.
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`; only its shape counts.
-      teacher: the same for the teacher, same shape.
       value: the temperature, positive; a number or an array of shape `[]`.
-      axis: the class axis.
-      where: accepted as in every rule, and without effect.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), without unit.
-
-    Raises:
-      ValueError: the shapes differ, or the value is not positive.
-      TypeError: an input is not floating.
 
     >>> import functools, jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -138,13 +128,13 @@ def constant(
 
 
 def standard_deviation(
-    student: jax.typing.ArrayLike,
-    teacher: jax.typing.ArrayLike,
+    student: ArrayLike,
+    teacher: ArrayLike,
     *,
     of: Literal["student", "teacher"] = "teacher",
     scale: float = 2.0,
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """NormKD's temperature: a multiple of the standard deviation of one network's logits.
 
@@ -154,20 +144,8 @@ def standard_deviation(
     Where the logits are constant it is 1.
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`.
-      teacher: the same for the teacher, same shape.
       of: whose logits are measured, "student" or "teacher".
       scale: the temperature of logits with a standard deviation of 1; positive.
-      axis: the class axis.
-      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), in logit units.
-
-    Raises:
-      ValueError: `of` is another word, the scale is not positive, the shapes differ, or there are fewer than
-        two classes.
-      TypeError: an input is not floating.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -182,17 +160,17 @@ def standard_deviation(
     s, t = as_logits("student", student), as_logits("teacher", teacher)
     _require_same_shape(s, t)
     spread = _logits.deviation(s if of == "student" else t, axis=axis, where=where)
-    return jnp.where(spread > 0, scale * spread, 1.0)
+    return jnp.where(spread == 0, 1.0, scale * spread)
 
 
 def max_ratio(
-    student: jax.typing.ArrayLike,
-    teacher: jax.typing.ArrayLike,
+    student: ArrayLike,
+    teacher: ArrayLike,
     *,
     of: Literal["student", "teacher"] = "teacher",
     reference: float = 4.0,
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """DTKD's temperature: a reference, shared out between the networks in the ratio of their largest logits.
 
@@ -203,19 +181,8 @@ def max_ratio(
     (never so for standardised logits, unless they are constant).
 
     Args:
-      student: logits that the softmax will see, floating, shape `[..., K]`.
-      teacher: the same for the teacher, same shape.
       of: whose temperature is returned, "student" or "teacher".
       reference: the temperature of two networks whose largest logits are equal; positive.
-      axis: the class axis.
-      where: optional boolean mask that broadcasts to the logits; masked classes take no part.
-
-    Returns:
-      Temperatures, shape `[..., 1]` (the class axis is kept with length 1), in the unit of `reference`.
-
-    Raises:
-      ValueError: `of` is another word, the reference is not positive, or the shapes differ.
-      TypeError: an input is not floating.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -233,15 +200,19 @@ def max_ratio(
         # An absent class must not be the largest, and -inf in it must not reach the arithmetic.
         s, t = jnp.where(where, s, -jnp.inf), jnp.where(where, t, -jnp.inf)
     top_s, top_t = jnp.max(s, axis=axis, keepdims=True), jnp.max(t, axis=axis, keepdims=True)
-    defined = (top_s > 0) & (top_t > 0)
-    top_s, top_t = jnp.where(defined, top_s, 1.0), jnp.where(defined, top_t, 1.0)
+    undefined = (top_s <= 0) | (top_t <= 0)
+    top_s, top_t = jnp.where(undefined, 1.0, top_s), jnp.where(undefined, 1.0, top_t)
+    # Over a power of two, which is exact: the ratio's slope then neither overflows nor vanishes.
+    largest = jnp.maximum(top_s, top_t)
+    unit = jnp.maximum(_logits.power_of_two(0.5 * largest), jnp.finfo(largest.dtype).tiny)
+    top_s, top_t = top_s / unit, top_t / unit
     return 2 * reference * (top_s if of == "student" else top_t) / (top_s + top_t)
 
 
 def scheduled(
-    previous: jax.typing.ArrayLike,
-    progress: jax.typing.ArrayLike,
-    divergence: jax.typing.ArrayLike,
+    previous: ArrayLike,
+    progress: ArrayLike,
+    divergence: ArrayLike,
     *,
     initial: float = 4.0,
     minimum: float = 2.0,
@@ -294,8 +265,8 @@ def scheduled(
 
 
 def learned(
-    theta: jax.typing.ArrayLike,
-    strength: jax.typing.ArrayLike = -1.0,
+    theta: ArrayLike,
+    strength: ArrayLike = -1.0,
     *,
     start: float = 1.0,
     end: float = 20.0,
@@ -340,7 +311,7 @@ def learned(
 
 
 @jax.custom_jvp
-def gradient_reversal(x: jax.typing.ArrayLike, strength: jax.typing.ArrayLike = -1.0) -> jax.Array:
+def gradient_reversal(x: ArrayLike, strength: ArrayLike = -1.0) -> jax.Array:
     """Returns `x` unchanged, and multiplies its gradient by `strength`.
 
     `y = x`, and `dL/dx = strength * dL/dy`.
@@ -369,7 +340,7 @@ def _gradient_reversal_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, 
 
 
 def cosine_decay(
-    epoch: jax.typing.ArrayLike, *, maximum: float = 0.0, minimum: float = -1.0, epochs: int = 10
+    epoch: ArrayLike, *, maximum: float = 0.0, minimum: float = -1.0, epochs: int = 10
 ) -> jax.Array:
     """CTKD's schedule of lambda: from `maximum` to `minimum` along half a cosine, then constant.
 
@@ -394,12 +365,12 @@ def cosine_decay(
     Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
     """
     require_positive("epochs", epochs)
-    done = jnp.clip(jnp.asarray(epoch) / epochs, 0, 1)
+    done = jnp.clip(_as_floating(epoch) / epochs, 0, 1)
     return minimum + (maximum - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * done))
 
 
 def linear_decay(
-    epoch: jax.typing.ArrayLike, *, maximum: float = 0.0, minimum: float = -1.0, epochs: int = 10
+    epoch: ArrayLike, *, maximum: float = 0.0, minimum: float = -1.0, epochs: int = 10
 ) -> jax.Array:
     """CTKD's other schedule of lambda: a straight line that stops one step before its end.
 
@@ -425,7 +396,7 @@ def linear_decay(
     Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
     """
     require_positive("epochs", epochs)
-    return -jnp.clip(jnp.asarray(epoch), 0, epochs - 1) * ((maximum - minimum) / epochs)
+    return -jnp.clip(_as_floating(epoch), 0, epochs - 1) * ((maximum - minimum) / epochs)
 
 
 def resolve(
@@ -440,8 +411,7 @@ def resolve(
     Args:
       temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule.
       student: the logits that the softmax will see, classes on the last axis.
-      teacher: the same for the teacher.  With one axis more in front it is an ensemble: a rule is then asked
-        about each teacher, and the largest temperature taken, so that a bound on logit / T holds for all.
+      teacher: the same for the teacher.
       where: optional mask of classes; a rule is then called with `where=`.
 
     Returns:
@@ -457,53 +427,18 @@ def resolve(
     [[4.0], [4.0]]
     """
     if callable(temperature):
-        mask = {} if where is None else {"where": where}
-        if teacher.ndim > student.ndim:
-            each = [resolve(temperature(student, one, **mask), student, one) for one in teacher]
-            return functools.reduce(jnp.maximum, each)
-        temperature = temperature(student, teacher, **mask)
+        temperature = temperature(student, teacher, **({} if where is None else {"where": where}))
         # A check inside a compiled program costs as much as a small loss: what a rule gives is checked if it
         # is known, what the caller passes in any case.
         if isinstance(temperature, jax.core.Tracer):
-            return _broadcast("temperature", temperature, student)
-    return per_example("temperature", temperature, student)
+            return _logits.one_per_example("temperature", temperature, student)
+    return _logits.per_example("temperature", temperature, student)
 
 
-def per_example(
-    name: str, value: jax.typing.ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct
-) -> jax.Array:
-    """Returns a positive number or array in shape `[..., 1]`, one value per example; raises if it cannot."""
-    require_positive(name, value)
-    return _broadcast(name, value, logits)
-
-
-def _broadcast(name: str, value: jax.typing.ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    array = jnp.asarray(value, logits.dtype)
-    expected = (*logits.shape[:-1], 1)
-    try:
-        fits = jnp.broadcast_shapes(array.shape, expected) == expected
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name} must broadcast to {expected} (one value per example, the class axis kept with "
-            f"length 1), got shape {array.shape}; add the axis with {name}[..., None]"
-        )
-    return jnp.broadcast_to(array, expected)
-
-
-def require_positive(name: str, value: jax.typing.ArrayLike) -> None:
-    """Raises ValueError unless every value is positive and finite; under `jit`, lets checkify report it."""
-    if isinstance(value, jax.core.Tracer):
-        checkify.debug_check(
-            jnp.all((value > 0) & jnp.isfinite(value)),
-            f"{name} must be positive and finite, got {{value}}",
-            value=value,
-        )
-        return
-    known = np.asarray(value)
-    if not np.all((known > 0) & np.isfinite(known)):
-        raise ValueError(f"{name} must be positive and finite, got {known}")
+def _as_floating(epoch: ArrayLike) -> jax.Array:
+    # A narrow or unsigned integer would wrap in the arithmetic.
+    array = jnp.asarray(epoch)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
 
 
 def _require_word(name: str, word: str, accepted: tuple[str, ...]) -> None:

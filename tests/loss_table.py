@@ -26,7 +26,7 @@ class Row(NamedTuple):
     shift: bool = True  # unchanged when a constant is added to all logits of an example
     scale: bool = False  # unchanged when an example's logits are multiplied by a positive number
     detached: bool = False
-    ensemble: bool = True  # has an `ensemble=` option
+    excludes: bool = True  # finite where the teacher excludes a class with a logit of -inf
     variant: bool = False  # other numbers through the same code as another row: no structural properties
 
 
@@ -61,11 +61,14 @@ def _deviation_rule(s, t):
 
 
 def _rows():
-    z = {"scale": True, "detached": True}
+    z = {"scale": True, "detached": True, "excludes": False}
     for name in ("kd", "reverse_kl", "jensen_shannon", "soft_cross_entropy", "dist_inter"):
         loss, numpy = getattr(losses, name), getattr(ref, name)
         zero = {"soft_cross_entropy": None, "dist_inter": "close"}.get(name, "exact")
-        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), zero=zero)
+        yield (
+            name,
+            Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), zero=zero, excludes=name != "reverse_kl"),
+        )
         yield (
             f"{name} adaptive",
             Row(
@@ -82,16 +85,35 @@ def _rows():
             _plain(losses.kd, temperature=2.0, standardize=True),
             lambda s, t, y: ref.kd(s, t, 2.0, True),
             scale=True,
+            excludes=False,
             variant=True,
         ),
     )
     yield (
         "kd adaptive, teacher's maximum",
-        Row(_plain(losses.kd, **TEACHER), lambda s, t, y: ref.kd(s, t, _teacher_rule, True), scale=True),
+        Row(
+            _plain(losses.kd, **TEACHER),
+            lambda s, t, y: ref.kd(s, t, _teacher_rule, True),
+            scale=True,
+            excludes=False,
+        ),
     )
     yield (
         "kd raw, teacher's deviation",
-        Row(_plain(losses.kd, **DEVIATION), lambda s, t, y: ref.kd(s, t, _deviation_rule)),
+        Row(
+            _plain(losses.kd, **DEVIATION),
+            lambda s, t, y: ref.kd(s, t, _deviation_rule),
+            excludes=False,
+        ),
+    )
+    yield (
+        "kd, chunks",
+        Row(
+            _plain(losses.kd, chunk_size=3, **ADAPTIVE),
+            lambda s, t, y: ref.kd(s, t, ref.adaptive, True),
+            variant=True,
+            **z,
+        ),
     )
     yield "kd, array", Row(_plain(losses.kd, **ARRAY), lambda s, t, y: ref.kd(s, t, 3.0), variant=True)
     yield (
@@ -110,6 +132,7 @@ def _rows():
             _plain(losses.dtkd, standardize=True),
             lambda s, t, y: ref.dtkd(ref.zscore(s), ref.zscore(t)),
             scale=True,
+            excludes=False,
             variant=True,
         ),
     )
@@ -120,7 +143,7 @@ def _rows():
             f"{name}, exponent 0.2",
             Row(_plain(loss, exponent=0.2), lambda s, t, y, f=numpy: f(s, t, 0.2), zero=None, variant=True),
         )
-    yield "mse", Row(_plain(losses.mse), lambda s, t, y: ref.mse(s, t), shift=False, ensemble=False)
+    yield "mse", Row(_plain(losses.mse), lambda s, t, y: ref.mse(s, t), shift=False, excludes=False)
     yield (
         "correlation",
         Row(
@@ -128,7 +151,7 @@ def _rows():
             lambda s, t, y: ref.correlation(s, t),
             zero="close",
             scale=True,
-            ensemble=False,
+            excludes=False,
         ),
     )
     yield "dkd", Row(_labelled(losses.dkd), ref.dkd)
@@ -166,7 +189,7 @@ def _rows():
             " adaptive, kd terms standardised",
             ADAPTIVE | {"standardize": "kd"},
             {"tau": ref.adaptive, "standardize": "kd"},
-            {"detached": True, "zero": "close", "variant": True},
+            {"detached": True, "zero": "close", "variant": True, "excludes": False},
         ),
         (", true mask", {"true_mask": True}, {"true_mask": True}, {"variant": True}),
     ):

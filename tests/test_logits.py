@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxkd
-from jaxkd.logits import log_softmax
+from jaxkd import losses, standardize, temperature
+from jaxkd.logits import ensemble, log_softmax
 
 
 def logits(shape=(6, 9)):
@@ -60,7 +61,52 @@ def test_log_softmax_of_a_mask():
     assert np.all(np.isfinite(gradient))
 
 
+def test_pearson_of_what_is_not_finite_is_not():
+    a, constant = logits((1, 9)), np.ones((1, 9), np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        poisoned = a.copy()
+        poisoned[0, 3] = bad
+        for other in (a, constant):
+            assert np.isnan(jaxkd.pearson(poisoned, other)[0])
+            assert np.isnan(jaxkd.pearson(other, poisoned)[0])
+        assert np.all(np.isnan(standardize(poisoned)))
+
+
+def test_an_ensemble_is_the_mean_of_softmaxes_at_its_temperature():
+    student, teachers = logits((4, 9)), 3 * np.random.default_rng(1).standard_normal((3, 4, 9), np.float32)
+    for tau in (4.0, np.linspace(1, 5, 4, dtype=np.float32)[:, None]):
+        p = jax.nn.softmax(teachers / tau).mean(0)
+        merged = ensemble(teachers, temperature=tau)
+        np.testing.assert_allclose(jax.nn.softmax(merged / tau), p, rtol=1e-5)
+        log_q = jax.nn.log_softmax(student / tau)
+        expected = np.ravel(np.square(tau)) * jnp.sum(p * (jnp.log(p) - log_q), -1)
+        np.testing.assert_allclose(losses.kd(student, merged, temperature=tau), expected, rtol=2e-4)
+    np.testing.assert_allclose(ensemble(teachers, of="logits"), teachers.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ensemble(teachers[:1]), log_softmax(teachers[0]), rtol=1e-5)
+
+
+def test_an_ensemble_masks_like_slicing():
+    teachers = np.random.default_rng(1).standard_normal((3, 4, 9), np.float32)
+    mask = np.arange(9)[None] < 6
+    for of in ("probabilities", "logits"):
+        merged = ensemble(teachers, of=of, temperature=2.0, where=mask)
+        sliced = ensemble(teachers[..., :6], of=of, temperature=2.0)
+        np.testing.assert_allclose(merged[:, :6], sliced, rtol=1e-5)
+        np.testing.assert_array_equal(merged[:, 6:], -np.inf)
+        student = logits((4, 9))
+        loss = losses.kd(student, merged, temperature=temperature.max_logit, where=mask)
+        np.testing.assert_allclose(
+            loss, losses.kd(student[:, :6], sliced, temperature=temperature.max_logit), rtol=1e-4
+        )
+
+
 def test_errors():
+    with pytest.raises(ValueError, match='"probabilities" or "logits"'):
+        ensemble(np.ones((2, 3), np.float32), of="votes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"M, \.\.\., K"):
+        ensemble(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        ensemble(np.ones((2, 3), np.float32), temperature=0.0)
     with pytest.raises(TypeError, match="dtype int32"):
         jaxkd.standardize(np.ones((2, 3), np.int32))
     with pytest.raises(ValueError, match="at least 2 classes"):

@@ -128,3 +128,20 @@ def test_rules_are_refused_integers():
     for rule in RULES.values():
         with pytest.raises(TypeError, match="floating-point"):
             rule(np.ones((2, 3), np.int32), np.ones((2, 3), np.float32))
+
+
+@every
+def test_logits_that_are_not_a_number_have_no_temperature(name):
+    if name == "constant":
+        return
+    s, t = logits((1, 5))
+    s[0, 2] = t[0, 2] = np.nan
+    assert np.isnan(RULES[name](s, t)[0, 0])
+
+
+@pytest.mark.parametrize("rule", [temperature.linear_decay, temperature.cosine_decay])
+def test_decays_take_epochs_of_any_integer_type(rule):
+    for dtype in (np.uint8, np.int8, np.uint16, np.uint32):
+        for epoch in (dtype(5), jnp.asarray(5, dtype)):
+            np.testing.assert_allclose(rule(epoch), rule(5), rtol=1e-6)
+            np.testing.assert_allclose(rule(epoch, epochs=300), rule(5, epochs=300), rtol=1e-6)

@@ -1,7 +1,46 @@
-"""Distillation losses: pure functions, arrays in, one value per example out, in float32 at least.
+"""Distillation losses: pure functions of logits, one value per example.
 
-Nothing here knows of networks, optimisers or data.  Only jax, `jaxkd.logits` and `jaxkd.temperature` may
-be imported.
+Nothing here knows of networks, optimisers or data.  Only jax, `jaxkd.logits` and `jaxkd.temperature` may be
+imported.  What all losses share is said here once; each loss then names only what is its own.  In the
+formulas s and t are the logits of student and teacher, `p = softmax(t / T)`, `q = softmax(s / T)`, i counts
+examples and k the K classes.
+
+**Arguments**
+
+student, teacher
+  Logits, floating, of the same shape `[..., K]`.  The teacher gets no gradient.  Several teachers become one
+  with `jaxkd.logits.ensemble`.
+temperature
+  T: a positive number, an array that broadcasts to `[..., 1]`, or a rule of `jaxkd.temperature` (the
+  function, or any like it).  A rule is called with the logits that the softmax sees, after `standardize`,
+  classes last.
+standardize
+  Whether s and t are replaced by their z-scores first.  z-scores of constant logits are 0 with a gradient of
+  0, so that a head that starts at zero learns nothing from a standardised loss alone.
+axis
+  The class axis.
+where
+  Optional boolean mask.  With the rank of the logits it broadcasts to them and masks classes; with one axis
+  fewer it masks examples.  What is masked may hold anything, -inf and NaN included.  An example that is
+  masked, or has no class left, has loss 0 and gradient 0.
+
+**Returns**: one value per example, shape `[...]`, in nats (times squared logit units where T^2 is a factor);
+float32, or float64 for float64 logits.  The factor T^2 keeps the size of the gradient independent of T; it is
+inside.  The caller reduces; published numbers use the mean over the batch.
+
+**Losses of a whole batch** (`dist`, `dist_intra`, `mlkd`, `class_correlation`, `batch_correlation`) return a
+scalar.  All leading axes count as one batch, to which masked examples do not belong.  With data parallelism
+each device computes its own, unless the caller gathers the logits first.
+
+**Raises**: TypeError for logits that are not floating and a mask that is not boolean; ValueError for shapes
+that differ, fewer than two classes, a temperature that is not positive or does not fit, a mask that does not
+fit, and a rule that `standardize` makes meaningless.
+
+**Infinities**: a teacher's logit of -inf is a class of probability 0, which adds 0 to a divergence from the
+teacher; value and gradient stay finite.  It has no z-score and no maximum of absolute logits: there, mask the
+class with `where=`.  Every other logit that is not finite gives a loss that is not finite.  A large negative
+constant (-1e9) in place of a mask is a logit like any other: it sets deviation, correlation and adaptive
+temperature.  Mask with `where=` instead.
 """
 
 from jaxkd.losses.decoupled import dkd, normdkd

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
+from jaxkd.losses._inputs import boolean_mask
 from jaxkd.losses.logit import kd
 
 
 def kd_from_hidden(
-    student_hidden: jax.typing.ArrayLike,
-    student_head: jax.typing.ArrayLike,
-    teacher_hidden: jax.typing.ArrayLike,
-    teacher_head: jax.typing.ArrayLike,
+    student_hidden: ArrayLike,
+    student_head: ArrayLike,
+    teacher_hidden: ArrayLike,
+    teacher_head: ArrayLike,
     *,
     temperature: _temperature.Temperature = 4.0,
     standardize: bool = False,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
     chunk_size: int = 128,
 ) -> jax.Array:
     """`kd` of the logits `hidden @ head`, which never exist for more than `chunk_size` tokens at a time.
@@ -30,7 +33,10 @@ def kd_from_hidden(
     its arguments and their gradients it takes memory for a few arrays of `chunk_size` x K, however many
     tokens there are.  The gradient is worked out chunk by chunk in the forward pass, while the logits are
     there.  That is all the work if the loss is then summed or averaged over the tokens (of which some may be
-    masked); if they are weighted unevenly, the logits are computed again for the gradient of the head.
+    masked); if the tokens are weighted unevenly, the logits are computed again for the gradient of the head.
+
+    The gradient is a reverse-mode rule of its own.  `jax.jvp` and with it forward mode, `jax.linearize` and
+    Hessians are not available (TypeError).  There is no mask of classes.
 
     Args:
       student_hidden: floating, shape `[..., D]`, what the student's output matrix is applied to.
@@ -38,7 +44,9 @@ def kd_from_hidden(
       teacher_hidden: floating, shape `[..., E]`, the same leading axes; no gradient flows into it.
       teacher_head: floating, shape `[E, K]`; no gradient flows into it.
       temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule, as in `kd`.  The
-        gradient flows into an array, not into what a rule has closed over.
+        gradient flows into a number or an array.  A rule must not close over a value that is being
+        differentiated or traced: that raises `jax.errors.UnexpectedTracerError`.  Compute such a temperature
+        outside and pass it as an array.
       standardize: whether to take z-scores of both networks' logits first.
       where: optional boolean mask of tokens, shape `[...]`; a masked token has loss 0 and gradient 0.
       chunk_size: how many tokens are worked on at a time.  More is faster where the memory allows it.
@@ -75,15 +83,12 @@ def kd_from_hidden(
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     shape = h_s.shape[:-1]
-    keep = jnp.ones(shape, bool) if where is None else jnp.asarray(where)
-    if keep.dtype != bool:
-        raise TypeError(f"where must be boolean (True where a token counts), got dtype {keep.dtype}")
+    keep = jnp.ones(shape, bool) if where is None else boolean_mask(where)
     if keep.shape != shape:
         raise ValueError(f"where must have shape {shape}, one entry per token, got {keep.shape}")
-    rule = temperature if callable(temperature) else None
+    rule, given = (temperature, 1.0) if callable(temperature) else (None, temperature)
     dtype = jnp.promote_types(jnp.float32, jnp.promote_types(h_s.dtype, h_t.dtype))
-    given = 1.0 if callable(temperature) else temperature
-    tau = _temperature.per_example("temperature", given, jax.ShapeDtypeStruct((*shape, w_s.shape[1]), dtype))
+    tau = _logits.per_example("temperature", given, jax.ShapeDtypeStruct((*shape, w_s.shape[1]), dtype))
 
     num_tokens = keep.size
     chunk_size = min(chunk_size, max(num_tokens, 1))
@@ -108,9 +113,7 @@ def kd_from_hidden(
     return losses.reshape(-1)[:num_tokens].reshape(shape)
 
 
-def _network(
-    name: str, hidden: jax.typing.ArrayLike, head: jax.typing.ArrayLike
-) -> tuple[jax.Array, jax.Array]:
+def _network(name: str, hidden: ArrayLike, head: ArrayLike) -> tuple[jax.Array, jax.Array]:
     h, w = jnp.asarray(hidden), jnp.asarray(head)
     for what, array in (("hidden", h), ("head", w)):
         if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -1,7 +1,6 @@
 """Multi-level logit distillation (MLKD): predictions, their class correlations and their batch correlations.
 
-Scalars of a whole batch by nature.  With data parallelism they are computed per device, unless the caller
-gathers the logits first.  All leading axes count as one batch.
+For what all losses share, and for losses of a whole batch, see `jaxkd.losses`.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxkd import temperature as _temperature
-from jaxkd.losses import _inputs
+from jaxkd.losses._inputs import Pair, kl, prepare
 from jaxkd.losses.logit import soften
 
 # The temperatures beside the base one, as published: on the weak view all four, on the strong view the first
@@ -23,17 +23,16 @@ _AGAIN_ON_WEAK = (2.0, 6.0)
 
 
 def mlkd(
-    student: jax.typing.ArrayLike,
-    teacher: jax.typing.ArrayLike,
-    student_strong: jax.typing.ArrayLike,
-    teacher_strong: jax.typing.ArrayLike,
+    student: ArrayLike,
+    teacher: ArrayLike,
+    student_strong: ArrayLike,
+    teacher_strong: ArrayLike,
     *,
     temperature: _temperature.Temperature = 4.0,
     standardize: bool | Literal["kd"] = False,
     true_mask: bool = False,
-    ensemble: _inputs.Ensemble = "probabilities",
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """MLKD, a scalar of the whole batch: KD at five temperatures on two views, and two Gram matrices.
 
@@ -48,28 +47,19 @@ def mlkd(
     teacher probability is at most the median, both about 1/2.
 
     Args:
-      student: student logits of the weakly augmented view, floating, shape `[..., K]`; all leading axes
-        count as one batch.
-      teacher: teacher logits of the same view, same shape, or an ensemble `[M, ..., K]`; no gradient.
+      student: student logits of the weakly augmented view.
+      teacher: teacher logits of the same view.
       student_strong: student logits of the strongly augmented view of the same images.
       teacher_strong: teacher logits of that view.
-      temperature: T0: a positive number, an array that broadcasts to `[..., 1]`, or a rule, which is asked
-        for each view.  The other temperatures stay fixed.
+      temperature: T0, in the common forms; a rule is asked for each view.  The other temperatures stay fixed.
       standardize: False; True for z-scores everywhere (Matsuyama et al.); or "kd" for z-scores in the KD
         terms alone, Gram matrices and masks on raw logits (Sun et al.).
       true_mask: whether the masks really select: the examples in KD_T(w) and BC_T, the classes in CC_T,
         whose sums are divided as before.  This is not what was published.
-      ensemble: how several teachers are averaged, as in `kd`.
-      axis: the class axis.
-      where: optional boolean mask, of classes (the rank of the logits) or of examples (one axis fewer), as
-        in `kd`, for both views; masked examples do not belong to the batch.
-
-    Returns:
-      A scalar, in nats times squared logit units; float32 (float64 for float64).
+      where: one mask for both views.
 
     Raises:
-      TypeError, ValueError: as `kd`; ValueError also where the two views differ in shape, and for another
-        word in `standardize`.
+      ValueError: the two views differ in shape, or `standardize` is another word.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -88,17 +78,14 @@ def mlkd(
             f"student and student_strong must have the same shape, got {jnp.shape(student)} and "
             f"{jnp.shape(student_strong)}; they are two views of the same images"
         )
-    weak = _inputs.prepare(student, teacher, axis, where, ensemble)
-    strong = _inputs.prepare(student_strong, teacher_strong, axis, where, ensemble)
-    if standardize is True:
-        weak, strong = _inputs.standardize_both(weak), _inputs.standardize_both(strong)
-    weak_kd, strong_kd = weak, strong
-    if standardize == "kd":
-        weak_kd, strong_kd = _inputs.standardize_both(weak), _inputs.standardize_both(strong)
-    base_weak = _inputs.resolve_temperature(temperature, weak_kd, standardize)
-    base_strong = _inputs.resolve_temperature(temperature, strong_kd, standardize)
+    weak = prepare(student, teacher, axis, where)
+    strong = prepare(student_strong, teacher_strong, axis, where)
+    weak_kd, strong_kd = (x.standardized() if standardize else x for x in (weak, strong))
+    weak = weak_kd if standardize is True else weak
+    base_weak, base_strong = (
+        x.temperature(temperature, standardize).reshape(-1, 1) for x in (weak_kd, strong_kd)
+    )
     weak, weak_kd, strong_kd = _flat(weak), _flat(weak_kd), _flat(strong_kd)
-    base_weak, base_strong = base_weak.reshape(-1, 1), base_strong.reshape(-1, 1)
     fixed = {t: jnp.full_like(base_weak, t) for t in _WEAK_TEMPERATURES}
 
     confident, classes = _low_confidence(weak)
@@ -113,10 +100,10 @@ def mlkd(
 
     total = jnp.zeros((), base_weak.dtype)
     for tau in (base_weak, *fixed.values()):
-        p, q = _probabilities(_inputs.scaled(weak, tau, tau))
+        p, q = _probabilities(weak.over(tau, tau))
         total += example_factor * _mean_kd(weak_kd, tau, chosen_examples)
-        total += class_factor * _gram_distance(p.T, q.T, _count(_classes_in_use(weak), p[0]), chosen_classes)
-        total += example_factor * _gram_distance(p, q, _count(weak.examples, p[:, 0]), chosen_examples)
+        total += class_factor * _gram_distance(p.T, q.T, _count(_classes_in_use(weak), p, 1), chosen_classes)
+        total += example_factor * _gram_distance(p, q, _count(weak.examples, p, 0), chosen_examples)
     for tau in (base_strong, *(fixed[t] for t in _STRONG_TEMPERATURES)):
         total += _mean_kd(strong_kd, tau, None)
     for t in _AGAIN_ON_WEAK:
@@ -125,35 +112,18 @@ def mlkd(
 
 
 def class_correlation(
-    student: jax.typing.ArrayLike,
-    teacher: jax.typing.ArrayLike,
+    student: ArrayLike,
+    teacher: ArrayLike,
     *,
     temperature: _temperature.Temperature = 4.0,
     standardize: bool = False,
-    ensemble: _inputs.Ensemble = "probabilities",
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """MLKD's class level, a scalar of the whole batch: distance of the classes' Gram matrices.
 
     `L = |P^T P - Q^T Q|^2 / K` (Frobenius), P and Q the B x K matrices of softened teacher and student
     probabilities.  There is no factor T^2.  It takes memory for K x K numbers.
-
-    Args:
-      student: student logits, floating, shape `[..., K]`; all leading axes count as one batch.
-      teacher: teacher logits, same shape, or an ensemble `[M, ..., K]`; no gradient flows into them.
-      temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule, as in `kd`.
-      standardize: whether to take z-scores of both first.
-      ensemble: how several teachers are averaged, as in `kd`.
-      axis: the class axis.
-      where: optional boolean mask, of classes (the rank of the logits) or of examples (one axis fewer), as
-        in `kd`; masked examples do not belong to the batch.
-
-    Returns:
-      A scalar, without unit; float32 (float64 for float64).
-
-    Raises:
-      TypeError, ValueError: as `kd`.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -163,42 +133,25 @@ def class_correlation(
 
     Source: Jin et al. 2023, "Multi-Level Logit Distillation" (CVPR), the authors' code.
     """
-    x, _ = soften(student, teacher, temperature, standardize, ensemble, axis, where)
+    x, _ = soften(student, teacher, temperature, standardize, axis, where)
     x = _flat(x)
     p, q = _probabilities(x)
-    return _gram_distance(p.T, q.T, _count(_classes_in_use(x), p[0]), None)
+    return _gram_distance(p.T, q.T, _count(_classes_in_use(x), p, 1), None)
 
 
 def batch_correlation(
-    student: jax.typing.ArrayLike,
-    teacher: jax.typing.ArrayLike,
+    student: ArrayLike,
+    teacher: ArrayLike,
     *,
     temperature: _temperature.Temperature = 4.0,
     standardize: bool = False,
-    ensemble: _inputs.Ensemble = "probabilities",
     axis: int = -1,
-    where: jax.typing.ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """MLKD's batch level, a scalar of the whole batch: distance of the examples' Gram matrices.
 
     `L = |P P^T - Q Q^T|^2 / B` (Frobenius), P and Q the B x K matrices of softened teacher and student
     probabilities.  There is no factor T^2.  It takes memory for B x B numbers.
-
-    Args:
-      student: student logits, floating, shape `[..., K]`; all leading axes count as one batch.
-      teacher: teacher logits, same shape, or an ensemble `[M, ..., K]`; no gradient flows into them.
-      temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule, as in `kd`.
-      standardize: whether to take z-scores of both first.
-      ensemble: how several teachers are averaged, as in `kd`.
-      axis: the class axis.
-      where: optional boolean mask, of classes (the rank of the logits) or of examples (one axis fewer), as
-        in `kd`; masked examples do not belong to the batch.
-
-    Returns:
-      A scalar, without unit; float32 (float64 for float64).
-
-    Raises:
-      TypeError, ValueError: as `kd`.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -208,51 +161,51 @@ def batch_correlation(
 
     Source: Jin et al. 2023, "Multi-Level Logit Distillation" (CVPR), the authors' code.
     """
-    x, _ = soften(student, teacher, temperature, standardize, ensemble, axis, where)
+    x, _ = soften(student, teacher, temperature, standardize, axis, where)
     x = _flat(x)
     p, q = _probabilities(x)
-    return _gram_distance(p, q, _count(x.examples, p[:, 0]), None)
+    return _gram_distance(p, q, _count(x.examples, p, 0), None)
 
 
-def _flat(x: _inputs.Inputs) -> _inputs.Inputs:
-    """All leading axes made one, an ensemble's axis kept in front."""
-    num_classes = x.student.shape[-1]
-    shape = (-1, num_classes)
-    return _inputs.Inputs(
+def _flat(x: Pair) -> Pair:
+    """All leading axes made one."""
+    shape = (x.student[..., 0].size, x.student.shape[-1])
+    return Pair(
         x.student.reshape(shape),
-        x.teacher.reshape(*x.teacher.shape[: x.teacher.ndim - x.student.ndim], *shape),
+        x.teacher.reshape(shape),
         None if x.classes is None else x.classes.reshape(shape),
         None if x.examples is None else x.examples.reshape(-1),
     )
 
 
-def _probabilities(x: _inputs.Inputs) -> tuple[jax.Array, jax.Array]:
-    """Teacher's and student's B x K probabilities from scaled logits; the rows of masked examples are 0."""
-    p, q = (jnp.exp(log) for log in _inputs.log_probabilities(x))
+def _probabilities(x: Pair) -> tuple[jax.Array, jax.Array]:
+    """Teacher's and student's B x K probabilities; the rows of masked examples are 0."""
+    p, q = x.probabilities()
     if x.examples is None:
         return p, q
     keep = x.examples[:, None]
     return jnp.where(keep, p, 0.0), jnp.where(keep, q, 0.0)
 
 
-def _mean_kd(x: _inputs.Inputs, tau: jax.Array, chosen: jax.Array | None) -> jax.Array:
+def _mean_kd(x: Pair, tau: jax.Array, chosen: jax.Array | None) -> jax.Array:
     """Batch mean of `kd`; examples that are not chosen count as 0."""
-    log_p, log_q = _inputs.log_probabilities(_inputs.scaled(x, tau, tau))
-    loss = jnp.squeeze(tau**2, -1) * _inputs.expectation(log_p, log_p - log_q)
-    loss = _inputs.mask_examples(_inputs.mask_examples(loss, x.examples), chosen)
-    return jnp.sum(loss) / _count(x.examples, loss)
+    loss = x.masked(tau[..., 0] ** 2 * kl(*x.over(tau, tau).log_softmax()))
+    return jnp.sum(_chosen(loss, chosen)) / _count(x.examples, loss, 0)
 
 
 def _gram_distance(p: jax.Array, q: jax.Array, count: jax.Array, chosen: jax.Array | None) -> jax.Array:
     """Squared distance of the rows' Gram matrices over `count`; rows that are not chosen count as 0."""
     rows = jnp.sum((p @ p.T - q @ q.T) ** 2, axis=1)
-    return jnp.sum(_inputs.mask_examples(rows, chosen)) / count
+    return jnp.sum(_chosen(rows, chosen)) / count
 
 
-def _low_confidence(x: _inputs.Inputs) -> tuple[jax.Array, jax.Array]:
+def _chosen(values: jax.Array, chosen: jax.Array | None) -> jax.Array:
+    return values if chosen is None else jnp.where(chosen, values, 0.0)
+
+
+def _low_confidence(x: Pair) -> tuple[jax.Array, jax.Array]:
     """Which examples, and which classes, the teacher is at most as sure of as of the median one."""
-    unscaled = x._replace(teacher=_inputs.merge(x.teacher, x.student, x.classes))
-    p, _ = _probabilities(unscaled)
+    p, _ = _probabilities(x)
     return (
         _at_most_median(jnp.max(p, axis=1), x.examples),
         _at_most_median(jnp.sum(p, axis=0), _classes_in_use(x)),
@@ -262,23 +215,23 @@ def _low_confidence(x: _inputs.Inputs) -> tuple[jax.Array, jax.Array]:
 def _at_most_median(values: jax.Array, keep: jax.Array | None) -> jax.Array:
     """Which of the kept values do not exceed the median of the kept (mean of the middle two)."""
     if keep is None:
-        return values <= jnp.median(values)
+        return values <= jnp.median(values) if values.size else values > 0
     ordered = jnp.sort(jnp.where(keep, values, jnp.inf))
     count = jnp.maximum(jnp.sum(keep), 1)
     low, high = ordered[(count - 1) // 2], ordered[count // 2]
     return keep & (values <= 0.5 * (low + high))
 
 
-def _classes_in_use(x: _inputs.Inputs) -> jax.Array | None:
+def _classes_in_use(x: Pair) -> jax.Array | None:
     return None if x.classes is None else jnp.any(x.classes, axis=0)
 
 
-def _count(keep: jax.Array | None, like: jax.Array) -> jax.Array:
-    if keep is None:
-        return jnp.asarray(like.size, like.dtype)
-    return jnp.maximum(jnp.sum(keep), 1).astype(like.dtype)
+def _count(keep: jax.Array | None, like: jax.Array, axis: int) -> jax.Array:
+    """How many count along an axis of `like`, at least 1; all of them without a mask."""
+    count = like.shape[axis] if keep is None else jnp.sum(keep)
+    return jnp.maximum(count, 1).astype(like.dtype)
 
 
 def _fraction(chosen: jax.Array, keep: jax.Array | None) -> jax.Array:
     of = chosen.astype(jnp.result_type(float))
-    return jnp.sum(of) / _count(keep, of)
+    return jnp.sum(of) / _count(keep, of, 0)

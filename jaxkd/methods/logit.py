@@ -23,7 +23,7 @@ RULES: dict[str, temperature.Rule] = {
     ),
 }
 _OF_BATCH = (losses.dist,)  # a scalar of the whole batch
-_NOT_OPTIONS = ("axis", "where", "ensemble", "chunk_size")
+_NOT_OPTIONS = ("axis", "where", "chunk_size")
 
 
 class Logit(Method):

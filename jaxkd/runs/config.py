@@ -146,4 +146,4 @@ def from_file(command: type[C], path: Path) -> C:
             f"--config {path} is of a run with own objects ({', '.join(objects)}), which a file does not "
             "hold; make the call in Python again that began it"
         )
-    return command(**{**stored, "run": path.absolute().parent})
+    return command(**{**stored, "run": path.resolve().parent})

@@ -1,4 +1,4 @@
-"""What holds for every loss, driven by one table: see `table.py`."""
+"""What holds for every loss, driven by one table: see `loss_table.py`."""
 
 import functools
 import inspect
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from loss_table import PER_EXAMPLE, ROWS, STRUCTURAL
+from loss_table import ADAPTIVE, PER_EXAMPLE, ROWS, STRUCTURAL
 
 from jaxkd import losses, standardize, temperature
 
@@ -67,17 +67,27 @@ def test_the_table_has_a_row_for_every_loss():
     assert called == set(losses.__all__) - {"kd_from_hidden"}
 
 
+@functools.cache
+def values_of_all(shape, seed, precision):
+    """Values of all rows, from one compilation, and the inputs in float64."""
+    s, t, y = data(shape, seed)
+    with jax.enable_x64(precision == "float64"):
+        run = jax.jit(
+            lambda s, t, y: {name: row.call(s, t, y) for name, row in ROWS.items()}, compiler_options=QUICK
+        )
+        values = jax.device_get(run(s.astype(precision), t.astype(precision), y))
+    return values, (s.astype(np.float64), t.astype(np.float64), y)
+
+
 @every
 def test_numpy_formula(name):
     for seed, shape in ((1, (64, 100)), (2, (4, 1000))):
-        s, t, y = data(shape, seed)
-        expected = ROWS[name].reference(s.astype(np.float64), t.astype(np.float64), y)
-        actual = ROWS[name].call(s, t, y)
-        np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
-        with jax.enable_x64(True):
-            actual = ROWS[name].call(jnp.asarray(s, jnp.float64), jnp.asarray(t, jnp.float64), y)
-            assert actual.dtype == jnp.float64
-            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
+        single, inputs = values_of_all(shape, seed, "float32")
+        double, _ = values_of_all(shape, seed, "float64")
+        expected = ROWS[name].reference(*inputs)
+        np.testing.assert_allclose(single[name], expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+        assert double[name].dtype == np.float64
+        np.testing.assert_allclose(double[name], expected, rtol=1e-9, atol=1e-12)
 
 
 @every_loss
@@ -236,6 +246,15 @@ def test_finite_at_extremes(name):
         assert_finite(*compiled(name)(jnp.bfloat16(student), jnp.bfloat16(teacher), y))
 
 
+def test_a_head_that_starts_at_zero_moves_without_z_scores_only():
+    """As docs/own_loop.md says."""
+    _, t, y = data()
+    moved = {name for name in ROWS if np.any(compiled(name)(np.zeros_like(t), t, y)[1] != 0)}
+    assert {"kd", "reverse_kl", "normkd", "dtkd", "ttm", "mse", "dkd", "normdkd", "mlkd"} <= moved
+    still = {"kd standardised", "kd adaptive", "dkd adaptive", "correlation", "dist", "dist adaptive"}
+    assert not still & moved
+
+
 @every_loss
 def test_two_classes(name):
     s, t, y = data((B, 2))
@@ -257,31 +276,31 @@ def test_bfloat16_is_computed_in_float32(name):
     np.testing.assert_allclose(gradient.astype(jnp.float32), expected_gradient, rtol=2e-2, atol=2e-2 * scale)
 
 
-@every_loss
-def test_pmap_and_shard_map(name):
+@functools.cache
+def on_eight_devices():
+    """Values and gradients of all losses by `pmap` and by `shard_map`, from one compilation each."""
     devices = jax.device_count()
     assert devices == 8
-    s, t, y = data((devices * B, K))
-    pieces = [a.reshape(devices, B, *a.shape[1:]) for a in (s, t, y)]
-    run = compiled(name)
-    expected, expected_gradient = map(
-        np.stack, zip(*(run(*piece) for piece in zip(*pieces, strict=True)), strict=True)
-    )
-    run = run.__wrapped__
-    values, gradient = jax.pmap(run)(*pieces)
-    np.testing.assert_allclose(values, expected, rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-3, atol=2e-5)
+    whole = data((devices * B, K))
+    pieces = [a.reshape(devices, B, *a.shape[1:]) for a in whole]
+
+    def run(s, t, y):
+        results = {name: compiled(name).__wrapped__(s, t, y) for name in STRUCTURAL}
+        return {name: (jnp.atleast_1d(values), gradient) for name, (values, gradient) in results.items()}
 
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    return pieces, jax.device_get((jax.pmap(run)(*pieces), jax.jit(sharded, compiler_options=QUICK)(*whole)))
 
-    def on_shard(s, t, y):
-        values, gradient = run(s, t, y)
-        return jnp.atleast_1d(values), gradient
 
-    sharded = jax.jit(jax.shard_map(on_shard, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
-    values, gradient = sharded(s, t, y)
-    np.testing.assert_allclose(values, np.ravel(expected), rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(gradient, expected_gradient.reshape(s.shape), rtol=2e-3, atol=2e-5)
+@every_loss
+def test_pmap_and_shard_map(name):
+    pieces, results = on_eight_devices()
+    expected = [compiled(name)(*piece) for piece in zip(*pieces, strict=True)]
+    values, gradient = map(np.stack, zip(*expected, strict=True))
+    for result in results:
+        np.testing.assert_allclose(np.ravel(result[name][0]), np.ravel(values), rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(np.ravel(result[name][1]), np.ravel(gradient), rtol=2e-3, atol=2e-5)
 
 
 @every_loss
@@ -313,27 +332,167 @@ def test_strict_promotion(name):
     assert shape.shape == s.shape
 
 
-@every_loss
-def test_ensembles(name):
+@every
+def test_non_finite_logits_give_a_non_finite_loss(name):
     s, t, y = data()
-    other = t[::-1]
-    alone, _ = compiled(name)(s, t, y)
-    same = ROWS[name].call(s, np.stack([t, t, t]), y)
-    np.testing.assert_allclose(same, alone, rtol=2e-4, atol=1e-5)
-    of_mean, _ = compiled(name)(s, (t + other) / 2, y)
-    options = {"ensemble": "logits"} if ROWS[name].ensemble else {}
-    both = ROWS[name].call(s, np.stack([t, other]), y, **options)
-    np.testing.assert_allclose(both, of_mean, rtol=2e-4, atol=1e-5)
-    if ROWS[name].ensemble:
-        in_probabilities = ROWS[name].call(s, np.stack([t, other]), y)
-        assert_finite(in_probabilities)
-        assert not np.allclose(in_probabilities, of_mean, rtol=1e-4)
+    for entry in ((0, y[0]), (0, (y[0] + 1) % K)):
+        for bad in (np.nan, np.inf, -np.inf):
+            for poisoned in ("student", "teacher"):
+                if poisoned == "teacher" and bad == -np.inf:
+                    continue  # a class that the teacher excludes: see the next test
+                student, teacher = s.copy(), t.copy()
+                (student if poisoned == "student" else teacher)[entry] = bad
+                values, _ = compiled(name)(student, teacher, y)
+                first = values[0] if ROWS[name].per_example else values
+                assert not np.isfinite(first), (entry, bad, poisoned)
+                if ROWS[name].per_example:
+                    assert_finite(values[1:])
+
+
+@every
+def test_a_class_that_the_teacher_excludes(name):
+    s, t, y = data()
+    for entry in ((0, y[0]), (0, (y[0] + 1) % K)):
+        student, teacher = s.copy(), t.copy()
+        teacher[entry] = -np.inf
+        if not ROWS[name].excludes:
+            assert not np.all(np.isfinite(compiled(name)(student, teacher, y)[0]))
+            continue
+        actual = compiled(name)(student, teacher, y)
+        assert_finite(*actual)
+        if not name.startswith("norm"):  # whose temperature would be that of the large logit
+            finite = teacher.copy()
+            finite[entry] = -1e4
+            expected = compiled(name)(student, finite, y)
+            np.testing.assert_allclose(actual[0], expected[0], rtol=2e-4)
+            np.testing.assert_allclose(actual[1], expected[1], rtol=2e-3, atol=2e-5)
+        if "norm" not in name:  # the student's temperature would not be finite
+            student[entry] = -np.inf
+            assert_finite(*compiled(name)(student, teacher, y))
+
+
+def test_a_class_that_both_exclude_adds_nothing_to_reverse_kl():
+    s, t, _ = data()
+    wide_s, wide_t = (np.pad(a, ((0, 0), (0, 1)), constant_values=-np.inf) for a in (s, t))
+    for loss in (losses.reverse_kl, losses.kd, losses.jensen_shannon):
+        value, gradient = jax.value_and_grad(lambda s, loss=loss: loss(s, wide_t).sum())(wide_s)
+        np.testing.assert_allclose(value, loss(s, t).sum(), rtol=1e-5)
+        assert_finite(gradient)
+
+
+@every
+def test_gradient_is_finite_where_the_value_is(name):
+    s, t, y = data()
+    s, t = s / np.abs(s).max(), t / np.abs(t).max()
+    for large in (1e6, 1e12, 1e15, 1e18):
+        for student, teacher in (
+            (large * s, large * t),
+            (large * s, t),
+            (s, large * t),
+            (large * s, -large * s),
+            (large * np.abs(s), large * np.abs(t)),
+        ):
+            value, gradient = compiled(name)(np.float32(student), np.float32(teacher), y)
+            finite = np.isfinite(value)
+            if ROWS[name].per_example:
+                assert_finite(gradient[finite])
+            elif finite:
+                assert_finite(gradient)
 
 
 @pytest.mark.parametrize("name", [n for n in PER_EXAMPLE if ROWS[n].zero and not ROWS[n].variant])
 def test_not_negative(name):
     s, t, y = data((500, K), seed=5)
     assert ROWS[name].call(s, s + 0.01 * t, y).min() >= -2e-5
+
+
+@pytest.mark.parametrize("num_classes", [3, 1000])
+def test_z_scores_of_large_logits(num_classes):
+    s, t, _ = data((B, num_classes))
+    for large in (1e10, 1e18):
+        np.testing.assert_allclose(standardize(np.float32(large) * s), standardize(s), rtol=2e-3, atol=1e-5)
+        actual = losses.kd(np.float32(large) * s, np.float32(large) * t, **ADAPTIVE)
+        np.testing.assert_allclose(actual, losses.kd(s, t, **ADAPTIVE), rtol=2e-3)
+
+
+@pytest.mark.parametrize("loss", [losses.dkd, losses.normdkd])
+@pytest.mark.parametrize(
+    ("num_classes", "dtypes"),
+    [
+        (128, "int8 uint8"),
+        (300, "int8 uint8 int16 uint16 uint32 int64 uint64 >i4 >u2"),
+        (70_000, "uint8 uint16"),
+    ],
+)
+def test_labels_of_any_integer_type(loss, num_classes, dtypes):
+    s, t, _ = data((2, num_classes))
+    types = [np.dtype(name) for name in dtypes.split()]
+    # In range for each type: NumPy's, known as in an eager call, and the same as traced arrays.
+    known = [np.array([3, min(num_classes - 1, np.iinfo(dtype).max)]).astype(dtype) for dtype in types]
+    traced = [y for y in known if y.dtype.isnative]
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(traced, exact):
+        return [[loss(s, t, y) for y in labels] for labels in (known, traced, exact)]
+
+    of_known, of_traced, expected = run(traced, [y.astype(np.int32) for y in known])
+    np.testing.assert_allclose(of_known, expected, rtol=1e-5)
+    native = [value for value, y in zip(expected, known, strict=True) if y.dtype.isnative]
+    np.testing.assert_allclose(of_traced, native, rtol=1e-5)
+    for dtype in types:
+        if np.iinfo(dtype).max >= num_classes:
+            with pytest.raises(ValueError, match="labels must lie in"):
+                jax.eval_shape(lambda dtype=dtype: loss(s, t, np.array([3, num_classes], dtype)))
+
+
+def test_a_label_of_64_bits_does_not_wrap():
+    s, t, _ = data((1, 5))
+    with pytest.raises(ValueError, match=r"got \[4294967299\]"):
+        losses.dkd(s, t, np.array([2**32 + 3]))
+
+
+@pytest.mark.parametrize("name", [n for n in STRUCTURAL if not ROWS[n].per_example])
+def test_an_empty_batch_is_one_that_is_masked_altogether(name):
+    s, t, y = data((0, K))
+    assert ROWS[name].call(s, t, y) == 0
+    assert ROWS[name].call(*data(), where=np.zeros(B, bool)) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 2.0, "where": np.arange(12).reshape(3, 4) % 5 > 0},
+        {"temperature": np.linspace(1, 4, 12, dtype=np.float32).reshape(3, 4, 1), "standardize": True},
+        {**ADAPTIVE, "where": np.arange(60).reshape(3, 4, 5) % 7 > 0},
+        {"temperature": functools.partial(temperature.standard_deviation, of="student")},
+    ],
+)
+def test_chunks_of_examples_change_nothing(options):
+    """Derivatives of every kind, masks, and temperatures that carry a gradient."""
+    s, t, _ = data((3, 4, 5))
+    direction = np.cos(np.arange(60.0)).reshape(s.shape).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    def derivatives(chunk_size):
+        def value(s, tau=None):
+            given = options if tau is None else options | {"temperature": tau * options["temperature"]}
+            return losses.kd(s, t, chunk_size=chunk_size, **given)
+
+        def slope(s):
+            return jax.grad(lambda s: jnp.sum(jnp.sin(value(s))))(s)
+
+        out = *jax.jvp(value, (s,), (direction,)), *jax.jvp(slope, (s,), (direction,))
+        of_temperature = (
+            [] if callable(options["temperature"]) else [jax.grad(lambda a: value(s, a).sum())(1.0)]
+        )
+        return *out, *of_temperature
+
+    whole = derivatives(None)
+    for chunk_size in (5, 12):
+        for a, b in zip(derivatives(chunk_size), whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    for chunk_size in (1, 100):
+        np.testing.assert_allclose(losses.kd(s, t, chunk_size=chunk_size, **options), whole[0], rtol=2e-4)
 
 
 def test_every_loss_has_the_common_options():
