@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM came where nothing had to be saved; like Ctrl-C, no `Exception`, lest it pass for a failure."""
+    """SIGTERM came where nothing had to be saved; no `Exception`, which would count as a failure."""
 
 
 # Python swallows what a handler raises in a destructor or in JAX's callback of the garbage collector; a run

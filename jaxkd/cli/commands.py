@@ -171,7 +171,7 @@ def _models(config: ModelsConfig) -> None:
     from jaxkd import models
     from jaxkd.models import summary
 
-    # ImageNet's networks are told by their name; the others are for CIFAR's images.
+    # Networks for ImageNet have its name in theirs; the others are for CIFAR's images.
     found = []
     for name in config.names or models.names():
         classes, shape = (1000, (224, 224, 3)) if name.startswith("imagenet") else (100, (32, 32, 3))

@@ -42,7 +42,7 @@ def identify(
       config: its options.
       task: its constants.
       dataset: its data.
-      student: the student's variables at step 0, of which the shapes count.
+      student: the student's variables, or their shapes.
       optimizer: a recipe, or an own one.
       teacher: of the run.
       teacher_logits: where the teacher's logits come from: "live", or the precision of a cache.
@@ -126,10 +126,15 @@ def _source(code: Any) -> str:
         return ""
 
 
-def require_logits(network: models.Network, dataset: data.Dataset) -> None:
-    """Raises ValueError unless a student gives a logit for each class of a data set."""
+def require_logits(network: models.Network, variables: Any, dataset: data.Dataset) -> None:
+    """Raises ValueError unless a student gives a logit for each class of a data set.
+
+    Args:
+      network: the student.
+      variables: its variables, or their shapes.
+      dataset: of the run.
+    """
     images = jax.ShapeDtypeStruct((2, *dataset.image_shape), "float32")
-    variables = jax.eval_shape(lambda: network.init(0, dataset.image_shape))
     outputs = jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
     if outputs.logits.shape != (2, dataset.num_classes):
         raise ValueError(

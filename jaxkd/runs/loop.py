@@ -183,7 +183,7 @@ class Loop:
     def _call(
         self, state: TrainState, frozen: Frozen, ids: np.ndarray, stream: Iterator[Batch]
     ) -> TrainState:
-        """Some steps; a call that compiles is said, timed and looked at apart."""
+        """Makes some steps; the first (compiling) call is reported and timed separately."""
         first = len(ids) not in self._compiled
         if first:
             if self._compiled:
@@ -196,7 +196,7 @@ class Loop:
             batches = batches.replace(teacher_logits=self._cached(batches.ids))  # type: ignore[attr-defined]
         before = jax.device_get(state) if self._config.debug else None
         if self._feed.resident is None:
-            jax.block_until_ready(state.step)  # lest the images of many steps pile up on the device
+            jax.block_until_ready(state.step)  # or the images of many steps pile up on the device
         if not first:
             self._profiler.before()
         state = self._step_function(state, frozen, self._feed.resident, batches)
@@ -250,7 +250,7 @@ class Loop:
         self.stopwatch.stop("evaluate")
 
     def _stop_if_asked(self, state: TrainState) -> None:
-        # Only what was agreed on decides, lest this process stop alone: a signal that comes in between waits
+        # Only the agreed signal decides, or this process would stop alone: one that comes in between waits
         # for the next look.
         name = agreed_signal(self._stop.signal_name)
         if name is None:

@@ -292,10 +292,8 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
     """One run."""
     folder, dataset, teacher = config.folder, parts.dataset, parts.teacher
     task, recipe = make_task(config, parts)
-    require_logits(task.student, dataset)
-    constants = dict(parts.method.constants(teacher, task.student)) if teacher else {}
-    variables = teacher.frozen[1] if teacher else None
-    state = initial_state(task, dataset.image_shape, teacher=variables, constants=constants)
+    student = jax.eval_shape(lambda: task.student.init(0, dataset.image_shape))
+    require_logits(task.student, student, dataset)
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.peers_needed())
         record = stack.enter_context(contextlib.closing(processes.open_record(folder)))
@@ -308,18 +306,22 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             config,
             task,
             dataset,
-            state.student,
+            student,
             recipe or parts.optimizer,
             teacher,
             teacher_logits=logits_from,
             num_devices=len(devices),
         )
+        variables = teacher.frozen[1] if teacher else None
+        constants = dict(parts.method.constants(teacher, task.student)) if teacher else {}
+        start = functools.partial(
+            initial_state, task, dataset.image_shape, teacher=variables, constants=constants
+        )
         forked = None
         if config.fork is not None:
             identity["forked_from"], found = open_fork(config.fork, folder)
             if found is not None:
-                forked = graft(found, state, identity, task)
-        objects = {name: _name(getattr(parts, name, None)) for name in parts.objects}
+                forked = graft(found, start(), identity, task)
         changed = record.open(
             config.as_dict(), identity, devices, objects=list(parts.objects), sources=sources(task)
         )
@@ -332,6 +334,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             say(f"{folder} is done already: last accuracy {done['last_accuracy']:.2f} %")
             return Result(done)
         checkpoints = processes.open_checkpoints(folder / "checkpoints", identity)
+        state = start()
         size = dataset.num_classes, dataset.image_shape
         learned_from = f" from {teacher.name}, {cost(teacher.description.model, *size)}," if teacher else ""
         if cached is not None:
@@ -393,7 +396,6 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
                 # Of this process alone, if the run was resumed; None if nothing was left to train.
                 "images_per_second": round(loop.stopwatch.images_per_second(), 1) or None,
                 "seconds": {name: round(value, 2) for name, value in loop.stopwatch.seconds.items()},
-                **({"objects": objects} if objects else {}),
             }
         )
         record.finish(result)
