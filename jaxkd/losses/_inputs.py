@@ -65,9 +65,12 @@ class Pair(NamedTuple):
             teacher=jnp.maximum(self.teacher, _logits.MASKED_LOGIT),
         )
 
-    def log_softmax(self) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities of the teacher and of the student, in this order: `log p` and `log q`."""
-        x = self.without_infinities()
+    def log_softmax(self, *, z_scores: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of the teacher and of the student, in this order: `log p` and `log q`.
+
+        Z-scores are finite or NaN, so that no infinity has to be looked for in them.
+        """
+        x = self if z_scores else self.without_infinities()
         log_p, log_q = (_logits.log_softmax(z, x.classes) for z in (x.teacher, x.student))
         return log_p, log_q
 

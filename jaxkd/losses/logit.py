@@ -62,7 +62,7 @@ def kd(
 
 def _kd(x: Pair, temperature: _temperature.Temperature, standardize: bool) -> jax.Array:
     x, tau = _soften(x, temperature, standardize)
-    log_p, log_q = x.log_softmax()
+    log_p, log_q = x.log_softmax(z_scores=standardize)
     return x.masked(tau**2 * kl(log_p, log_q))
 
 
