@@ -39,7 +39,7 @@ def announce(
     batch = f"batch {config.batch_size} = {len(devices)} x {share}"
     if task.accumulate > 1:
         batch += f", each in {task.accumulate} micro-batches of {share // task.accumulate}"
-    over = "the global batch" if task.batch_norm == "global" else "each device's examples"
+    over = "the global batch" if config.batch_norm == "global" else "each device's examples"
     if task.accumulate > 1:
         over += ", one micro-batch at a time"
     learns = "own optimizer"

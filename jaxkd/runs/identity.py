@@ -61,7 +61,7 @@ def identify(
         **{f"method.{key}": as_json(value) for key, value in methods.options(task.method).items()},
         **_describe_optimizer(optimizer, task, student),
     }
-    if task.batch_norm == "device":  # then, and only then, the number of devices decides on the result
+    if config.batch_norm == "device":  # then, and only then, the number of devices decides on the result
         identity["batch_norm_devices"] = num_devices
     if teacher is not None:
         known = teacher.description

@@ -458,7 +458,8 @@ def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
         num_epochs=config.num_epochs,
         steps_per_epoch=steps_per_epoch,
         accumulate=config.accumulate,
-        batch_norm=config.batch_norm,
+        # Nobody knows what an own network keeps: each device may have another value.
+        average=config.batch_norm == "device" or bool({"model", "student"} & set(parts.objects)),
         ema=config.ema,
     )
     return task, recipe

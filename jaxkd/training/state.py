@@ -91,6 +91,10 @@ def initial_state(
     student = dict(task.student.init(task.seed, image_shape))
     inputs = task.example_inputs(student, teacher, image_shape)
     method, terms = task.init_method(inputs, constants or {})
+    if not terms.losses:
+        raise ValueError(
+            f"the method {type(task.method).__name__} returns no term: there is nothing to learn"
+        )
     names = ["loss", "accuracy", *terms.losses, *terms.metrics]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(

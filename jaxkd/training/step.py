@@ -105,7 +105,7 @@ def train_step(
     )
     gradients, (sums, broken) = jax.lax.psum((gradients, sums), AXIS)
     share = examples / num_examples
-    if task.batch_norm == "device":
+    if task.average:
         network = _averaged(network, share)
     if "statistics" in method:
         method = {**method, "statistics": _averaged(method["statistics"], share)}
@@ -148,8 +148,12 @@ def _teacher_outputs(
 
 
 def _averaged(tree: Any, share: jax.Array) -> Any:
-    """The average over devices, weighted by the share of the examples that each one had."""
-    return jax.lax.psum(jax.tree.map(lambda leaf: leaf * share, tree), AXIS)
+    """The average over devices, weighted by the share of the examples that each one had; of floats alone."""
+
+    def average(leaf: jax.Array) -> jax.Array:
+        return jax.lax.psum(leaf * share, AXIS) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(average, tree)
 
 
 def _sums(method: Method, variables: Any, x: Inputs, terms: Terms, loss: Any) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ class Task:
       steps_per_epoch: updates in each.
       accumulate: number of micro-batches for each update.  Batch norm, and losses on a whole batch, see one
         micro-batch at a time (of all devices).
-      batch_norm: "global", statistics over all devices; "device", over each device's own examples, whose
-        running statistics are averaged.
+      average: whether the student's other collections are averaged over devices, weighted by examples: where
+        each device has its own, as with batch norm per device.
       ema: decay of the average of the student's parameters that is evaluated and saved; None for none.
     """
 
@@ -44,7 +44,7 @@ class Task:
     num_epochs: int
     steps_per_epoch: int
     accumulate: int = 1
-    batch_norm: Literal["global", "device"] = "global"
+    average: bool = False
     ema: float | None = None
 
     def __post_init__(self) -> None:

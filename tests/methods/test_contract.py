@@ -375,6 +375,9 @@ def test_names_that_are_taken_are_refused(dataset: data.Dataset) -> None:
     made = task(dataset, methods.from_function(twice, name="twice"))
     with pytest.raises(ValueError, match="two terms or metrics the name loss; rename one"):
         initial_state(made, dataset.image_shape, teacher=teacher_of(dataset).frozen[1])
+    made = task(dataset, methods.from_function(lambda x: Terms({}), name="nothing"))
+    with pytest.raises(ValueError, match="returns no term: there is nothing to learn"):
+        initial_state(made, dataset.image_shape, teacher=teacher_of(dataset).frozen[1])
     with pytest.raises(ValueError, match="two terms have the same name: kd"):
         Terms({"kd": (jnp.ones(2), 1.0)}) + Terms({"kd": (jnp.ones(2), 1.0)})
 

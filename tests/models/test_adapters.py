@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxkd
 from jaxkd import data, models
 from jaxkd.models import Outputs
 from jaxkd.models.network import AXIS
+from jaxkd.runs.checkpoint import read_newest
 
 SHAPE = (8, 8, 1)
 IMAGES = jax.random.normal(jax.random.key(0), (16, *SHAPE))
@@ -203,6 +206,38 @@ def test_what_identifies_a_network_is_its_name_attributes_and_shapes() -> None:
     eight, fourteen = (identity(models.as_network(name, 3)) for name in ("resnet8", "resnet14"))
     assert eight["shapes"] != fourteen["shapes"]
     assert eight.keys() == {"name", "shapes"}
+
+
+def test_what_a_network_keeps_of_each_device_is_averaged(tmp_path: Path) -> None:
+    """A running mean of its own, and a counter, which is none."""
+
+    class Keeping(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            seen = self.variable("seen", "mean", jnp.zeros, ())
+            calls = self.variable("seen", "calls", jnp.zeros, (), jnp.int32)
+            if train:
+                seen.value, calls.value = x.mean(), calls.value + 1
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    dataset = helpers.tiny_dataset(num_train=16)
+    kept = []
+    for devices in (1, 2):
+        run = tmp_path / str(devices)
+        jaxkd.train(
+            model=Keeping(),
+            data=dataset,
+            run=run,
+            devices=devices,
+            epochs=1,
+            batch_size=16,
+            say=helpers.silent,
+        )
+        found, _ = read_newest(run / "checkpoints")
+        assert found is not None
+        kept.append(found.state["network"]["seen"])
+    assert float(kept[0]["mean"]) == pytest.approx(float(kept[1]["mean"]), abs=1e-6)
+    assert [int(one["calls"]) for one in kept] == [1, 1]
 
 
 def test_batch_norm_over_other_axes_is_refused() -> None:

@@ -99,7 +99,7 @@ def test_parts_in_a_loop_are_the_parts_written_out(monkeypatch: pytest.MonkeyPat
 def test_batch_norm_by_device_sees_the_device_alone() -> None:
     """In the third batch one of the two devices holds no example; the statistics stay finite and equal."""
     dataset = helpers.tiny_dataset()
-    made = plain(dataset, student=network(dataset).on_axis(None), batch_norm="device")
+    made = plain(dataset, student=network(dataset).on_axis(None), average=True)
     state, _ = run(made, dataset, 2, STEPS)
     params, stats = reference(dataset, lambda ids: [[ids[:8]], [ids[8:]]])
     assert_close(state.params["student"], params, atol=2e-5)
