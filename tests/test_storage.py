@@ -180,6 +180,25 @@ def test_readers_beside_writers_always_see_one_whole_folder(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_folder_that_was_moved_aside_while_it_was_read_is_looked_for_again(tmp_path: Path) -> None:
+    """Its name and times may be what they were: the writer is between its two renames."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "word").write_text("old")
+    seen = []
+
+    def read(there: Path) -> str:
+        seen.append(there)
+        if len(seen) == 1:
+            before = there.stat()
+            there.rename(tmp_path / ".folder.jaxkd-old")
+            os.utime(tmp_path / ".folder.jaxkd-old", ns=(before.st_atime_ns, before.st_mtime_ns))
+        return (there / "word").read_text()
+
+    assert storage.reading(folder, read) == "old"
+    assert seen == [folder, tmp_path / ".folder.jaxkd-old"]
+
+
 def test_a_killed_writer_leaves_nothing_for_long(tmp_path: Path) -> None:
     code = """
 import os, sys

@@ -144,11 +144,12 @@ def reading(folder: Path, read: Callable[[Path], T]) -> T:
     """
     deadline = time.monotonic() + _READ_SECONDS
     while True:
-        there, before = _look(folder)
+        found = _look(folder)
         try:
-            return read(there)
+            return read(found[0])
         except (OSError, ValueError):
-            if _look(folder)[1] == before or time.monotonic() > deadline:
+            # With the place: between a writer's renames the same folder lies beside its own name.
+            if _look(folder) == found or time.monotonic() > deadline:
                 raise
 
 
