@@ -89,6 +89,8 @@ def test_a_recipe_trains_its_networks_and_reports_them(tmp_path: Path) -> None:
         done = subprocess.run(command, env=one, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("is done already") == 3 * again
+    resumed = parsed("distill", "--config", tmp_path / "all" / "kd" / "config.json")
+    assert (resumed.method, resumed.epochs, resumed.seed) == ("kd", 2, 0)
     report = (tmp_path / "all" / "report" / "report.md").read_text()
     rows = [line.split("|")[1:4] for line in report.splitlines() if line.startswith("| ")][2:]
     assert [[cell.strip() for cell in row] for row in rows] == [

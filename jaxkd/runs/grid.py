@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd import data, models, teachers
 from jaxkd import methods as known_methods
+from jaxkd import models, teachers
 from jaxkd.progress import Say, print_line
 from jaxkd.runs.config import DistillConfig, TrainConfig
 from jaxkd.runs.report import report
@@ -54,21 +54,20 @@ def grid(
             own = folder / (f"{Path(teacher).name}-{student}-{name}" if several else name)
             planned.append(DistillConfig(teacher=teacher, student=student, run=own, **{**options, **chosen}))
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
-    dataset = _check(planned, known)
+    _check(planned, known)
     folders = [teachers.locate(teacher) for teacher in known]
     for config in planned:
+        # By name, so that every run can be resumed alone from its config.json.
         if isinstance(config, TrainConfig):
-            train(config, dataset, say=say)
+            train(config, say=say)
         else:
-            distill(config, dataset, teacher=known[config.teacher], say=say)
+            distill(config, say=say)
         folders += [each.folder for each in config.each_seed()]
     return report(folders, folder / "report")
 
 
-def _check(
-    planned: Sequence[TrainConfig | DistillConfig], known: Mapping[str, teachers.Teacher]
-) -> data.Dataset:
-    """The data set of the runs, after a look at all names: hours later would be too late."""
+def _check(planned: Sequence[TrainConfig | DistillConfig], known: Mapping[str, teachers.Teacher]) -> None:
+    """Looks at all names before anything is trained: hours later would be too late."""
     for config in planned:
         models.create(config.student if isinstance(config, DistillConfig) else config.model)
         if isinstance(config, DistillConfig):
@@ -76,4 +75,3 @@ def _check(
     dataset = planned[0].load()
     for teacher in known.values():
         teacher.require_fit(dataset)
-    return dataset
