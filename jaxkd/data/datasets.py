@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxkd._names import unknown
 from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.host_views import CentralCrop, RandomResizedCrop
 from jaxkd.data.order import epoch_order
@@ -169,9 +169,7 @@ def load(
 def require_known(name: str) -> None:
     """Raises ValueError unless `load` knows a name, without reading anything."""
     if name not in _LOADERS and Path(name).suffix != ".npz":
-        near = difflib.get_close_matches(name, _LOADERS, n=1)
-        hint = f'did you mean "{near[0]}"? Accepted' if near else "accepted"
-        raise ValueError(f'unknown data set "{name}"; {hint}: {", ".join(_LOADERS)}, or an .npz file')
+        raise unknown("data set", name, _LOADERS, also=", or an .npz file")
 
 
 def from_arrays(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxkd import losses
+from jaxkd._names import unknown
 from jaxkd.methods.base import Labels, Method
 from jaxkd.methods.learned import CTKD
 from jaxkd.methods.logit import Logit, loss_options
@@ -146,9 +146,9 @@ def create(name: str, **options: Any) -> Method:
     6.0
     """
     row, known = _row(name), accepted(name)
-    if unknown := sorted(options.keys() - known.keys()):
+    if others := sorted(options.keys() - known.keys()):
         raise ValueError(
-            f"method {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
+            f"method {name} has no option {', '.join(others)}; it has {', '.join(known) or 'none'}"
         )
     values = {option: options.get(option, known[option].default) for option in known}
     if row.loss is None:
@@ -159,9 +159,7 @@ def create(name: str, **options: Any) -> Method:
 
 def _row(name: str) -> Row:
     if name not in _METHODS:
-        near = difflib.get_close_matches(name, _METHODS, n=1)
-        hint = f'did you mean "{near[0]}"? Accepted' if near else "accepted"
-        raise ValueError(f'unknown method "{name}"; {hint}: {", ".join(_METHODS)}')
+        raise unknown("method", name, _METHODS)
     return _METHODS[name]
 
 

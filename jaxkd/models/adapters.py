@@ -20,7 +20,7 @@ from flax import nnx
 
 from jaxkd.models.layers import Classifier, Outputs, batch_statistics
 from jaxkd.models.network import Network, Variables, describe_object
-from jaxkd.models.registry import create
+from jaxkd.models.registry import create, initialize
 
 Like = str | nn.Module | nnx.Module | Network  # what `as_network` takes
 
@@ -54,10 +54,8 @@ class LinenForward:
 
     def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         """See `Forward`; without running the network."""
-        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         method = functools.partial(self._run, train=False, where=None)
-        variables = self.module.lazy_init(jax.random.key(seed, impl="threefry2x32"), images, method=method)
-        return jax.tree.map(jnp.asarray, dict(variables))  # constants come as arrays of a private type of JAX
+        return initialize(self.module, seed=seed, image_shape=image_shape, method=method)
 
     def __call__(
         self,

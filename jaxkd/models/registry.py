@@ -77,19 +77,27 @@ def create(name: str, num_classes: int = 100, dtype: Any = jnp.float32, **option
     return make(num_classes=num_classes, dtype=dtype, **options)
 
 
-def initialize(model: nn.Module, *, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def initialize(
+    model: nn.Module,
+    *,
+    seed: int,
+    image_shape: tuple[int, int, int],
+    method: Callable[..., Any] | None = None,
+) -> dict[str, Any]:
     """Draws a network's variables without running the network.
 
     Args:
       model: what `create` returned.
       seed: the draw is a function of it and of the parameter's name.
       image_shape: height, width, channels.
+      method: `(model, images) -> result`, how it is called; by default `model(images)`.
 
     Returns:
-      A dictionary with "params" and "batch_stats", what `model.init` gives with a threefry key of the seed.
+      A dictionary of collections ("params", "batch_stats"), what `model.init` gives with a threefry
+      key of the seed.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = dict(model.lazy_init(jax.random.key(seed, impl="threefry2x32"), images))
+    variables = dict(model.lazy_init(jax.random.key(seed, impl="threefry2x32"), images, method=method))
     return jax.tree.map(jnp.asarray, variables)  # constants come as arrays of a private type of JAX
 
 

@@ -6,13 +6,14 @@ Adding an optimiser is one row of `_RULES`, and adding a schedule one row of `_S
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
+
+from jaxkd._names import unknown
 
 # The literature's: of 240 epochs, the rate falls to a tenth after 150, 180 and 210.
 _MILESTONES = (150 / 240, 180 / 240, 210 / 240)
@@ -122,9 +123,7 @@ def _transformation(recipe: Recipe) -> optax.GradientTransformation:
 
 def _choose(table: Mapping[str, Any], what: str, name: str) -> Any:
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f'did you mean "{near[0]}"? Accepted' if near else "accepted"
-        raise ValueError(f'unknown {what} "{name}"; {hint}: {", ".join(table)}')
+        raise unknown(what, name, table)
     return table[name]
 
 

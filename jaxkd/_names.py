@@ -1,0 +1,23 @@
+"""What to say of a name that is not in a table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+
+def unknown(what: str, name: str, known: Collection[str], *, also: str = "") -> ValueError:
+    """The error for a name that is not known, with the nearest one that is.
+
+    Args:
+      what: kind of thing, such as "method".
+      name: as it was given.
+      known: the accepted names.
+      also: what else is accepted, in words.
+
+    >>> unknown("method", "dkdd", ["kd", "dkd"])
+    ValueError('unknown method "dkdd"; did you mean "dkd"? Accepted: kd, dkd')
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean "{near[0]}"? Accepted' if near else "accepted"
+    return ValueError(f'unknown {what} "{name}"; {hint}: {", ".join(known)}{also}')
