@@ -164,6 +164,15 @@ def _rows():
         ),
     )
     yield "normdkd", Row(_labelled(losses.normdkd), ref.normdkd)
+    yield "rld", Row(_labelled(losses.rld), ref.rld, zero=None)
+    yield (
+        "rld adaptive",
+        Row(
+            _labelled(losses.rld, **ADAPTIVE),
+            lambda s, t, y: ref.rld(s, t, y, ref.adaptive, True),
+            **z | {"zero": None},
+        ),
+    )
     batch: dict[str, Any] = {"per_example": False}
     for name in ("dist", "dist_intra"):
         loss, numpy = getattr(losses, name), getattr(ref, name)

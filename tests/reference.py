@@ -90,6 +90,19 @@ def normdkd(s, t, y, scale=2.0, alpha=1.0, beta=8.0):
     return tau_t[..., 0] ** 2 * _decoupled(s / tau_s, t / tau_t, y, alpha, beta)
 
 
+def rld(s, t, y, tau=4.0, standardize=False, alpha=1.0, beta=8.0):
+    if standardize:
+        s, t = zscore(s), zscore(t)
+    tau, rows = _temperature(s, t, tau), []
+    for s_i, t_i, y_i, tau_i in zip(s, t, y, tau[..., 0], strict=True):
+        p, q = softmax(t_i).max(), softmax(s_i)[y_i]
+        below = t_i < t_i[y_i]
+        order = kl(softmax(t_i[below] / tau_i), softmax(s_i[below] / tau_i)) if below.any() else 0.0
+        confidence = kl(np.array([p, 1 - p]), np.array([q, 1 - q]))
+        rows.append(alpha * confidence + beta * tau_i**2 * order)
+    return np.array(rows)
+
+
 def _power(t, exponent):
     p = softmax(t) ** exponent
     return p, p.sum(-1)

@@ -18,6 +18,7 @@ from jaxkd.data.augment import (  # noqa: E402
 )
 from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names, require_known  # noqa: E402
 from jaxkd.data.order import epoch_order  # noqa: E402
+from jaxkd.data.rand_augment import RandAugment  # noqa: E402
 from jaxkd.data.streaming import StreamedSplit  # noqa: E402
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "CropFlip",
     "Dataset",
     "Identity",
+    "RandAugment",
     "Split",
     "StreamedSplit",
     "augment",

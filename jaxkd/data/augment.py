@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -234,13 +234,19 @@ def outcomes(
     return jax.vmap(augmentation.index)(example_keys(ids, seed=seed, epoch=epoch))
 
 
-def as_views(given: Any, views: tuple[str, ...], default: Augmentation) -> dict[str, Augmentation]:
+def as_views(
+    given: Any,
+    views: tuple[str, ...],
+    default: Augmentation,
+    of_view: Callable[[str, Augmentation], Augmentation] = lambda _, main: main,
+) -> dict[str, Augmentation]:
     """The augmentation of each view that a method wants.
 
     Args:
       given: an augmentation for the view "main", or a mapping of view names to augmentations; None for none.
       views: the names that are wanted.
-      default: for a view without one.
+      default: for the view "main", if there is none for it.
+      of_view: gives that of another view without one, from its name and the augmentation of "main".
 
     Raises:
       ValueError: one of a view that the method does not have.
@@ -255,4 +261,5 @@ def as_views(given: Any, views: tuple[str, ...], default: Augmentation) -> dict[
                 f"the augmentation of view {name} must be called as augmentation(key, image), "
                 f"got {type(augmentation).__name__}"
             )
-    return {view: named.get(view, default) for view in views}
+    main = named.get(MAIN, default)
+    return {view: named.get(view) or (main if view == MAIN else of_view(view, main)) for view in views}

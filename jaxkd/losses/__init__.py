@@ -43,7 +43,7 @@ constant (-1e9) in place of a mask is a logit like any other: it sets deviation,
 temperature.  Mask with `where=` instead.
 """
 
-from jaxkd.losses.decoupled import dkd, normdkd
+from jaxkd.losses.decoupled import dkd, normdkd, rld
 from jaxkd.losses.from_hidden import kd_from_hidden
 from jaxkd.losses.logit import (
     correlation,
@@ -77,6 +77,7 @@ __all__ = [
     "normdkd",
     "normkd",
     "reverse_kl",
+    "rld",
     "soft_cross_entropy",
     "ttm",
     "wttm",

@@ -96,20 +96,81 @@ def normdkd(
     return _decoupled(x.over(tau_student, tau_teacher), is_target, tau_teacher, alpha, beta)
 
 
+def rld(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: _temperature.Temperature = 4.0,
+    standardize: bool = False,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    confidence_temperature: float = 1.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Refined logit distillation: the teacher's confidence, and its order of the classes below the label.
+
+    `L_i = alpha T_c^2 KL(b || b') + beta T_i^2 KL(p~ || q~)`, with `b = (max p, 1 - max p)` and
+    `b' = (q_y, 1 - q_y)` at the temperature T_c, y the label; and p~ and q~ the softmaxes over the classes
+    whose teacher logit lies below the label's.  So a teacher that is wrong never teaches a wrong class.
+    Where it ranks the label last the second part is 0.
+
+    Args:
+      labels: target classes, as in `dkd`.
+      alpha: weight of the first part.
+      beta: weight of the second part.
+      confidence_temperature: T_c, positive.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 1.0]])
+    >>> print(f"{losses.rld(student, teacher, jnp.array([0]), beta=2.0).mean():.3f}")
+    1.991
+
+    Source: Sun et al. 2024 (arXiv 2408.07703), the authors' code, where the loss is multiplied by
+    min(epoch / 20, 1), which is left to the caller.
+    """
+    _logits.require_positive("confidence_temperature", confidence_temperature)
+    x = prepare(student, teacher, axis, where)
+    is_target = one_hot_labels(labels, x)
+    x = x.standardized() if standardize else x
+    tau = x.temperature(temperature, standardize)
+    of_label = jnp.sum(jnp.where(is_target, x.teacher, 0.0), axis=-1, keepdims=True)
+    below = x.teacher < of_label
+    seen = x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
+    is_largest = jax.nn.one_hot(jnp.argmax(seen, axis=-1), x.teacher.shape[-1], dtype=bool)
+    sharp = x.over(*[jnp.full_like(tau, confidence_temperature)] * 2)
+    confidence = confidence_temperature**2 * _of_two(sharp, is_largest, is_target)
+    order = tau[..., 0] ** 2 * _of_some(x.over(tau, tau), below)
+    return x.masked(alpha * confidence + beta * order)
+
+
 def _decoupled(x: Pair, is_target: jax.Array, tau: jax.Array, alpha: float, beta: float) -> jax.Array:
-    others = ~is_target if x.classes is None else ~is_target & x.classes
-    # Of the other classes, those to which the teacher gives probability; without one there is no p~.
-    possible = others & ~jnp.isneginf(x.teacher)
-    x = x.without_infinities()
-    log_p, log_q = _logits.log_softmax(x.teacher, possible), _logits.log_softmax(x.student, others)
-    target = kl(_target_or_not(x.teacher, is_target, x), _target_or_not(x.student, is_target, x))
-    rest = jnp.sum(jnp.exp(log_p) * jnp.where(possible, log_p - log_q, 0.0), axis=-1)
+    target, rest = _of_two(x, is_target, is_target), _of_some(x, ~is_target)
     return x.masked(tau[..., 0] ** 2 * (alpha * target + beta * rest))
 
 
-def _target_or_not(logits: jax.Array, is_target: jax.Array, x: Pair) -> jax.Array:
+def _of_two(x: Pair, of_teacher: jax.Array, of_student: jax.Array) -> jax.Array:
+    """KL divergence between (a class, all others) of the teacher, and the same of the student."""
+    x = x.without_infinities()
+    return kl(_one_or_not(x.teacher, of_teacher, x), _one_or_not(x.student, of_student, x))
+
+
+def _of_some(x: Pair, chosen: jax.Array) -> jax.Array:
+    """KL divergence between the softmaxes over some classes; 0 where there is none."""
+    if x.classes is not None:
+        chosen = chosen & x.classes
+    # Of these, those to which the teacher gives probability; without one there is no p~.
+    possible = chosen & ~jnp.isneginf(x.teacher)
+    x = x.without_infinities()
+    log_p, log_q = _logits.log_softmax(x.teacher, possible), _logits.log_softmax(x.student, chosen)
+    return jnp.sum(jnp.exp(log_p) * jnp.where(possible, log_p - log_q, 0.0), axis=-1)
+
+
+def _one_or_not(logits: jax.Array, is_it: jax.Array, x: Pair) -> jax.Array:
     """Returns `(log p_y, log(1 - p_y))`, shape `[..., 2]`, without a 1 - p that rounds to 0."""
-    kept, others = is_target, ~is_target
+    kept, others = is_it, ~is_it
     if x.classes is not None:
         kept, others = kept & x.classes, others & x.classes
     target = jnp.sum(jnp.where(kept, logits, 0.0), axis=-1)

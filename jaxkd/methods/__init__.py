@@ -17,6 +17,7 @@ from jaxkd.methods.base import (  # noqa: E402
     predicts_itself,
 )
 from jaxkd.methods.registry import accepted, create, names, options, summary, title  # noqa: E402
+from jaxkd.methods.sums import Sum  # noqa: E402
 from jaxkd.metrics import Histogram, Mean, Metric  # noqa: E402
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Mean",
     "Method",
     "Metric",
+    "Sum",
     "Terms",
     "accepted",
     "create",

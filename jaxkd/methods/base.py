@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -28,6 +28,10 @@ import optax
 from jaxkd.metrics import Metric
 from jaxkd.models import Outputs
 
+if TYPE_CHECKING:
+    from jaxkd.data.augment import Augmentation
+
+CE = "ce"  # the name of the term that every method with labels has
 Values = tuple[jax.Array, jax.typing.ArrayLike]
 
 
@@ -131,6 +135,15 @@ class Method(nn.Module):
         """The logits by which the student is evaluated, `[B, K]`; it may use the method's variables."""
         return student.logits
 
+    def augmentation(self, view: str, main: Augmentation) -> Augmentation:
+        """The augmentation of a view other than "main", for a run that has none of its own for it.
+
+        Args:
+          view: one of `views`.
+          main: the run's augmentation of "main".
+        """
+        return main
+
     def constants(self, teacher: Any, student: Any) -> Mapping[str, Any]:
         """Arrays of the teacher for the collection "constants", by name.
 
@@ -207,7 +220,9 @@ def predicts_itself(method: Method) -> bool:
     >>> methods.predicts_itself(methods.create("kd"))
     False
     """
-    return type(method).predict is not Method.predict
+    own = type(method).predict is not Method.predict
+    parts = getattr(method, "methods", ())
+    return any(predicts_itself(part) for part in parts) if parts else own
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,6 @@ RULES: dict[str, temperature.Rule] = {
     ),
 }
 _OF_BATCH = (losses.dist,)  # a scalar of the whole batch
-_NOT_OPTIONS = ("axis", "where", "chunk_size")
 
 
 class Logit(Method):
@@ -37,6 +36,8 @@ class Logit(Method):
       warmup_epochs: epochs in which the distillation weight grows: min(epoch / warmup_epochs, 1).
       options: keyword arguments of the loss.
     """
+
+    fixed: ClassVar[tuple[str, ...]] = ("axis", "where", "chunk_size")  # no options of a method
 
     title: str
     loss: Callable[..., jax.Array]
@@ -58,13 +59,16 @@ class Logit(Method):
 
     def __call__(self, x: Inputs) -> Terms:
         """Returns the terms "ce" and "kd", the metric "correlation" and, of some losses, "temperature"."""
+        given = self.options.get("temperature")
+        return self._terms(x, None if given is None else parse_temperature(given))
+
+    def _terms(self, x: Inputs, rule: temperature.Temperature | None) -> Terms:
         s, t = x.student_logits, x.teacher_logits
         of_batch = self.loss in _OF_BATCH
         seen, arguments = (x.gather() if of_batch else x), dict(self.options)
         metrics: dict[str, Metric] = {"correlation": Mean.of(_watched(pearson(s, t)), x.where)}
-        if "temperature" in arguments:
-            rule = parse_temperature(arguments["temperature"])
-            tau = _temperatures(rule, s, t, arguments["standardize"])
+        if rule is not None:
+            tau = temperatures(rule, s, t, arguments["standardize"])
             metrics["temperature"] = Histogram.of(_watched(tau[..., 0]), x.where)
             # As a rule: the check of a given array puts a number into the program that differs from tracing
             # to tracing, and a compiled program would not be found again.
@@ -80,7 +84,8 @@ class Logit(Method):
         return Terms({"ce": (cross_entropy(s, x.labels), self.ce_weight), "kd": (values, weight)}, metrics)
 
 
-def _temperatures(rule: temperature.Temperature, s: jax.Array, t: jax.Array, z_scores: bool) -> jax.Array:
+def temperatures(rule: temperature.Temperature, s: jax.Array, t: jax.Array, z_scores: bool) -> jax.Array:
+    """The temperatures of a batch, `[B, 1]`, by a rule that sees the logits or their z-scores."""
     seen = (standardize(s), standardize(t)) if z_scores else (s, t)
     return temperature.resolve(rule, *seen)
 
@@ -89,10 +94,10 @@ def _watched(values: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(values)
 
 
-def loss_options(loss: Callable[..., jax.Array]) -> dict[str, inspect.Parameter]:
+def loss_options(loss: Callable[..., jax.Array], made: type[Logit]) -> dict[str, inspect.Parameter]:
     """The keyword arguments of a loss that a method may set."""
     parameters = inspect.signature(loss).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_OPTIONS}
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in made.fixed}
 
 
 def parse_temperature(value: float | str) -> float | temperature.Rule:

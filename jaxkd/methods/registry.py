@@ -12,20 +12,28 @@ from jaxkd._names import unknown
 from jaxkd.methods.base import Labels, Method
 from jaxkd.methods.learned import CTKD
 from jaxkd.methods.logit import Logit, loss_options
+from jaxkd.methods.sums import Sum
+from jaxkd.methods.two_views import MLKD
 
 
 class Row(NamedTuple):
     """A method with its recommended options, and one line for people who choose."""
 
+    make: Any
     summary: str
     options: Mapping[str, Any]
-    make: Callable[..., Method]
     loss: Callable[..., Any] | None = None
 
 
-def _logit(loss: Callable[..., Any], summary: str, **options: Any) -> Row:
-    return Row(summary, options, Logit, loss)
+def _row(make: type[Method], summary: str, **options: Any) -> Row:
+    return Row(make, summary, options)
 
+
+def _logit(loss: Callable[..., Any], summary: str, make: type[Logit] = Logit, **options: Any) -> Row:
+    return Row(make, summary, options, loss)
+
+
+_ADAPTIVE: dict[str, Any] = {"temperature": "max_logit", "standardize": True}
 
 # Weights are those of mdistiller, or of the method's own code.
 _METHODS: dict[str, Row] = {
@@ -36,10 +44,24 @@ _METHODS: dict[str, Row] = {
     ),
     "atkd": _logit(
         losses.kd, "KD on z-scores, adaptive temperature (Matsuyama et al. 2025)",
-        weight=9.0, ce_weight=0.1, temperature="max_logit", standardize=True,
+        weight=9.0, ce_weight=0.1, **_ADAPTIVE,
     ),
     "dkd": _logit(
         losses.dkd, "decoupled KD: target class and the other classes (Zhao et al. 2022)", warmup_epochs=20
+    ),
+    "atkd_dkd": _logit(
+        losses.dkd, "DKD on z-scores, adaptive temperature (Matsuyama et al. 2025; weight 9 as LSKD's)",
+        weight=9.0, warmup_epochs=20, **_ADAPTIVE,
+    ),
+    "rld": _logit(
+        losses.rld, "teacher's confidence, and its order below the label (Sun et al. 2024)", warmup_epochs=20
+    ),
+    "mlkd": _row(
+        MLKD, "predictions, class and batch correlations of two views (Jin et al. 2023)",
+    ),
+    "atkd_mlkd": _row(
+        MLKD, "MLKD on z-scores, adaptive temperature (Matsuyama et al. 2025; weight 9 as LSKD's)",
+        weight=9.0, **_ADAPTIVE,
     ),
     "ttm": _logit(
         losses.ttm, "power transform of the teacher's probabilities (Zheng and Yang 2024)",
@@ -69,8 +91,14 @@ _METHODS: dict[str, Row] = {
     "correlation": _logit(
         losses.correlation, "1 - Pearson correlation of logits, the limit of atkd", weight=9.0, ce_weight=0.1
     ),
-    "ctkd": Row("KD, temperature learned against the student (Li et al. 2023)", {}, CTKD),
-    "labels": Row("cross-entropy with the labels, no teacher", {}, Labels),
+    "ctkd": _logit(
+        losses.kd, "KD, temperature learned against the student (Li et al. 2023)", CTKD,
+        weight=0.9, ce_weight=0.1,
+    ),
+    "ctkd_dkd": _logit(
+        losses.dkd, "DKD, temperature learned against the student (Li et al. 2023)", CTKD, warmup_epochs=20
+    ),
+    "labels": _row(Labels, "cross-entropy with the labels, no teacher"),
 }  # fmt: skip
 
 
@@ -86,7 +114,7 @@ def names() -> tuple[str, ...]:
 
 def summary(name: str) -> str:
     """One line on a method."""
-    return _row(name).summary
+    return " and ".join(_find(part).summary for part in name.split("+"))
 
 
 class Option(NamedTuple):
@@ -104,16 +132,18 @@ def accepted(name: str) -> dict[str, Option]:
     >>> {option: known.default for option, known in methods.accepted("ttm").items()}
     {'weight': 45.0, 'ce_weight': 1.0, 'warmup_epochs': 0, 'exponent': 0.1}
     """
-    row = _row(name)
+    if "+" in name:
+        return _accepted_by_sum(name)
+    row = _find(name)
     kinds = typing.get_type_hints(row.make)
     helps = _attribute_docs(row.make)
     found = {
         field.name: Option(kinds[field.name], field.default, helps.get(field.name, ""))
-        for field in dataclasses.fields(row.make)  # type: ignore[arg-type]
+        for field in dataclasses.fields(row.make)
         if field.name not in ("parent", "name", "title", "loss", "options")
     }
     if row.loss is not None:
-        for option, parameter in loss_options(row.loss).items():
+        for option, parameter in loss_options(row.loss, row.make).items():
             kind = {"temperature": float | str}.get(option, type(parameter.default))
             found[option] = Option(kind, parameter.default, _HELP.get(option, f"{option} of the loss"))
     return {
@@ -128,11 +158,22 @@ _HELP = {
 }
 
 
+def _accepted_by_sum(name: str) -> dict[str, Option]:
+    """Those of each part after the part's name, and one weight of the cross-entropy."""
+    found = {"ce_weight": Option(float, 1.0, "of the cross-entropy with the labels")}
+    for part in name.split("+"):
+        found |= {
+            f"{part}_{option}": known for option, known in accepted(part).items() if option != "ce_weight"
+        }
+    return found
+
+
 def create(name: str, **options: Any) -> Method:
     """Creates a method by name.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`; or several, joined by "+", for the sum of their losses.  The options of a sum
+        are those of its parts with the part's name in front, and `ce_weight`: "kd+dist" has `kd_weight`.
       **options: in place of the recommended ones; `accepted(name)` lists them.
 
     Returns:
@@ -145,19 +186,37 @@ def create(name: str, **options: Any) -> Method:
     >>> methods.options(methods.create("atkd", weight=6.0))["weight"]
     6.0
     """
-    row, known = _row(name), accepted(name)
+    known = accepted(name)
     if others := sorted(options.keys() - known.keys()):
         raise ValueError(
             f"method {name} has no option {', '.join(others)}; it has {', '.join(known) or 'none'}"
         )
     values = {option: options.get(option, known[option].default) for option in known}
-    if row.loss is None:
-        return row.make(**values)
-    of_loss = {option: values.pop(option) for option in loss_options(row.loss)}
-    return row.make(title=name, loss=row.loss, options=of_loss, **values)
+    if "+" in name:
+        return _create_sum(name, values)
+    row = _find(name)
+    if "title" in {field.name for field in dataclasses.fields(row.make)}:
+        values["title"] = name
+    if row.loss is not None:
+        of_loss = {option: values.pop(option) for option in loss_options(row.loss, row.make)}
+        values |= {"loss": row.loss, "options": of_loss}
+    made: Method = row.make(**values)
+    return made
 
 
-def _row(name: str) -> Row:
+def _create_sum(name: str, values: Mapping[str, Any]) -> Method:
+    parts = name.split("+")
+    if len(set(parts)) < len(parts) or "labels" in parts:
+        raise ValueError(f'method "{name}": the parts of a sum must differ, and "labels" is in every sum')
+    ce_weight = values["ce_weight"]
+    made: list[Method] = []
+    for part in parts:
+        own = {option: values[f"{part}_{option}"] for option in accepted(part) if option != "ce_weight"}
+        made.append(create(part, ce_weight=0.0 if made else ce_weight, **own))
+    return Sum(tuple(made), title=name)
+
+
+def _find(name: str) -> Row:
     if name not in _METHODS:
         raise unknown("method", name, _METHODS)
     return _METHODS[name]
@@ -170,6 +229,8 @@ def options(method: Method) -> dict[str, Any]:
     >>> methods.options(methods.create("lskd"))
     {'weight': 9.0, 'ce_weight': 0.1, 'warmup_epochs': 0, 'temperature': 2.0, 'standardize': True}
     """
+    if isinstance(method, Sum):
+        return {f"{title(part)}_{o}": value for part in method.methods for o, value in options(part).items()}
     found = {
         field.name: getattr(method, field.name)
         for field in dataclasses.fields(method)
@@ -188,8 +249,9 @@ def title(method: Method) -> str:
 
 def _attribute_docs(cls: Any) -> dict[str, str]:
     """The lines of the section "Attributes" of a docstring, by attribute."""
+    inherited = [base for base in cls.__bases__ if dataclasses.is_dataclass(base)]
+    found = {name: text for base in inherited for name, text in _attribute_docs(base).items()}
     lines = (cls.__doc__ or "").partition("Attributes:")[2].splitlines()
-    found: dict[str, str] = {}
     last = None
     for line in lines:
         word, colon, text = line.strip().partition(":")

@@ -123,7 +123,7 @@ def test_augmentations_follow_one_another_and_anybodys_function_is_one() -> None
     assert not is_numbered(darker)
     assert not is_numbered(data.Compose((CROP, darker)))
     assert is_numbered(data.Identity())
-    assert as_views(darker, ("main", "strong"), CROP) == {"main": darker, "strong": CROP}
+    assert as_views(darker, ("main", "strong"), CROP) == {"main": darker, "strong": darker}
     with pytest.raises(ValueError, match="no view weak: the method has the views main"):
         as_views({"weak": CROP}, ("main",), CROP)
     with pytest.raises(TypeError, match=r"must be called as augmentation\(key, image\), got int"):

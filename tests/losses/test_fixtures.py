@@ -11,6 +11,7 @@ import pytest
 from jaxkd import losses, standardize, temperature
 
 FIXTURES = np.load(Path(__file__).parents[1] / "fixtures" / "losses.npz")
+NEWER = np.load(Path(__file__).parents[1] / "fixtures" / "features.npz")  # its gradients are of float64
 B8 = "b8_k10/"
 PRECISIONS = {"f32": (np.float32, 2e-5, 5e-6), "f64": (np.float64, 1e-7, 1e-8)}
 TEACHER_ONLY = functools.partial(temperature.max_logit, of="teacher")
@@ -52,6 +53,14 @@ _decoupled = {
         functools.partial(losses.dkd, temperature=temperature.max_logit, standardize=True),
     ),
     "normdkd_a1_b8_T2": (1, losses.normdkd),
+    "rld_a1_b8_at1_T4": (1, losses.rld),
+    "rld_a1_b4_at4_T4": (1, functools.partial(losses.rld, beta=4.0, confidence_temperature=4.0)),
+    "rld_a9_b9_at2_T2_stand": (
+        1,
+        functools.partial(
+            losses.rld, alpha=9.0, beta=9.0, temperature=2.0, confidence_temperature=2.0, standardize=True
+        ),
+    ),
 }
 _totals = {
     "total_kd_r0.1_b0.9_T4": (0.9, losses.kd),
@@ -127,8 +136,11 @@ def test_value_and_gradient_are_those_of_the_source(name, precision, record_prop
     dtype, rtol, atol = PRECISIONS[precision]
     value, (weak, strong) = _results(precision)[name]
     assert value.dtype == dtype
-    expected_value = FIXTURES[f"{B8}{name}/loss_{precision}"]
-    expected = FIXTURES[f"{B8}{name}/grad_{precision}"]
+    newer = name.startswith("rld")
+    expected_value = (
+        NEWER[f"logits/{B8}{name}/loss_{precision}"] if newer else FIXTURES[f"{B8}{name}/loss_{precision}"]
+    )
+    expected = NEWER[f"logits/{B8}{name}/grad"] if newer else FIXTURES[f"{B8}{name}/grad_{precision}"]
     gradient = np.stack([weak, strong]) if expected.ndim == 3 else weak
     record_property("value_deviation", float(abs(value / expected_value - 1)))
     record_property("gradient_deviation", float(np.abs(gradient - expected).max()))
@@ -140,6 +152,7 @@ def test_value_and_gradient_are_those_of_the_source(name, precision, record_prop
 def test_every_logit_fixture_has_a_case():
     stored = {k.split("/")[1] for k in FIXTURES.files if k.startswith(B8) and k.endswith("loss_f64")}
     elsewhere = {k for k in stored if k.startswith("ctkd")} | {"ce", "hiT", "corr"}
+    stored |= {k.split("/")[2] for k in NEWER.files if k.startswith("logits/" + B8 + "rld")}
     assert stored - elsewhere == set(CASES)
 
 

@@ -153,11 +153,12 @@ OWN = {
     "adapter": Adapter(),
     "two views": TwoViews(),
     "head": Head(),
+    "sum": methods.create("kd+dist"),
     "function": methods.from_function(plain, name="plain"),
 }
 ALL = {**{name: methods.create(name) for name in methods.names()}, **OWN}
 # What a micro-batch gives depends on the others: a loss or a norm over the whole batch, or a state.
-OF_BATCH = {"dist", "memory", "statistics", "adapter"}
+OF_BATCH = {"dist", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
 
 every_method = pytest.mark.parametrize("name", ALL)
 

@@ -20,10 +20,13 @@ FEATURES = np.load(FIXTURES / "features.npz")
 
 
 def inputs(epoch: int = 1) -> methods.Inputs:
-    s, t = (jnp.asarray(LOSSES[f"b8_k10/{name}"], jnp.float32) for name in ("z_s", "z_t"))
+    def views(network: str) -> dict[str, Outputs]:
+        stored = {"main": f"b8_k10/{network}", "strong": f"b8_k10/{network}_strong"}
+        return {view: Outputs(jnp.asarray(LOSSES[key], jnp.float32), {}) for view, key in stored.items()}
+
     return methods.Inputs(
-        student={"main": Outputs(s, {})},
-        teacher={"main": Outputs(t, {})},
+        student=views("z_s"),
+        teacher=views("z_t"),
         labels=jnp.asarray(LOSSES["b8_k10/labels"], jnp.int32),
         ids=jnp.arange(8),
         where=jnp.ones(8, bool),
@@ -64,6 +67,14 @@ def total(made: methods.Terms) -> float:
         ),
         ("dtkd", 1, {}, FEATURES["logits/b8_k10/dtkd_a3_b1_ce1_T4_ep1/loss_f64"]),
         ("dtkd", 20, {}, FEATURES["logits/b8_k10/dtkd_a3_b1_ce1_T4_ep20/loss_f64"]),
+        ("mlkd", 1, {}, FEATURES["logits/b8_k10/total_mlkd_T4_r0.1_b0.9/loss_f64"]),
+        (
+            "mlkd",
+            1,
+            {"weight": 9.0, "temperature": 2.0, "standardize": True, "standardize_grams": False},
+            FEATURES["logits/b8_k10/total_mlkd_lskd_T2_r0.1_b9/loss_f64"],
+        ),
+        ("atkd_mlkd", 1, {}, FEATURES["logits/b8_k10/total_atkd_mlkd_r0.1_b9/loss_f64"]),
     ],
 )
 def test_totals_are_the_authors(name: str, epoch: int, options: dict, expected: Any) -> None:
@@ -76,6 +87,7 @@ def test_totals_are_the_authors(name: str, epoch: int, options: dict, expected: 
         ("dkd", 1, {}, "dkd_a1_b8_T4_ep1"),
         ("dkd", 20, {"beta": 2.0}, "dkd_a1_b2_T4_ep20"),
         ("dkd", 5, {"temperature": "max_logit", "standardize": True}, "atkd_dkd_a1_b8_ep5"),
+        ("atkd_dkd", 5, {"weight": 1.0}, "atkd_dkd_a1_b8_ep5"),
         ("ttm", 1, {"weight": 1.0}, "ttm_l0.1"),
         ("wttm", 1, {"weight": 1.0}, "wttm_l0.2"),
         ("dist", 1, {}, "dist_b1_g1_tau4"),
@@ -153,6 +165,32 @@ def test_a_method_knows_its_name_and_options() -> None:
 def test_bad_choices_are_refused(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         methods.create(name, **options)
+
+
+def test_methods_add_up() -> None:
+    """One cross-entropy, the terms of all, and the options of each under its name."""
+    made = terms("kd+dist+ctkd_dkd", epoch=5, kd_weight=2.0, ctkd_dkd_beta=2.0)
+    assert list(made.losses) == ["ce", "kd", "dist", "ctkd_dkd"]
+    parts = [terms(name, 5, **own) for name, own in (("kd", {}), ("dist", {}), ("ctkd_dkd", {"beta": 2.0}))]
+    own = [float(jnp.mean(part.losses["kd"][0]) * part.losses["kd"][1]) for part in parts]
+    ce = float(jnp.mean(made.losses["ce"][0]))
+    assert total(made) == pytest.approx(ce + own[0] * 2 / 0.9 + own[1] + own[2], rel=1e-5)
+    sum_by_name = methods.create("kd+dist", kd_weight=2.0)
+    assert methods.title(sum_by_name) == "kd+dist"
+    assert methods.options(sum_by_name)["kd_weight"] == 2.0
+    assert hash(sum_by_name) == hash(methods.create("kd+dist", kd_weight=2.0))
+    assert methods.summary("kd+dist").count(" and ") >= 1
+    two = methods.Sum((methods.create("mlkd"), methods.create("kd", ce_weight=0.0)))
+    assert (two.views, two.reads) == (("main", "strong"), ("logits",))
+    for name, message in (
+        ("kd+kd", "the parts of a sum must differ"),
+        ("kd+labels", '"labels" is in every sum'),
+        ("kd+dits", 'unknown method "dits"; did you mean "dist"'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            methods.create(name)
+    with pytest.raises(ValueError, match="has no option weight; it has ce_weight, kd_weight"):
+        methods.create("kd+dist", weight=1.0)
 
 
 def test_functions_become_methods() -> None:

@@ -1,0 +1,85 @@
+"""Several methods at once, as papers combine a method on features with one on logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxkd.methods.base import CE, Inputs, Method, Terms, predicts_itself
+from jaxkd.models import Outputs
+
+if TYPE_CHECKING:
+    from jaxkd.data.augment import Augmentation
+
+
+class Sum(Method):
+    """The terms of several methods, added up.
+
+    Their cross-entropies become one term, "ce", whose weight is the sum of theirs.  A term whose name is
+    taken gets the name of its method.  Of two metrics with one name, the first one's is shown.
+
+    Attributes:
+      methods: the parts, at least one; at most one with a prediction of its own.
+      title: the name.
+
+    >>> from jaxkd import methods
+    >>> both = methods.Sum((methods.create("kd"), methods.create("dist", ce_weight=0.0)))
+    >>> both.reads
+    ('logits',)
+    >>> methods.title(methods.create("kd+dist", kd_weight=1.0))
+    'kd+dist'
+    """
+
+    methods: tuple[Method, ...]
+    title: str = "sum"
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise ValueError("a sum of methods needs at least one")
+        if len(own := [type(part).__name__ for part in self.methods if predicts_itself(part)]) > 1:
+            raise ValueError(f"only one method of a sum can have a prediction of its own: {', '.join(own)}")
+        super().__post_init__()
+
+    @property
+    def views(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of any part."""
+        return tuple(dict.fromkeys(view for part in self.methods for view in part.views))
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What any part reads."""
+        return tuple(dict.fromkeys(name for part in self.methods for name in part.reads))
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        made = [part(x) for part in self.methods]
+        found = [terms.losses[CE] for terms in made if CE in terms.losses]
+        total = Terms({CE: (found[0][0], sum(weight for _, weight in found))} if found else {})
+        for part, terms in zip(self.methods, made, strict=True):
+            title = getattr(part, "title", type(part).__name__)
+            losses = {
+                title if name in total.losses else name: term
+                for name, term in terms.losses.items()
+                if name != CE
+            }
+            watched = {name: metric for name, metric in terms.metrics.items() if name not in total.metrics}
+            total += Terms(losses, watched)
+        return total
+
+    def predict(self, student: Outputs) -> jax.Array:
+        """That of the part that has one of its own."""
+        return self._predicting().predict(student)
+
+    def _predicting(self) -> Method:
+        return next(filter(predicts_itself, self.methods), self.methods[0])
+
+    def augmentation(self, view: str, main: Augmentation) -> Augmentation:
+        """That of the first part with the view."""
+        return next(part for part in self.methods if view in part.views).augmentation(view, main)
+
+    def constants(self, teacher: Any, student: Any) -> Mapping[str, Any]:
+        """Those of each part, under the name of its module."""
+        own = {f"methods_{i}": part.constants(teacher, student) for i, part in enumerate(self.methods)}
+        return {name: constants for name, constants in own.items() if constants}

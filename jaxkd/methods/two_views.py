@@ -1,0 +1,80 @@
+"""MLKD: a weakly and a strongly augmented view of each image (Jin et al. 2023, CVPR)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+
+from jaxkd import losses
+from jaxkd.logits import pearson
+from jaxkd.methods.base import Inputs, Method, Terms, cross_entropy
+from jaxkd.methods.logit import parse_temperature, temperatures
+from jaxkd.metrics import Histogram, Mean
+
+if TYPE_CHECKING:
+    from jaxkd.data.augment import Augmentation
+
+
+class MLKD(Method):
+    """Multi-level logit distillation: predictions, class correlations and batch correlations on two views.
+
+    The view "main" is the weak one; the view "strong" adds RandAugment.  Cross-entropy is on both.  The
+    student runs twice, so its batch norm sees two batches.  The loss is of the whole batch.
+
+    Attributes:
+      weight: of `losses.mlkd`.
+      ce_weight: of each view's cross-entropy.
+      temperature: a positive number, max_logit (the adaptive temperature) or max_logit_teacher; in place of
+        the first of the five temperatures.
+      standardize: whether the KD terms see z-scores.
+      standardize_grams: whether Gram matrices and masks see them too (Matsuyama et al.; not Sun et al.).
+      true_mask: whether the masks select, which the published code does not do.
+    """
+
+    title: str = "mlkd"
+    weight: float = 0.9
+    ce_weight: float = 0.1
+    temperature: float | str = 4.0
+    standardize: bool = False
+    standardize_grams: bool = True
+    true_mask: bool = False
+
+    views: ClassVar[tuple[str, ...]] = ("main", "strong")
+
+    def __post_init__(self) -> None:
+        parse_temperature(self.temperature)
+        super().__post_init__()
+
+    def augmentation(self, view: str, main: Augmentation) -> Augmentation:
+        """See `Method`."""
+        from jaxkd.data import Compose, RandAugment
+
+        return Compose((main, RandAugment()))
+
+    def __call__(self, x: Inputs) -> Terms:
+        """Returns the terms "ce", "ce_strong" and "mlkd", and metrics of the weak view."""
+        rule, whole = parse_temperature(self.temperature), x.gather()
+        loss = losses.mlkd(
+            whole.student_logits,
+            whole.teacher_logits,
+            whole.student["strong"].logits,
+            whole.teacher["strong"].logits,
+            temperature=rule,
+            standardize="kd" if self.standardize and not self.standardize_grams else self.standardize,
+            true_mask=self.true_mask,
+            where=whole.where,
+        )
+        s, t = jax.lax.stop_gradient((x.student_logits, x.teacher_logits))
+        tau = temperatures(rule, s, t, self.standardize)
+        return Terms(
+            {
+                "ce": (cross_entropy(x.student_logits, x.labels), self.ce_weight),
+                "ce_strong": (cross_entropy(x.student["strong"].logits, x.labels), self.ce_weight),
+                "mlkd": (loss, self.weight),
+            },
+            {
+                "correlation": Mean.of(pearson(s, t), x.where),
+                "temperature": Histogram.of(tau[..., 0], x.where),
+            },
+        )
