@@ -20,7 +20,7 @@ from jaxkd.cli.options import (
 from jaxkd.cli.parse import wrong
 from jaxkd.options import Options
 from jaxkd.progress import print_line
-from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
+from jaxkd.runs.config import DistillConfig, GeneratorConfig, RunConfig, TrainConfig
 from jaxkd.storage import tree_digest
 
 
@@ -58,6 +58,12 @@ def _cache(config: CacheConfig) -> None:
     from jaxkd.cache import build_cache
 
     build_cache(config, say=print_line)
+
+
+def _generator(config: GeneratorConfig) -> None:
+    from jaxkd.runs.generator import train_generator
+
+    train_generator(config, say=print_line)
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -207,6 +213,7 @@ COMMANDS: dict[str, tuple[type[Options], Callable[[Any], None]]] = {
     "evaluate": (EvaluateConfig, _evaluate),
     "report": (ReportConfig, _report),
     "cache": (CacheConfig, _cache),
+    "generator": (GeneratorConfig, _generator),
     "import": (ImportConfig, _import),
     "export": (ExportConfig, _export),
     "teachers": (TeachersConfig, _teachers),

@@ -4,7 +4,7 @@ The training step calls a method on the examples of one device.  What a method l
 collections of its Linen module, by meaning:
 
     params       trained; the optimiser's label is "method"
-    constants    arrays of the teacher that the method uses; never changed (see `Method.constants`)
+    constants    arrays of the teacher or of the data; never changed (see `Method.constants`)
     statistics   running averages; the step averages them over devices, by number of examples
     memory       rows by example id; every device must make the same update, from `Inputs.gather`
 
@@ -144,12 +144,13 @@ class Method(nn.Module):
         """
         return main
 
-    def constants(self, teacher: Any, student: Any) -> Mapping[str, Any]:
-        """Arrays of the teacher for the collection "constants", by name.
+    def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
+        """Arrays for the collection "constants", by name: of the teacher, or of the data.
 
         Args:
           teacher: a `jaxkd.teachers.Teacher`.
           student: the student's `Network`.
+          dataset: a `jaxkd.data.Dataset`.
         """
         return {}
 

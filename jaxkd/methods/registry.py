@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxkd import losses
 from jaxkd._names import unknown
 from jaxkd.methods.base import Labels, Method
+from jaxkd.methods.black_box import MEKD
 from jaxkd.methods.learned import CTKD
 from jaxkd.methods.logit import Logit, loss_options
 from jaxkd.methods.sums import Sum
@@ -98,6 +99,9 @@ _METHODS: dict[str, Row] = {
     "ctkd_dkd": _logit(
         losses.dkd, "DKD, temperature learned against the student (Li et al. 2023)", CTKD, warmup_epochs=20
     ),
+    "mekd": _row(
+        MEKD, "a teacher's answers alone, on images of a generator (Ma et al. 2022, arXiv 2205.10490)"
+    ),
     "labels": _row(Labels, "cross-entropy with the labels, no teacher"),
 }  # fmt: skip
 
@@ -138,7 +142,7 @@ def accepted(name: str) -> dict[str, Option]:
     kinds = typing.get_type_hints(row.make)
     helps = _attribute_docs(row.make)
     found = {
-        field.name: Option(kinds[field.name], field.default, helps.get(field.name, ""))
+        field.name: Option(_kind(kinds[field.name], field), field.default, helps.get(field.name, ""))
         for field in dataclasses.fields(row.make)
         if field.name not in ("parent", "name", "title", "loss", "options")
     }
@@ -150,6 +154,11 @@ def accepted(name: str) -> dict[str, Option]:
         option: known._replace(default=row.options.get(option, known.default))
         for option, known in found.items()
     }
+
+
+def _kind(hint: Any, field: Any) -> Any:
+    """The type of an option on a command line, where nothing can be an object."""
+    return type(field.default) if hint is Any else hint
 
 
 _HELP = {

@@ -79,7 +79,8 @@ class Sum(Method):
         """That of the first part with the view."""
         return next(part for part in self.methods if view in part.views).augmentation(view, main)
 
-    def constants(self, teacher: Any, student: Any) -> Mapping[str, Any]:
+    def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
         """Those of each part, under the name of its module."""
-        own = {f"methods_{i}": part.constants(teacher, student) for i, part in enumerate(self.methods)}
+        parts = enumerate(self.methods)
+        own = {f"methods_{index}": part.constants(teacher, student, dataset) for index, part in parts}
         return {name: constants for name, constants in own.items() if constants}

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import flax.serialization
 import jax
@@ -35,11 +35,22 @@ from jaxkd.storage import (
     save_tree,
     write_json,
 )
-from jaxkd.training import TrainState
 
 logger = logging.getLogger("jaxkd")
 
 _STATE, _ABOUT = "state", "about.json"
+
+
+class Stepped(Protocol):
+    """A tree of arrays, a `flax.struct.dataclass`, that knows how many updates were made."""
+
+    @property
+    def step(self) -> jax.Array:
+        """The number of updates."""
+        ...
+
+
+State = TypeVar("State", bound=Stepped)
 
 
 class Contents(NamedTuple):
@@ -47,7 +58,7 @@ class Contents(NamedTuple):
 
     Attributes:
       step: of the state.
-      state: nested dictionaries of NumPy arrays; `fit` makes a TrainState of them.
+      state: nested dictionaries of NumPy arrays; `fit` makes a state of them.
       identity: what decides on the result of the run that saved it.
       digest: of all files of it.
     """
@@ -70,7 +81,7 @@ class Checkpoints:
         self._identity = json.loads(json.dumps(dict(identity)))
         self._keep = keep
 
-    def save(self, state: TrainState) -> int:
+    def save(self, state: State) -> int:
         """Saves a state, unless its step is saved already, and returns its step.
 
         Raises:
@@ -94,7 +105,7 @@ class Checkpoints:
             about = {"files": file_digests(new), "identity": self._identity}
             write_json(new / _ABOUT, {**about, "digest": _digest(about)})
 
-    def restore_latest(self, like: TrainState) -> TrainState | None:
+    def restore_latest(self, like: State) -> State | None:
         """The newest good state, as NumPy arrays; None if nothing was ever saved.
 
         Damaged checkpoints that are newer are set aside as `damaged-STEP`, where they stand in nobody's way;
@@ -171,7 +182,7 @@ def _digest(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def fit(contents: Contents, like: TrainState, name: str) -> TrainState:
+def fit(contents: Contents, like: State, name: str) -> State:
     """The state of a checkpoint, of the structure of `like`.
 
     Raises:
@@ -184,7 +195,8 @@ def fit(contents: Contents, like: TrainState, name: str) -> TrainState:
             f"checkpoint {name} does not fit these networks, this method, or this version of jaxkd; "
             f"{describe_differences(some)}. Choose another folder with --run"
         )
-    return flax.serialization.from_state_dict(like, contents.state)
+    state: State = flax.serialization.from_state_dict(like, contents.state)
+    return state
 
 
 def _shapes(tree: Any) -> dict[str, str]:

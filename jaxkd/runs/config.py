@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from jaxkd.data.options import DataOptions
 from jaxkd.options import Options, option, refuse_remote_paths
@@ -117,6 +117,53 @@ class DistillConfig(RunConfig):
     @property
     def _what(self) -> str:
         return f"{Path(self.teacher).name}-to-{self.student}-{self.method}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(Options):
+    """Train a generator of images against a teacher's answers: the first stage of MEKD.
+
+    Stop it with Ctrl-C; the same command goes on where it was.
+    """
+
+    teacher: str = option(main=True)
+    """Teacher: its folder, or that of the run that trained it, or a name in the zoo. Only its answers are
+    used."""
+    data: str = option("digits", main=True)
+    """Data set, as for training; a part of its training images is looked at."""
+    data_dir: Path | None = option(None, free=True)
+    """Folder of prepared TensorFlow Datasets (array_record)."""
+    out: Path = option(Path("runs/generator"), main=True)
+    """Folder of the generator."""
+    epochs: int = option(200, main=True)
+    """Passes over the part of the images."""
+    fraction: float = option(0.1, main=True)
+    """The part of the training images that is at hand."""
+    seed: int = option(0, main=True)
+    """Decides on everything random."""
+    width: int = 128
+    """Channels of the generator's small map."""
+    blocks: int | None = None
+    """Blocks of the discriminator, each of which halves the image. Default: as many as leave 2 pixels, at
+    most 4."""
+    batch_size: int = 64
+    """Images a step."""
+    learning_rate: float = 2e-4
+    """Of Adam, for both networks."""
+    weight: float = 0.5
+    """Weight of the reward for images of which the teacher is sure; 0 for none."""
+    response: Literal["probability", "logit", "index"] = "probability"
+    """How sure the teacher is: its largest probability; or its largest logit; or, as in the published code,
+    the number of its first choice, paired with every image of the batch."""
+
+    def check(self) -> None:
+        """See `Options`."""
+        super().check()
+        refuse_remote_paths(self)
+        self.require(1, "epochs", "width", "blocks", "batch_size")
+        self.require(0, "seed", "learning_rate", "weight")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"--fraction must lie above 0 and at most at 1, got {self.fraction}")
 
 
 def from_file(command: type[C], path: Path) -> C:

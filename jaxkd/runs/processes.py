@@ -21,11 +21,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxkd.differences import describe_differences, differing_keys
-from jaxkd.runs.checkpoint import Checkpoints
+from jaxkd.runs.checkpoint import Checkpoints, State
 from jaxkd.runs.options import DeviceOptions
 from jaxkd.runs.record import Record
 from jaxkd.storage import first_line
-from jaxkd.training import TrainState
 
 T = TypeVar("T")
 
@@ -244,11 +243,11 @@ class SharedCheckpoints(Checkpoints):
         if is_first():
             super().__init__(folder, identity, keep)
 
-    def save(self, state: TrainState) -> int:
+    def save(self, state: State) -> int:
         """See `Checkpoints`."""
         return super().save(state) if is_first() else int(state.step)
 
-    def restore_latest(self, like: TrainState) -> TrainState | None:
+    def restore_latest(self, like: State) -> State | None:
         """See `Checkpoints`."""
 
         def restore() -> dict[str, Any] | None:

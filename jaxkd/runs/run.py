@@ -313,7 +313,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             num_devices=len(devices),
         )
         variables = teacher.frozen[1] if teacher else None
-        constants = dict(parts.method.constants(teacher, task.student)) if teacher else {}
+        constants = dict(parts.method.constants(teacher, task.student, dataset)) if teacher else {}
         start = functools.partial(
             initial_state, task, dataset.image_shape, teacher=variables, constants=constants
         )

@@ -27,8 +27,10 @@ from jaxkd.data.batch import Batch
 from jaxkd.data.order import batches
 from jaxkd.devices import replicate, share
 from jaxkd.methods import Histogram, Inputs, Mean, Method, Terms
+from jaxkd.methods.black_box import Generated
 from jaxkd.metrics import numbers
 from jaxkd.models import Outputs
+from jaxkd.models.dcgan import Generator
 from jaxkd.models.layers import BatchNorm
 from jaxkd.models.network import AXIS
 from jaxkd.runs import Stopped
@@ -115,7 +117,7 @@ class Head(Method):
 
     reads: ClassVar = ("pooled",)
 
-    def constants(self, teacher: Any, student: Any) -> dict[str, Any]:
+    def constants(self, teacher: Any, student: Any, dataset: Any) -> dict[str, Any]:
         return dict(teacher.variables["params"]["Dense_0"])
 
     def setup(self) -> None:
@@ -156,7 +158,10 @@ OWN = {
     "sum": methods.create("kd+dist"),
     "function": methods.from_function(plain, name="plain"),
 }
-ALL = {**{name: methods.create(name) for name in methods.names()}, **OWN}
+GENERATOR = Generator((8, 8, 1), 8)
+GENERATED = Generated("of the test", GENERATOR, 3, GENERATOR.init(jax.random.key(5), jnp.zeros((1, 3))))
+OPTIONS: dict[str, Any] = {"mekd": {"generator": GENERATED}}
+ALL = {**{name: methods.create(name, **OPTIONS.get(name, {})) for name in methods.names()}, **OWN}
 # What a micro-batch gives depends on the others: a loss or a norm over the whole batch, or a state.
 OF_BATCH = {"dist", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
 
@@ -176,6 +181,9 @@ def teacher_of(dataset: data.Dataset) -> teachers.Teacher:
 def task(dataset: data.Dataset, method: Method, **changes: Any) -> Task:
     dtype = changes.pop("dtype", jnp.float32)
     flip = data.CropFlip(padding=0, flip=True)
+    views = {view: method.augmentation(view, flip) for view in method.views}
+    if "main" in views:
+        views["main"] = data.Identity()
     student = models.from_linen(Tiny(dtype=dtype)).normalized(dataset.mean, dataset.std).on_axis(AXIS)
     return Task(
         student=student,
@@ -183,7 +191,7 @@ def task(dataset: data.Dataset, method: Method, **changes: Any) -> Task:
         method=method,
         optimizer=sgd(optax.constant_schedule(0.05)),
         # Random crops are for the runs below: their code takes as long to compile as all the rest.
-        augmentations=(("main", data.Identity()), *((view, flip) for view in method.views[1:])),
+        augmentations=tuple(views.items()),
         seed=0,
         num_epochs=10,
         steps_per_epoch=3,
@@ -195,7 +203,7 @@ def steps(made: Task, dataset: data.Dataset, order: np.ndarray, num_devices: int
     """The state after updates with the batches `order` `[S, B]`."""
     devices = jax.local_devices()[:num_devices]
     teacher = teacher_of(dataset)
-    constants = dict(made.method.constants(teacher, made.student))
+    constants = dict(made.method.constants(teacher, made.student, dataset))
     variables = teacher.frozen[1] if made.teacher is not None else None
     start = initial_state(made, dataset.image_shape, teacher=variables, constants=constants)
     train = dataset.splits["train"]
@@ -271,9 +279,9 @@ def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: Any) -> N
 
 @every_method
 def test_everything_that_learns_moves_and_what_is_frozen_does_not(name: str, whole: Any) -> None:
-    made = task(helpers.tiny_dataset(), ALL[name])
-    teacher = teacher_of(helpers.tiny_dataset())
-    constants = dict(ALL[name].constants(teacher, made.student))
+    dataset = helpers.tiny_dataset()
+    made, teacher = task(dataset, ALL[name]), teacher_of(dataset)
+    constants = dict(ALL[name].constants(teacher, made.student, dataset))
     variables = teacher.frozen[1] if made.teacher is not None else None
     start = initial_state(made, (8, 8, 1), teacher=variables, constants=constants)
     after = whole[name]
@@ -359,7 +367,8 @@ def test_a_prediction_of_a_methods_own_is_what_is_evaluated(dataset: data.Datase
     test, teacher = dataset.splits["test"], teacher_of(dataset)
     network = models.from_linen(Tiny()).normalized(dataset.mean, dataset.std)
     student, _ = network.apply({"params": state["params"]["student"]}, jnp.asarray(test.images))
-    variables = {"params": state["params"]["method"], "constants": ALL["head"].constants(teacher, network)}
+    constants = ALL["head"].constants(teacher, network, dataset)
+    variables = {"params": state["params"]["method"], "constants": constants}
     logits = ALL["head"].apply(variables, student, method="predict")
     assert result["last_accuracy"] == pytest.approx(100 * float((logits.argmax(-1) == test.labels).mean()))
     assert result["last_ce"] == pytest.approx(

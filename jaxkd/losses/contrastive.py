@@ -1,0 +1,48 @@
+"""Contrastive losses: one positive against many negatives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+_EPS = 1e-7
+
+
+def nce(scores: ArrayLike, *, num_examples: int, where: ArrayLike | None = None) -> jax.Array:
+    """Noise-contrastive estimation: tells the positive from negatives that were drawn evenly, `[B]`.
+
+    `L_i = -log(h(P_i0)) - sum_k log(1 - h(P_ik))`, with `h(P) = P / (P + m / n)`, m negatives of n examples.
+
+    Args:
+      scores: estimated probabilities P, positive, `[B, 1 + m]`: that of the positive first.
+      num_examples: n, how many examples the negatives are drawn from.
+      where: which scores count, bool `[B, 1 + m]`; m is then the number of an example's negatives that do.
+
+    Raises:
+      TypeError: the scores are not floating, or the mask is not boolean.
+      ValueError: the shapes do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> print(losses.nce(jnp.array([[0.02, 0.01, 0.01]]), num_examples=100).round(3))
+    [1.504]
+
+    Source: Tian et al. 2020 (arXiv 1910.10699), section 3.2, as in the authors' code, which adds 1e-7 to the
+    divisors.
+    """
+    p = jnp.asarray(scores)
+    if not jnp.issubdtype(p.dtype, jnp.floating):
+        raise TypeError(f"scores must be floating, got dtype {p.dtype}")
+    if p.ndim != 2 or p.shape[1] < 2:
+        raise ValueError(f"scores must be [B, 1 + m], a positive and at least one negative, got {p.shape}")
+    p = p.astype(jnp.promote_types(p.dtype, jnp.float32))
+    keep = jnp.ones(p.shape, bool) if where is None else jnp.asarray(where)
+    if keep.dtype != bool:
+        raise TypeError(f"where must be boolean, got dtype {keep.dtype}; write where=(mask != 0)")
+    if keep.shape != p.shape:
+        raise ValueError(f"where must have the shape of the scores, {p.shape}, got {keep.shape}")
+    noise = jnp.sum(keep[:, 1:], axis=1, keepdims=True).astype(p.dtype) / num_examples
+    positive = jnp.log(p[:, :1] / (p[:, :1] + noise + _EPS))
+    negative = jnp.log(noise / (p[:, 1:] + noise + _EPS))
+    return -positive[:, 0] - jnp.sum(jnp.where(keep[:, 1:], negative, 0.0), axis=1)

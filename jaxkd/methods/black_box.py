@@ -1,0 +1,134 @@
+"""MEKD: a student of a teacher whose answers alone are known, on images of a generator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import losses
+from jaxkd.methods.base import Inputs, Method, Terms
+from jaxkd.metrics import Percentage
+from jaxkd.models.dcgan import Generator
+
+if TYPE_CHECKING:
+    from jaxkd.data.augment import Augmentation
+
+GENERATED = "generated"
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """An image of a generator in the place of a real one: an `Augmentation` that looks at its key alone.
+
+    Attributes:
+      digest: tells the generator from others.
+      generator: the module.
+      variables: its variables.
+      latent: length of the latent vector.
+    """
+
+    digest: str
+    generator: Generator
+    latent: int
+    variables: Any = dataclasses.field(compare=False, repr=False)
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """See `jaxkd.data.Augmentation`."""
+        latent = jax.random.normal(key, (1, self.latent))
+        return as_pixels(self.generator.apply(self.variables, latent)[0])
+
+
+class MEKD(Method):
+    """MEKD: answers of student and teacher, compared as the images that a generator makes of them.
+
+    It has two stages.  In the first a generator learns to make images from noise (`jaxkd generator`); in the
+    second, which this is, the student sees its images alone.  An epoch shows as many of them as there are
+    training images; neither those nor their labels are looked at, and the training accuracy says nothing.
+
+    Attributes:
+      generator: the folder of the first stage; from Python, or the `Generated` itself.
+      hard: whether only the teacher's first choice is known.
+      distance: of the generator's images, l1 (mean absolute difference) or l2 (mean squared difference).
+      image_weight: of that distance.
+      kl_weight: of T times the KL divergence.
+      temperature: T, of the divergence.
+      generator_temperature: by which logits are divided before the generator.
+    """
+
+    generator: Any = ""
+    hard: bool = False
+    distance: Literal["l1", "l2"] = "l1"
+    image_weight: float = 1.0
+    kl_weight: float = 1.0
+    temperature: float = 5.0
+    generator_temperature: float = 5.0
+
+    views: ClassVar[tuple[str, ...]] = (GENERATED,)
+
+    def augmentation(self, view: str, main: Augmentation) -> Augmentation:
+        """The generator's images."""
+        return self._stage()
+
+    def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
+        """The generator's variables, and an image for its shape.
+
+        Raises:
+          ValueError: the generator is of other images or another number of classes.
+        """
+        made = self._stage()
+        found, wanted = (made.generator.image_shape, made.latent), (dataset.image_shape, dataset.num_classes)
+        if found != wanted:
+            raise ValueError(
+                f"the generator {self.generator} makes images {found[0]} for {found[1]} classes, and "
+                f"{dataset.name} has images {wanted[0]} of {wanted[1]}; make one with `jaxkd generator "
+                f"--data {dataset.name}`"
+            )
+        return {"generator": made.variables, "image": np.zeros(made.generator.image_shape, np.float32)}
+
+    def __call__(self, x: Inputs) -> Terms:
+        """Returns the terms "image" and "kl", and how often both choose the same class."""
+        s, t = x.student[GENERATED].logits, x.teacher[GENERATED].logits
+        chosen = jnp.argmax(t, -1)
+        if self.hard:
+            t = jax.nn.one_hot(chosen, t.shape[-1], dtype=t.dtype)
+        variables: Any = self.get_variable("constants", "generator")
+        shape: Any = self.get_variable("constants", "image").shape
+        width = variables["params"]["conv_blocks_2"]["kernel"].shape[-1]
+        generator = Generator(shape, width, parent=None)
+        images: list[Any] = [generator.apply(variables, z / self.generator_temperature) for z in (s, t)]
+        difference = images[0] - jax.lax.stop_gradient(images[1])
+        size = jnp.abs(difference) if self.distance == "l1" else jnp.square(difference)
+        tau = jnp.full_like(s[..., :1], self.temperature)
+        kl = losses.kd(s, t, temperature=lambda *_: tau) / self.temperature
+        return Terms(
+            {"image": (jnp.mean(size, (1, 2, 3)), self.image_weight), "kl": (kl, self.kl_weight)},
+            {"agreement": Percentage.of((jnp.argmax(s, -1) == chosen).astype(jnp.float32), x.where)},
+        )
+
+    def _stage(self) -> Generated:
+        from jaxkd.runs.generator import load_generator
+
+        if isinstance(self.generator, Generated):
+            return self.generator
+        if not self.generator:
+            raise ValueError(
+                "mekd needs the generator of its first stage: `jaxkd generator --teacher ... --data ... "
+                "--out FOLDER` makes it, and --method.generator FOLDER names it"
+            )
+        return load_generator(Path(self.generator))
+
+
+def as_pixels(images: jax.Array) -> jax.Array:
+    """Images in [-1, 1] as uint8."""
+    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+
+
+def from_pixels(images: jax.Array) -> jax.Array:
+    """uint8 images in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
