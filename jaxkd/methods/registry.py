@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from jaxkd import losses
 from jaxkd._names import unknown
 from jaxkd.methods.base import Labels, Method
+from jaxkd.methods.feature import AT, CC, ITRD, NST, OFD, PKT, RKD, SP, VID, FitNet
 from jaxkd.methods.learned import CTKD
 from jaxkd.methods.logit import Logit, loss_options
+from jaxkd.methods.review import ReviewKD
 
 
 class Row(NamedTuple):
@@ -27,7 +29,7 @@ def _logit(loss: Callable[..., Any], summary: str, **options: Any) -> Row:
     return Row(summary, options, Logit, loss)
 
 
-# Weights are those of mdistiller, or of the method's own code.
+# Weights are those of mdistiller, of RepDistiller, or of the method's own code.
 _METHODS: dict[str, Row] = {
     "kd": _logit(losses.kd, "KD, fixed temperature 4 (Hinton et al. 2015)", weight=0.9, ce_weight=0.1),
     "lskd": _logit(
@@ -70,6 +72,17 @@ _METHODS: dict[str, Row] = {
         losses.correlation, "1 - Pearson correlation of logits, the limit of atkd", weight=9.0, ce_weight=0.1
     ),
     "ctkd": Row("KD, temperature learned against the student (Li et al. 2023)", {}, CTKD),
+    "fitnet": Row("a map of the teacher, predicted from the student's (Romero et al. 2015)", {}, FitNet),
+    "at": Row("attention maps of each stage (Zagoruyko and Komodakis 2017)", {}, AT),
+    "nst": Row("distribution of the channels of each stage (Huang and Wang 2017)", {}, NST),
+    "vid": Row("likelihood of the teacher's maps, with variances (Ahn et al. 2019)", {}, VID),
+    "ofd": Row("pre-activation maps above a margin (Heo et al. 2019)", {}, OFD),
+    "reviewkd": Row("stages fused from the deepest to the shallowest (Chen et al. 2021)", {}, ReviewKD),
+    "rkd": Row("distances and angles between examples (Park et al. 2019)", {}, RKD),
+    "pkt": Row("similarities of examples, as probabilities (Passalis and Tefas 2018)", {}, PKT),
+    "sp": Row("Gram matrix of the batch in the last map (Tung and Mori 2019)", {}, SP),
+    "cc": Row("distances of neighbours in the batch, as in RepDistiller (Peng et al. 2019)", {}, CC),
+    "itrd": Row("correlation and mutual information over the batch (Miles et al. 2022)", {}, ITRD),
     "labels": Row("cross-entropy with the labels, no teacher", {}, Labels),
 }  # fmt: skip
 

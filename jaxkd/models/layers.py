@@ -71,7 +71,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            mean, var, count = batch_statistics(x.astype(jnp.float32), where, self.axis_name)
+            mean, var, count = batch_statistics(widened(x), where, self.axis_name)
             unbiased = var * count / jnp.maximum(count - 1, 1)
             for running, new in ((running_mean, mean), (running_var, unbiased)):
                 moved = self.momentum * running.value + (1 - self.momentum) * new
@@ -81,7 +81,12 @@ class BatchNorm(nn.Module):
         # One product and one sum an element, and `x` itself is all that its gradient needs.  Where the mean
         # is many deviations from zero this costs digits, as the variance above does: 1e-5 at a hundred.
         factor = jax.lax.rsqrt(var + self.epsilon) * scale
-        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+        return (widened(x) * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """In at least 32 bits: float32, or float64 as it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def batch_statistics(
@@ -175,6 +180,11 @@ class Classifier(nn.Module, kw_only=True):
 
     smallest_image: ClassVar[int] = 1  # height and width below which nothing is left to pool
 
+    @property
+    def preact_norms(self) -> Mapping[str, tuple[str, ...]]:
+        """Stage to the path of the batch norm that makes its pre-activation feature, where one alone does."""
+        return {}
+
     def _begin(self, images: jax.Array, train: bool, kernel_init: Initializer) -> tuple[Layers, jax.Array]:
         """Checks the images; returns the maker of layers and the images in the activations' type."""
         if images.ndim != 4:
@@ -198,7 +208,7 @@ class Classifier(nn.Module, kw_only=True):
         bias_init: Initializer | None = None,
     ) -> Outputs:
         """Pools the last map and maps it to logits, in float32; the initialisers default to torch's."""
-        pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        pooled = jnp.mean(widened(x), axis=(1, 2))
         dense = nn.Dense(
             self.num_classes,
             kernel_init=kernel_init,
