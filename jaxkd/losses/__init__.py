@@ -1,4 +1,4 @@
-"""Distillation losses: pure functions of logits, one value per example.
+"""Distillation losses: pure functions of logits or features, one value per example.
 
 Nothing here knows of networks, optimisers or data.  Only jax, `jaxkd.logits` and `jaxkd.temperature` may be
 imported.  What all losses share is said here once; each loss then names only what is its own.  In the
@@ -41,9 +41,29 @@ teacher; value and gradient stay finite.  It has no z-score and no maximum of ab
 class with `where=`.  Every other logit that is not finite gives a loss that is not finite.  A large negative
 constant (-1e9) in place of a mask is a logit like any other: it sets deviation, correlation and adaptive
 temperature.  Mask with `where=` instead.
+
+**Losses on features**, maps `[B, H, W, C]` or vectors `[B, D]`, share what `jaxkd.losses.feature` says.
+`hint`, `attention`, `nst`, `vid`, `ofd` and `hcl` give one value per example; `rkd`, `pkt`, `sp`, `cc`,
+`itrd_correlation` and `itrd_mutual` are scalars of a whole batch.
 """
 
+from jaxkd.losses.contrastive import nce
 from jaxkd.losses.decoupled import dkd, normdkd, rld
+from jaxkd.losses.feature import (
+    attention,
+    cc,
+    hcl,
+    hint,
+    itrd_correlation,
+    itrd_mutual,
+    nst,
+    ofd,
+    ofd_margin,
+    pkt,
+    rkd,
+    sp,
+    vid,
+)
 from jaxkd.losses.from_hidden import kd_from_hidden
 from jaxkd.losses.logit import (
     correlation,
@@ -61,7 +81,9 @@ from jaxkd.losses.multi_level import batch_correlation, class_correlation, mlkd
 from jaxkd.losses.relational import dist, dist_inter, dist_intra
 
 __all__ = [
+    "attention",
     "batch_correlation",
+    "cc",
     "class_correlation",
     "correlation",
     "dist",
@@ -69,16 +91,28 @@ __all__ = [
     "dist_intra",
     "dkd",
     "dtkd",
+    "hcl",
+    "hint",
+    "itrd_correlation",
+    "itrd_mutual",
     "jensen_shannon",
     "kd",
     "kd_from_hidden",
     "mlkd",
     "mse",
+    "nce",
     "normdkd",
     "normkd",
+    "nst",
+    "ofd",
+    "ofd_margin",
+    "pkt",
     "reverse_kl",
+    "rkd",
     "rld",
     "soft_cross_entropy",
+    "sp",
     "ttm",
+    "vid",
     "wttm",
 ]

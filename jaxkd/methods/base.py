@@ -109,8 +109,9 @@ class Method(nn.Module):
 
     Attributes:
       views: the views of an image that it needs; "main" is the run's augmentation.
-      reads: what it reads of the teacher: "logits", and the names of features ("stage3", "pooled", ...);
-        empty for a method without a teacher.  A cache serves a method that reads only what the cache holds.
+      reads: what it reads of the teacher: "logits", "pooled", "stages" (maps), "preacts" (maps before the
+        activation), "weights" (see `constants`), or names of features; empty for a method without a teacher.
+        A cache serves a method that reads only what the cache holds.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import methods
@@ -212,6 +213,15 @@ def from_function(
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f'the name of a method must be of letters, digits, "-" and "_", got {name!r}')
     return FunctionMethod(function=function, title=name, views=tuple(views), reads=tuple(reads))
+
+
+def check_weights(method: Any) -> None:
+    """Raises ValueError unless a method's `weight` and `ce_weight` are at least 0, finite, and not both 0."""
+    for name in ("weight", "ce_weight"):
+        if not 0 <= getattr(method, name) < float("inf"):
+            raise ValueError(f"{name} must be at least 0 and finite, got {getattr(method, name)}")
+    if method.weight == method.ce_weight == 0:
+        raise ValueError("weight and ce_weight are both 0: there is nothing to learn")
 
 
 def predicts_itself(method: Method) -> bool:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxkd import losses, temperature
 from jaxkd.logits import pearson, standardize
-from jaxkd.methods.base import Inputs, Method, Terms, cross_entropy
+from jaxkd.methods.base import Inputs, Method, Terms, check_weights, cross_entropy
 from jaxkd.metrics import Histogram, Mean, Metric
 
 # The temperature rules that have names, beside numbers.
@@ -47,11 +47,9 @@ class Logit(Method):
     options: Mapping[str, Any] = nn.FrozenDict()
 
     def __post_init__(self) -> None:
-        for name in ("weight", "ce_weight", "warmup_epochs"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if self.weight == self.ce_weight == 0:
-            raise ValueError("weight and ce_weight are both 0: there is nothing to learn")
+        check_weights(self)
+        if not 0 <= self.warmup_epochs < float("inf"):
+            raise ValueError(f"warmup_epochs must be at least 0 and finite, got {self.warmup_epochs}")
         object.__setattr__(self, "options", nn.FrozenDict(self.options))  # programs are kept by it
         if "temperature" in self.options:
             parse_temperature(self.options["temperature"])

@@ -11,8 +11,10 @@ from jaxkd import losses
 from jaxkd._names import unknown
 from jaxkd.methods.base import Labels, Method
 from jaxkd.methods.black_box import MEKD
+from jaxkd.methods.feature import AT, CC, ITRD, NST, OFD, PKT, RKD, SP, VID, FitNet
 from jaxkd.methods.learned import CTKD
 from jaxkd.methods.logit import Logit, loss_options
+from jaxkd.methods.review import ReviewKD
 from jaxkd.methods.sums import Sum
 from jaxkd.methods.two_views import MLKD
 
@@ -36,7 +38,7 @@ def _logit(loss: Callable[..., Any], summary: str, make: type[Logit] = Logit, **
 
 _ADAPTIVE: dict[str, Any] = {"temperature": "max_logit", "standardize": True}
 
-# Weights are those of mdistiller, or of the method's own code.
+# Weights are those of mdistiller, of RepDistiller, or of the method's own code.
 _METHODS: dict[str, Row] = {
     "kd": _logit(losses.kd, "KD, fixed temperature 4 (Hinton et al. 2015)", weight=0.9, ce_weight=0.1),
     "lskd": _logit(
@@ -99,6 +101,17 @@ _METHODS: dict[str, Row] = {
     "ctkd_dkd": _logit(
         losses.dkd, "DKD, temperature learned against the student (Li et al. 2023)", CTKD, warmup_epochs=20
     ),
+    "fitnet": _row(FitNet, "a map of the teacher, predicted from the student's (Romero et al. 2015)"),
+    "at": _row(AT, "attention maps of each stage (Zagoruyko and Komodakis 2017)"),
+    "nst": _row(NST, "distribution of the channels of each stage (Huang and Wang 2017)"),
+    "vid": _row(VID, "likelihood of the teacher's maps, with variances (Ahn et al. 2019)"),
+    "ofd": _row(OFD, "pre-activation maps above a margin (Heo et al. 2019)"),
+    "reviewkd": _row(ReviewKD, "stages fused from the deepest to the shallowest (Chen et al. 2021)"),
+    "rkd": _row(RKD, "distances and angles between examples (Park et al. 2019)"),
+    "pkt": _row(PKT, "similarities of examples, as probabilities (Passalis and Tefas 2018)"),
+    "sp": _row(SP, "Gram matrix of the batch in the last map (Tung and Mori 2019)"),
+    "cc": _row(CC, "distances of neighbours in the batch, as in RepDistiller (Peng et al. 2019)"),
+    "itrd": _row(ITRD, "correlation and mutual information over the batch (Miles et al. 2022)"),
     "mekd": _row(
         MEKD, "a teacher's answers alone, on images of a generator (Ma et al. 2022, arXiv 2205.10490)"
     ),

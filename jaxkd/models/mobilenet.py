@@ -5,7 +5,7 @@ ReLU in place of ReLU6, an expansion even where its factor is 1, and a first con
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -45,6 +45,14 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2(Classifier):
     """MobileNetV2 with half the width, but for the last convolution's."""
+
+    @property
+    def preact_norms(self) -> Mapping[str, tuple[str, ...]]:
+        """The last batch norm of each stage; the block's input may be added to it."""
+        return {
+            stage: (f"blocks_{group}_{_GROUPS[group][2] - 1}", "conv_7")
+            for group, stage in _STAGE_ENDS.items()
+        }
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:

@@ -8,7 +8,7 @@ and `50` have torchvision's structure and names.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -38,6 +38,7 @@ class _Block(nn.Module):
     layers: Layers
 
     expansion: ClassVar[int] = 1
+    last_norm: ClassVar[str] = "bn2"
 
     def _shortcut(self, x: jax.Array, where: jax.Array | None) -> jax.Array:
         width = self.width * self.expansion
@@ -69,6 +70,7 @@ class Bottleneck(_Block):
     """conv1x1-BN-ReLU-conv3x3-BN-ReLU-conv1x1-BN, plus the shortcut; the stride is the 3x3 convolution's."""
 
     expansion: ClassVar[int] = 4
+    last_norm: ClassVar[str] = "bn3"
 
     @nn.compact
     def __call__(self, x: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -112,6 +114,14 @@ class ResNet(Classifier):
                 f'shortcut must be "A" (no parameters) or "B" (projections), got {self.shortcut!r}'
             )
         super().__post_init__()
+
+    @property
+    def preact_norms(self) -> Mapping[str, tuple[str, ...]]:
+        """The last batch norm of each stage; the shortcut is added to it."""
+        return {
+            f"stage{stage}": (f"layer{stage}_{blocks - 1}", self.block.last_norm)
+            for stage, blocks in enumerate(self.blocks, start=1)
+        }
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:

@@ -7,7 +7,7 @@ those of RepDistiller, where `vgg8` stands for the network with batch norm, too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -32,6 +32,14 @@ class VGG(Classifier):
     convolutions: tuple[int, int, int, int, int]
 
     smallest_image: ClassVar[int] = 8
+
+    @property
+    def preact_norms(self) -> Mapping[str, tuple[str, ...]]:
+        """The last batch norm of each block but the first."""
+        return {
+            f"stage{block}": (f"block{block}_{3 * self.convolutions[block] - 2}",)
+            for block in range(1, len(self.convolutions))
+        }
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:

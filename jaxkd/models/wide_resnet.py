@@ -7,7 +7,7 @@ feature is what the next batch norm makes of it.  Structure and names are those 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -64,6 +64,15 @@ class WideResNet(Classifier):
 
     depth: int
     widening: int
+
+    @property
+    def preact_norms(self) -> Mapping[str, tuple[str, ...]]:
+        """The first batch norm after each stage."""
+        return {
+            "stage1": ("block2", "layer_0", "bn1"),
+            "stage2": ("block3", "layer_0", "bn1"),
+            "stage3": ("bn1",),
+        }
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, where: jax.Array | None = None) -> Outputs:

@@ -1,0 +1,430 @@
+"""Methods on features: a class each over the losses of `jaxkd.losses.feature`.
+
+Features are found by name: the maps "stage1", "stage2", ... in this order, those before the activation,
+"stage1_preact" and so on (a stage without one has the same before and after), and "pooled".  Where two
+networks have different numbers of stages, the shorter list decides.  What a method puts between the networks
+is trained with the student; it begins with the distributions of the public code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import losses
+from jaxkd.losses.feature import adaptive_pool, of_one_size
+from jaxkd.methods.base import Inputs, Method, Terms, check_weights, cross_entropy
+from jaxkd.models import Outputs
+from jaxkd.models.initializers import Initializer, fan_in_uniform, fan_out_normal, uniform
+from jaxkd.models.layers import BatchNorm, relu, widened
+
+
+class Feature(Method):
+    """`ce_weight` x cross-entropy + `weight` x a loss on features; what the methods below share.
+
+    Attributes:
+      weight: of the loss on features.
+      ce_weight: of the cross-entropy with the labels.
+    """
+
+    weight: float = 1.0
+    ce_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weights(self)
+        super().__post_init__()
+
+    def _terms(self, x: Inputs, **terms: tuple[jax.Array, jax.typing.ArrayLike]) -> Terms:
+        """The cross-entropy, and other terms as (values, part of `weight`)."""
+        ce = cross_entropy(x.student_logits, x.labels)
+        weighted = {name: (values, self.weight * part) for name, (values, part) in terms.items()}
+        return Terms({"ce": (ce, self.ce_weight), **weighted})
+
+
+class FitNet(Feature):
+    """FitNet: the teacher's map, predicted from the student's by a convolution, batch norm and ReLU.
+
+    Attributes:
+      weight: of the mean squared error of the maps.
+      ce_weight: of the cross-entropy with the labels.
+      hint: the map of both networks.
+    """
+
+    weight: float = 100.0
+    hint: str = "stage2"
+
+    reads: ClassVar = ("stages",)
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        student, teacher = (map_named(self.hint, *network) for network in networks(x))
+        y = self._convolution(student.shape, teacher.shape)(widened(student))
+        y = batch_norm(x, y, name="bn")(y, x.where)
+        return self._terms(x, hint=(losses.hint(relu(y), teacher), 1.0))
+
+    def _convolution(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
+        """Brings a map to the teacher's size: a stride of 2, its transpose, or a kernel without padding."""
+        (_, h, w, width), (_, rows, columns, channels) = student, teacher
+        if (h, w) == (2 * rows, 2 * columns):
+            return convolution(channels, (3, 3), inputs=width, stride=2, padding=1, name="conv")
+        if (2 * h, 2 * w) == (rows, columns):
+            init = uniform(1 / math.sqrt(16 * channels))  # torch's default for transposed kernels
+            padding = ((2, 2), (2, 2))  # torch's padding of 1
+            return nn.ConvTranspose(
+                channels, (4, 4), (2, 2), padding, kernel_init=init, bias_init=init, name="conv"
+            )
+        if h >= rows and w >= columns:
+            kernel = 1 + h - rows, 1 + w - columns
+            return convolution(channels, kernel, inputs=width, padding=0, name="conv")
+        raise ValueError(
+            f"fitnet brings a student's map to the teacher's size if it is larger, equal or half as large; "
+            f"{self.hint} is {h}x{w} in the student and {rows}x{columns} in the teacher; choose another map "
+            "with hint (--method.hint)"
+        )
+
+
+class AT(Feature):
+    """Attention transfer: where the maps of each stage have their energy.
+
+    Attributes:
+      weight: of the distance of the attention maps, summed over the stages.
+      ce_weight: of the cross-entropy with the labels.
+      power: exponent of the activations.
+    """
+
+    weight: float = 1000.0
+    power: float = 2.0
+
+    reads: ClassVar = ("stages",)
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        pairs = zip(*(stages(*network).values() for network in networks(x)), strict=False)
+        distance = sum(losses.attention(s, t, power=self.power) for s, t in pairs)
+        return self._terms(x, attention=(jnp.asarray(distance), 1.0))
+
+
+class NST(Feature):
+    """Neuron selectivity transfer: the distribution of the channels of each stage.
+
+    Attributes:
+      weight: of the discrepancy, summed over the stages.
+      ce_weight: of the cross-entropy with the labels.
+    """
+
+    weight: float = 50.0
+
+    reads: ClassVar = ("stages",)
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        pairs = zip(*(stages(*network).values() for network in networks(x)), strict=False)
+        return self._terms(x, nst=(jnp.asarray(sum(losses.nst(s, t) for s, t in pairs)), 1.0))
+
+
+class VID(Feature):
+    """Variational information distillation: the likelihood of the teacher's map, given the student's.
+
+    Attributes:
+      weight: of the negative log-likelihood, summed over the stages.
+      ce_weight: of the cross-entropy with the labels.
+      variance: of every channel at the start.
+    """
+
+    weight: float = 1.0
+    variance: float = 5.0
+
+    reads: ClassVar = ("stages",)
+
+    def __post_init__(self) -> None:
+        if not 1e-3 <= self.variance < float("inf"):
+            raise ValueError(f"variance must be at least 0.001 and finite, got {self.variance}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        pairs = zip(*(stages(*network).values() for network in networks(x)), strict=False)
+        total: Any = 0.0
+        for index, pair in enumerate(pairs):
+            y, t = of_one_size(*pair)
+            width = t.shape[-1]
+            for place in (0, 2, 4):  # in the public code's sequence, with the activations between them
+                name = f"regressors_{index}_{place}"
+                y = convolution(width, (1, 1), inputs=y.shape[-1], use_bias=False, name=name)(
+                    relu(y) if place else y
+                )
+            start = math.log(math.expm1(self.variance - 1e-5))
+            init = nn.initializers.constant(start)
+            total += losses.vid(y, t, self.param(f"log_scales_{index}", init, (width,)))
+        return self._terms(x, vid=(total, 1.0))
+
+
+class OFD(Feature):
+    """Overhaul of feature distillation: pre-activation maps, the teacher's cut off below a margin.
+
+    The margins come from the batch norms before the teacher's activations.
+
+    Attributes:
+      weight: of the partial distance; that of a stage counts half of the next one's.
+      ce_weight: of the cross-entropy with the labels.
+    """
+
+    weight: float = 0.001
+
+    reads: ClassVar = ("preacts", "weights")
+
+    def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, np.ndarray]:
+        """The margins, by stage.
+
+        Raises:
+          ValueError: no batch norms before the teacher's activations are known.
+        """
+        own = teacher.forward is None
+        module = teacher.description.create_model() if own else getattr(teacher.forward, "module", None)
+        norms = getattr(module, "preact_norms", {})
+        if not norms:
+            raise ValueError(
+                f"ofd takes margins from the batch norm before each stage's activation, and the teacher "
+                f"{teacher.name} has none that are known; take a ResNet, Wide ResNet, VGG or MobileNetV2, or "
+                'give your module a property preact_norms, such as {"stage1": ("block1", "norm2")}'
+            )
+        margins = {}
+        for stage, path in norms.items():
+            norm = teacher.variables["params"]
+            for name in path:
+                norm = norm[name]
+            margins[stage] = losses.ofd_margin(norm["scale"], norm["bias"])
+        return margins
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        student, teacher = (stages(*network, before_activation=True) for network in networks(x))
+        number = min(len(student), len(teacher))
+        pairs = zip(list(student.values())[-number:], list(teacher.items())[-number:], strict=True)
+        total: Any = 0.0
+        for index, (s, (stage, t)) in enumerate(pairs):
+            if not self.has_variable("constants", stage):
+                raise ValueError(
+                    f"ofd has no margin for the teacher's {stage}; method.constants(teacher, student, dataset) makes "
+                    "the margins, for the stages that the teacher's preact_norms names"
+                )
+            y = widened(s)
+            y = convolution(
+                t.shape[-1],
+                (1, 1),
+                inputs=y.shape[-1],
+                use_bias=False,
+                kernel_init=fan_out_normal,
+                name=f"connectors_{index}_0",
+            )(y)
+            y = batch_norm(x, y, name=f"connectors_{index}_1")(y, x.where)
+            margin: Any = self.get_variable("constants", stage)
+            target = adaptive_pool(widened(t), s.shape[1:3])
+            total += losses.ofd(y, target, margin) / 2 ** (number - 1 - index)
+        return self._terms(x, ofd=(total, 1.0))
+
+
+class RKD(Feature):
+    """Relational KD: distances and angles between the examples of the batch, of all devices.
+
+    Attributes:
+      weight: of the relational loss.
+      ce_weight: of the cross-entropy with the labels.
+      distance_weight: of the distances in the relational loss.
+      angle_weight: of the angles in the relational loss.
+    """
+
+    weight: float = 1.0
+    distance_weight: float = 25.0
+    angle_weight: float = 50.0
+
+    reads: ClassVar = ("pooled",)
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        whole = x.gather()
+        student, teacher = (pooled(*network) for network in networks(whole))
+        relations = losses.rkd(
+            student,
+            teacher,
+            distance_weight=self.distance_weight,
+            angle_weight=self.angle_weight,
+            where=whole.where,
+        )
+        return self._terms(x, rkd=(relations, 1.0))
+
+
+class PKT(Feature):
+    """Probabilistic knowledge transfer: similarities of the examples of the batch, as probabilities.
+
+    Attributes:
+      weight: of the divergence, which is small.
+      ce_weight: of the cross-entropy with the labels.
+    """
+
+    weight: float = 30000.0
+
+    reads: ClassVar = ("pooled",)
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        whole = x.gather()
+        student, teacher = (pooled(*network) for network in networks(whole))
+        return self._terms(x, pkt=(losses.pkt(student, teacher, where=whole.where), 1.0))
+
+
+class SP(Feature):
+    """Similarity-preserving KD: the Gram matrix of the batch in the last map.
+
+    Attributes:
+      weight: of the distance of the matrices, which is small.
+      ce_weight: of the cross-entropy with the labels.
+    """
+
+    weight: float = 3000.0
+
+    reads: ClassVar = ("stages",)
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        whole = x.gather()
+        student, teacher = (list(stages(*network).values())[-1] for network in networks(whole))
+        return self._terms(x, sp=(losses.sp(student, teacher, where=whole.where), 1.0))
+
+
+class CC(Feature):
+    """Correlation congruence as in RepDistiller: both networks' pooled features, embedded.
+
+    Attributes:
+      weight: of the congruence.
+      ce_weight: of the cross-entropy with the labels.
+      dim: width of the embeddings.
+    """
+
+    weight: float = 0.02
+    dim: int = 128
+
+    reads: ClassVar = ("pooled",)
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        whole = x.gather()
+        student, teacher = (pooled(*network) for network in networks(whole))
+        s = linear(self.dim, inputs=student.shape[-1], name="embed_s")(student)
+        t = linear(self.dim, inputs=teacher.shape[-1], name="embed_t")(teacher)
+        return self._terms(x, cc=(losses.cc(s, t, where=whole.where), 1.0))
+
+
+class ITRD(Feature):
+    """Information theoretic representation distillation: correlation and mutual information over the batch.
+
+    Attributes:
+      weight: of both losses.
+      ce_weight: of the cross-entropy with the labels.
+      correlation_weight: of the correlation loss.
+      mutual_weight: of the mutual information loss.
+      alpha: the order of Renyi's entropy in the correlation loss.
+    """
+
+    correlation_weight: float = 2.0
+    mutual_weight: float = 1.0
+    alpha: float = 1.5
+
+    reads: ClassVar = ("pooled",)
+
+    @nn.compact
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        whole = x.gather()
+        student, teacher = (pooled(*network) for network in networks(whole))
+        widths = student.shape[-1], teacher.shape[-1]
+        embedded = linear(widths[1], inputs=widths[0], name="embed")(student)
+        correlation = losses.itrd_correlation(embedded, teacher, alpha=self.alpha, where=whole.where)
+        # As in the authors' code, features of one width are compared as they are here.
+        compared = student if widths[0] == widths[1] else embedded
+        mutual = losses.itrd_mutual(compared, teacher, where=whole.where)
+        return self._terms(
+            x,
+            itrd_correlation=(correlation, self.correlation_weight),
+            itrd_mutual=(mutual, self.mutual_weight),
+        )
+
+
+def networks(x: Inputs) -> tuple[tuple[Outputs, str], tuple[Outputs, str]]:
+    """The student's and the teacher's outputs, and what errors call each."""
+    return (x.student["main"], "student"), (x.teacher["main"], "teacher")
+
+
+def stages(outputs: Outputs, of: str, *, before_activation: bool = False) -> dict[str, jax.Array]:
+    """A network's maps in order, "stage1" and so on; those before the activation, where they differ."""
+    found = {}
+    for number in itertools.count(1):
+        stage = f"stage{number}"
+        if stage not in outputs.features:
+            break
+        name = f"{stage}_preact" if before_activation else stage
+        found[stage] = map_named(name if name in outputs.features else stage, outputs, of)
+    return found or {"stage1": map_named("stage1", outputs, of)}  # which says what is missing
+
+
+def pooled(outputs: Outputs, of: str) -> jax.Array:
+    """A network's pooled features `[B, D]`."""
+    return _named("pooled", outputs, of, rank=2)
+
+
+def map_named(name: str, outputs: Outputs, of: str) -> jax.Array:
+    """A network's map `[B, H, W, C]` by name."""
+    return _named(name, outputs, of, rank=4)
+
+
+def _named(name: str, outputs: Outputs, of: str, rank: int) -> jax.Array:
+    if name not in outputs.features:
+        raise ValueError(
+            f"the method reads the feature {name} of both networks, and the {of} has "
+            f"{', '.join(outputs.features) or 'no features'}; a module of your own returns features by name "
+            f"beside its logits, or models.from_linen(module, features={{{name!r}: 'path'}}) names them"
+        )
+    feature = outputs.features[name]
+    if feature.ndim != rank:
+        wanted = "[B, H, W, C]" if rank == 4 else "[B, D]"
+        raise ValueError(f"the {of}'s feature {name} must be {wanted}, got shape {list(feature.shape)}")
+    return feature
+
+
+def convolution(
+    width: int,
+    kernel: tuple[int, int],
+    *,
+    inputs: int,
+    name: str,
+    stride: int = 1,
+    padding: int = 0,
+    use_bias: bool = True,
+    kernel_init: Initializer = fan_in_uniform,
+) -> nn.Conv:
+    """A convolution that begins as torch's, for `inputs` channels."""
+    bias = uniform(1 / math.sqrt(math.prod(kernel) * inputs))
+    return nn.Conv(
+        width, kernel, stride, padding, use_bias=use_bias, kernel_init=kernel_init, bias_init=bias, name=name
+    )
+
+
+def linear(width: int, *, inputs: int, name: str) -> nn.Dense:
+    """A linear layer that begins as torch's, for `inputs` features."""
+    return nn.Dense(width, kernel_init=fan_in_uniform, bias_init=uniform(1 / math.sqrt(inputs)), name=name)
+
+
+def batch_norm(x: Inputs, y: jax.Array, *, name: str) -> BatchNorm:
+    """Batch norm over the examples of all devices, in the dtype of `y`."""
+    return BatchNorm(use_running_average=False, axis_name=x.axis_name, dtype=y.dtype, name=name)
