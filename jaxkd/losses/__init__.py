@@ -43,8 +43,8 @@ constant (-1e9) in place of a mask is a logit like any other: it sets deviation,
 temperature.  Mask with `where=` instead.
 
 **Losses on features**, maps `[B, H, W, C]` or vectors `[B, D]`, share what `jaxkd.losses.feature` says.
-`hint`, `attention`, `nst`, `vid`, `ofd` and `hcl` give one value per example; `rkd`, `pkt`, `sp`, `cc`,
-`itrd_correlation` and `itrd_mutual` are scalars of a whole batch.
+`rkd`, `pkt`, `sp`, `cc`, `itrd_correlation` and `itrd_mutual` are scalars of a whole batch, the others give
+one value per example.  `nce` takes scores.
 """
 
 from jaxkd.losses.contrastive import nce
@@ -52,6 +52,7 @@ from jaxkd.losses.decoupled import dkd, normdkd, rld
 from jaxkd.losses.feature import (
     attention,
     cc,
+    class_activation,
     hcl,
     hint,
     itrd_correlation,
@@ -84,6 +85,7 @@ __all__ = [
     "attention",
     "batch_correlation",
     "cc",
+    "class_activation",
     "class_correlation",
     "correlation",
     "dist",

@@ -4,8 +4,8 @@ For all of them: features are floating; the teacher's get no gradient (but for `
 float64 for float64 features.  A channel, a row or a map of zeros (a dead ReLU) has a gradient of 0 where
 the formula divides by its norm.
 
-**Losses of an example** (`hint`, `attention`, `nst`, `vid`, `ofd`, `hcl`) return `[B]`; published numbers are
-the mean over the batch.
+**Losses of an example** (`hint`, `attention`, `class_activation`, `nst`, `vid`, `ofd`, `hcl`) return `[B]`;
+published numbers are the mean over the batch.
 
 **Losses of a batch** (`rkd`, `pkt`, `sp`, `cc`, `itrd_correlation`, `itrd_mutual`) return a scalar, 0 or
 constant for an empty batch.  Their mask `where`, bool `[B]`, tells which examples belong to the batch; the
@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 __all__ = [
     "attention",
     "cc",
+    "class_activation",
     "hcl",
     "hint",
     "itrd_correlation",
@@ -208,6 +209,56 @@ def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> np.ndarray:
     usual = b - g * density / np.maximum(negative, _SMALLEST_CDF)
     margin = np.where(negative > _SMALLEST_CDF, usual, -3 * g)
     return np.where(g > 0, margin, np.minimum(b, 0)).astype(np.float32)
+
+
+def class_activation(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    size: int = 2,
+    normalize: bool = False,
+    binarize: bool = False,
+    top: int | None = None,
+) -> jax.Array:
+    """CAT-KD's loss: the mean squared error of class activation maps, pooled to a few pixels, `[B]`.
+
+    `L_b = mean_jk (s_bjk - t_bjk)^2`, j the `size` x `size` pixels and k the classes.  The maps
+    `[B, H, W, K]` of both networks may differ in height and width.
+
+    Args:
+      size: height and width of the maps that are compared.
+      normalize: whether each class's pooled map is divided by its length.
+      binarize: whether the teacher's map only tells where it exceeds the mean of its absolute values.
+      top: compare the classes alone whose teacher score, the mean of the map, is above that of the `top`-th
+        (so one class fewer than `top`, as in the authors' code); None for all.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> losses.class_activation(jnp.ones((1, 4, 4, 3)), jnp.zeros((1, 8, 8, 3))).tolist()
+    [1.0]
+
+    Source: Guo et al. 2023, "Class Attention Transfer Based Knowledge Distillation" (CVPR), the authors'
+    code.
+    """
+    s, t = _pair(student, teacher, maps=True)
+    if s.shape[-1] != t.shape[-1]:
+        raise ValueError(
+            f"student and teacher must have maps of the same classes, got {s.shape} and {t.shape}"
+        )
+    scores = jnp.mean(t, axis=(1, 2))
+    if binarize:
+        t = (t > jnp.mean(jnp.abs(t), axis=(1, 2), keepdims=True)).astype(t.dtype)
+    s, t = (adaptive_pool(x, (size, size)).reshape(len(x), size * size, -1) for x in (s, t))
+    if normalize:
+        s, t = (_unit(x.swapaxes(1, 2)) for x in (s, t))
+        s, t = s.swapaxes(1, 2), t.swapaxes(1, 2)
+    error = jnp.mean(jnp.square(s - t), axis=1)
+    if top is None:
+        return jnp.mean(error, axis=-1)
+    if not 1 < top <= scores.shape[-1]:
+        raise ValueError(f"top must be from 2 to the number of classes, {scores.shape[-1]}, got {top}")
+    chosen = scores > jax.lax.top_k(scores, top)[0][:, -1:]
+    return jnp.sum(jnp.where(chosen, error, 0.0), -1) / jnp.maximum(jnp.sum(chosen, -1), 1)
 
 
 def hcl(student: ArrayLike, teacher: ArrayLike) -> jax.Array:

@@ -109,9 +109,9 @@ class Method(nn.Module):
 
     Attributes:
       views: the views of an image that it needs; "main" is the run's augmentation.
-      reads: what it reads of the teacher: "logits", "pooled", "stages" (maps), "preacts" (maps before the
-        activation), "weights" (see `constants`), or names of features; empty for a method without a teacher.
-        A cache serves a method that reads only what the cache holds.
+      reads: what it reads of the teacher: "logits", "stages" (maps), "preacts" (maps before the activation),
+        "weights" (see `constants`), or names of features ("pooled", "last", "cam", ...); empty for a method
+        without a teacher.  A cache serves a method that reads only what the cache holds.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import methods

@@ -215,8 +215,8 @@ class OFD(Feature):
         for index, (s, (stage, t)) in enumerate(pairs):
             if not self.has_variable("constants", stage):
                 raise ValueError(
-                    f"ofd has no margin for the teacher's {stage}; method.constants(teacher, student, dataset) makes "
-                    "the margins, for the stages that the teacher's preact_norms names"
+                    f"ofd has no margin for the teacher's {stage}; method.constants(...) makes the margins, "
+                    "for the stages that the teacher's preact_norms names"
                 )
             y = widened(s)
             y = convolution(

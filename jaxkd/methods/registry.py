@@ -11,10 +11,12 @@ from jaxkd import losses
 from jaxkd._names import unknown
 from jaxkd.methods.base import Labels, Method
 from jaxkd.methods.black_box import MEKD
+from jaxkd.methods.crd import CRD
 from jaxkd.methods.feature import AT, CC, ITRD, NST, OFD, PKT, RKD, SP, VID, FitNet
 from jaxkd.methods.learned import CTKD
 from jaxkd.methods.logit import Logit, loss_options
 from jaxkd.methods.review import ReviewKD
+from jaxkd.methods.simkd import CATKD, SimKD
 from jaxkd.methods.sums import Sum
 from jaxkd.methods.two_views import MLKD
 
@@ -112,6 +114,9 @@ _METHODS: dict[str, Row] = {
     "sp": _row(SP, "Gram matrix of the batch in the last map (Tung and Mori 2019)"),
     "cc": _row(CC, "distances of neighbours in the batch, as in RepDistiller (Peng et al. 2019)"),
     "itrd": _row(ITRD, "correlation and mutual information over the batch (Miles et al. 2022)"),
+    "simkd": _row(SimKD, "the last map, projected into the teacher's own classifier (Chen et al. 2022)"),
+    "catkd": _row(CATKD, "class activation maps (Guo et al. 2023)"),
+    "crd": _row(CRD, "contrast with a bank of embeddings of all examples (Tian et al. 2020)"),
     "mekd": _row(
         MEKD, "a teacher's answers alone, on images of a generator (Ma et al. 2022, arXiv 2205.10490)"
     ),

@@ -23,7 +23,11 @@ from jaxkd.models.initializers import Initializer, fan_in_uniform, ones, uniform
 
 @flax.struct.dataclass
 class Outputs:
-    """What a network returns: logits `[B, K]`, and features by name ("stem", "stage1", ..., "pooled")."""
+    """What a network returns: logits `[B, K]`, and features by name.
+
+    Those of the package's networks: "stem", "stage1", "stage1_preact", ..., "last" (the map that is pooled),
+    "pooled", and "cam" (the class activation maps `[B, H, W, K]`: the last layer, without bias, on "last").
+    """
 
     logits: jax.Array
     features: Mapping[str, jax.Array]
@@ -216,4 +220,6 @@ class Classifier(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             name=head,
         )
-        return Outputs(dense(pooled), {**features, "pooled": pooled})
+        logits = dense(pooled)
+        activation = widened(x) @ dense.variables["params"]["kernel"]
+        return Outputs(logits, {**features, "last": x, "pooled": pooled, "cam": activation})

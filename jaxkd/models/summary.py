@@ -80,7 +80,11 @@ def describe(
         parameters=_size(variables["params"]),
         statistics=_size(variables.get("batch_stats", {})),
         macs=macs,
-        features={name: outputs.features[name].shape[1:] for name in sorted(outputs.features, key=_place)},
+        features={
+            name: outputs.features[name].shape[1:]
+            for name in sorted(outputs.features, key=_place)
+            if name not in ("last", "cam")  # the last map once more, and what the last layer makes of it
+        },
     )
 
 

@@ -192,8 +192,15 @@ def test_a_generator_stops_and_resumes_to_the_same_bits(
 
     method = methods.create("mekd", generator=str(tmp_path / "cut"))
     result = jaxkd.distill(
-        teacher=str(teacher), student="resnet8", data=dataset, method=method, epochs=1, batch_size=16, run=tmp_path / "student", say=helpers.silent,
-    )  # fmt: skip
+        teacher=str(teacher),
+        student="resnet8",
+        data=dataset,
+        method=method,
+        epochs=1,
+        batch_size=16,
+        run=tmp_path / "student",
+        say=helpers.silent,
+    )
     assert result["losses"].keys() == {"loss", "accuracy", "image", "kl"}
     assert 0 <= result["metrics"]["agreement"]["mean"] <= 100
     with pytest.raises(ValueError, match="mekd needs the generator of its first stage"):

@@ -1,0 +1,159 @@
+"""Methods on what the classifier sees: SimKD, which answers through the teacher's, and CAT-KD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxkd import losses
+from jaxkd.losses.feature import adaptive_pool, of_one_size
+from jaxkd.methods.base import Inputs, Terms, cross_entropy
+from jaxkd.methods.feature import Feature, map_named, networks
+from jaxkd.models import Outputs
+from jaxkd.models.initializers import fan_in_uniform
+from jaxkd.models.layers import BatchNorm, relu, widened
+
+
+class SimKD(Feature):
+    """SimKD: the teacher's last map, predicted from the student's; the teacher's own classifier answers.
+
+    What is trained, evaluated and saved is the student with a projector and that classifier; the student's
+    own classifier is not trained.
+
+    Attributes:
+      weight: of the mean squared error of the maps.
+      ce_weight: of the cross-entropy of the prediction with the labels; the source has none.
+      factor: how many times narrower the projector is inside than the teacher's map.
+      map: the map of both networks: "last" is the one that the classifier sees pooled.
+    """
+
+    ce_weight: float = 0.0
+    factor: int = 2
+    map: str = "last"
+
+    reads: ClassVar = ("last", "weights")
+
+    def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
+        """The teacher's classifier, and what averages a map of the size of the smaller one of both."""
+        images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+        network, variables = teacher.frozen
+        outputs = {
+            "teacher": jax.eval_shape(lambda x: network.apply(variables, x)[0], images),
+            "student": jax.eval_shape(lambda x: student.apply(student.init(0, x.shape[1:]), x)[0], images),
+        }
+        sizes = [map_named(self.map, seen, of).shape[1:3] for of, seen in outputs.items()]
+        height, width = (min(side) for side in zip(*sizes, strict=True))
+        average = np.full((height, width), 1 / (height * width), np.float32)
+        return {**linear_head(teacher, "simkd"), "average": average}
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        student, teacher = (map_named(self.map, *network) for network in networks(x))
+        projected = self._project(student, x.where, x.axis_name, train=True)
+        _, target = of_one_size(projected, teacher)
+        ce = cross_entropy(self._classify(projected), x.labels)
+        return Terms({"ce": (ce, self.ce_weight), "simkd": (losses.hint(projected, target), self.weight)})
+
+    def predict(self, student: Outputs) -> jax.Array:
+        """The teacher's classifier on the projected map."""
+        source = map_named(self.map, student, "student")
+        return self._classify(self._project(source, None, None, train=False))
+
+    @nn.compact
+    def _project(
+        self, source: jax.Array, where: jax.Array | None, axis_name: str | None, *, train: bool
+    ) -> jax.Array:
+        """1x1, 3x3 and 1x1 convolutions, each with batch norm and ReLU: a map as the teacher's."""
+        average: Any = self.get_variable("constants", "average")
+        head: Any = self.get_variable("constants", "kernel")
+        width, inside = head.shape[0], head.shape[0] // self.factor
+        y = adaptive_pool(widened(source), average.shape)
+        for index, (channels, size) in enumerate(((inside, 1), (inside, 3), (width, 1))):
+            conv = nn.Conv(
+                channels,
+                (size, size),
+                padding=size // 2,
+                use_bias=False,
+                kernel_init=fan_in_uniform,
+                name=f"transfer_{3 * index}",
+            )
+            norm = BatchNorm(
+                use_running_average=not train,
+                axis_name=axis_name,
+                dtype=y.dtype,
+                name=f"transfer_{3 * index + 1}",
+            )
+            y = relu(norm(conv(y), where))
+        return y
+
+    def _classify(self, projected: jax.Array) -> jax.Array:
+        given: list[Any] = [self.get_variable("constants", name) for name in ("kernel", "bias", "average")]
+        kernel, bias, average = given
+        return jnp.einsum("bhwc,hw->bc", projected, average) @ kernel + bias
+
+
+class CATKD(Feature):
+    """CAT-KD: the class activation maps of both networks, made small.
+
+    Attributes:
+      weight: of the mean squared error of the maps.
+      ce_weight: of the cross-entropy with the labels.
+      size: height and width of the compared maps; the source takes 4 for ShuffleNet students.
+      normalize: whether each map is divided by its length; the source does so between different families.
+    """
+
+    weight: float = 1.0
+    size: int = 2
+    normalize: bool = False
+
+    reads: ClassVar = ("cam",)
+
+    def __call__(self, x: Inputs) -> Terms:
+        """See `Method`."""
+        student, teacher = (map_named("cam", *network) for network in networks(x))
+        distance = losses.class_activation(student, teacher, size=self.size, normalize=self.normalize)
+        return self._terms(x, catkd=(distance, 1.0))
+
+
+def linear_head(teacher: Any, method: str) -> dict[str, Any]:
+    """The linear layer of a teacher that maps its pooled features to logits: kernel and bias.
+
+    Args:
+      teacher: a `jaxkd.teachers.Teacher`.
+      method: for the error.
+
+    Raises:
+      ValueError: it has none, or several that could be it.
+    """
+    network, variables = teacher.frozen
+    shape = (2, *teacher.description.image_shape)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape), jnp.uint8)
+    outputs = jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
+    pooled = outputs.features.get("pooled", jax.ShapeDtypeStruct((2, 0), jnp.float32))
+    flat = flatten_dict(dict(teacher.variables or {}))
+    found = [
+        {"kernel": leaf, "bias": flat.get((*path[:-1], "bias"), jnp.zeros(leaf.shape[-1]))}
+        for path, leaf in flat.items()
+        if path[-1] == "kernel" and leaf.shape == (pooled.shape[-1], outputs.logits.shape[-1])
+    ]
+    if found and teacher.forward is not None:  # an own network: a layer of that shape may be another one
+        result = jax.jit(lambda v, x: network.apply(v, x)[0])(variables, images)
+        vectors = result.features["pooled"]
+        found = [
+            head
+            for head in found
+            if jnp.allclose(vectors @ head["kernel"] + head["bias"], result.logits, rtol=1e-3, atol=1e-3)
+        ]
+    if len(found) != 1:
+        raise ValueError(
+            f'{method} needs the linear layer of the teacher that maps the feature "pooled" to logits, and '
+            f"{teacher.name} has {len(found)} that could be it; a network of your own names its pooled "
+            'features with models.from_linen(module, features={"pooled": "path"})'
+        )
+    return found[0]
