@@ -342,7 +342,8 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
         )
     with storage.replacing(Path(folder), teacher_files.is_teacher) as new:
         digest = storage.save_tree(new / teacher_files.VARIABLES, dict(variables))
-        teacher_files.write(new, dataclasses.asdict(description), digest)
+        files = storage.file_digests(new / teacher_files.VARIABLES)
+        teacher_files.write(new, dataclasses.asdict(description), digest, files)
 
 
 def locate(path_or_name: str | Path) -> Path:
@@ -365,12 +366,21 @@ def locate(path_or_name: str | Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A teacher's folder as it stands there, its weights unread."""
+    """A teacher's folder as it stands there, its weights unread.
+
+    Attributes:
+      name: for tables.
+      folder: where it is.
+      description: what it says of the teacher.
+      digest: of the variables.
+      files: digests of the variables' files, if it has them.
+    """
 
     name: str
     folder: Path
     description: Description
     digest: str
+    files: Mapping[str, str] | None = None
 
 
 def describe(path_or_name: str | Path) -> Entry:
@@ -381,10 +391,14 @@ def describe(path_or_name: str | Path) -> Entry:
 
 def _entry(folder: Path, there: Path) -> Entry:
     """The entry of a folder, whose contents lie `there`."""
-    fields, digest = teacher_files.read(there)
+    stored = teacher_files.read(there)
+    try:
+        description = Description(**stored.fields)
+    except ValueError as error:
+        raise storage.DamagedError(f"{folder / teacher_files.DESCRIPTION} is damaged: {error}") from None
     # A run keeps its network in a folder `model`, and is itself what people gave a name to.
     name = folder.parent.name if folder.name == "model" else folder.name
-    return Entry(name, folder, Description(**fields), digest)
+    return Entry(name, folder, description, stored.digest, stored.files)
 
 
 def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Teacher:
@@ -402,6 +416,7 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
       FileNotFoundError: there is no teacher there.
       ValueError: it is damaged, of a format that this version does not know, or of an own network that is
         not given.
+      OSError: it cannot be read now.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import teachers
@@ -423,8 +438,16 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
             forward = models.as_network(network, about.num_classes).forward
             shapes = jax.eval_shape(lambda: forward.init(0, about.image_shape))
         else:
-            shapes = _shapes(about.create_model(), about.image_shape)
-        variables = storage.load_tree(there / teacher_files.VARIABLES, shapes, entry.digest)
+            try:
+                shapes = _shapes(about.create_model(), about.image_shape)
+            except ValueError as error:
+                raise ValueError(f"{folder / teacher_files.DESCRIPTION}: {error}") from None
+        stored = there / teacher_files.VARIABLES
+        if entry.files is None:
+            variables = storage.load_tree(stored, shapes, entry.digest)
+        else:
+            with storage.checked_copy(stored, entry.files) as copy:
+                variables = storage.load_tree(copy, shapes, entry.digest, checked=True)
         return Teacher(entry.name, about, variables, entry.digest, forward)
 
     return storage.reading(folder, read)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch_writer
 
-from jaxkd import data, models, storage, teacher_files, teachers
-from jaxkd.files import whole
+from jaxkd import data, models, storage, teachers
+from jaxkd.files import records, whole
 from jaxkd.models.torch_names import to_torch
 from jaxkd.storage import DamagedError
 
@@ -109,7 +109,7 @@ def test_every_flipped_bit_of_the_description_is_found(tmp_path: Path, dataset: 
         ("model_options", {"blocks": [10**9]}, r"model_options must be an object of .*numbers up to 2048"),
         ("model_options", {"num_classes": 3}, "model_options {'num_classes': 3} do not fit"),
         ("test_accuracy", "97", "test_accuracy must be a number from 0 to 100, or null"),
-        ("colour", "red", "unknown field 'colour'; known are model, num_classes"),
+        ("colour", "red", "unknown field 'colour'; known are format, model, num_classes"),
     ],
 )
 @pytest.mark.parametrize("form", [1, 2])
@@ -120,8 +120,8 @@ def test_fields_of_other_types_are_named(
     about = {**json.loads(file.read_text()), field: value, "format": form}
     del about["description_sha256"]
     if form == 2:
-        about["description_sha256"] = teacher_files.checksum(about)
-    file.write_text(json.dumps(about))
+        about["description_sha256"] = records.checksum(about)
+    file.write_text(json.dumps(about, indent=2) + "\n")
     with pytest.raises(ValueError, match=message):
         teachers.load(tmp_path / "teacher")
 

@@ -52,18 +52,6 @@ def raise_if_not_damage(error: Exception, path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      DamagedError: it is not JSON any more.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: it is not JSON ({first_line(error)})") from None
-
-
 def write_json(path: Path, contents: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(contents, indent=2) + "\n")
