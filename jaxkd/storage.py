@@ -105,11 +105,20 @@ def save_tree(folder: Path, tree: Any) -> str:
     except Exception as error:
         raise OSError(f"{folder} cannot be written ({system_error(error) or first_line(error)})") from error
     digest = tree_digest(host)
-    load_tree(folder, None, digest)
+    # With the structure at hand: TensorStore loses some memory in telling it (0.7 MB for 150 arrays).
+    known = all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(host))
+    load_tree(folder, host if known else None, digest)
     return digest
 
 
-def load_tree(folder: Path, like: Any, digest: str | None = None, *, checked: bool = False) -> Any:
+def load_tree(
+    folder: Path,
+    like: Any,
+    digest: str | None = None,
+    *,
+    checked: bool = False,
+    name: Path | None = None,
+) -> Any:
     """Restores a tree of NumPy arrays of the structure of `like`; nested dictionaries if that is None.
 
     Args:
@@ -117,29 +126,29 @@ def load_tree(folder: Path, like: Any, digest: str | None = None, *, checked: bo
       like: arrays, or their shapes.
       digest: of the tree; None if its files alone have digests.
       checked: whether every file was found to have its digest: what fails then is not the files' fault.
+      name: of the folder in messages.
 
     Raises:
       DamagedError: the digest is another, or the files were not checked and cannot be restored.
       ValueError: it is another tree than `like`.
       OSError: it cannot be restored now: no memory, no descriptors, a disk that fails.
     """
+    name = name or folder
     try:
         tree = _restore(folder, like)
         damaged = digest is not None and tree_digest(tree) != digest
     except Exception as error:
         # Orbax says the same of a tree that cannot be read and of one that is another.
         if checked and like is not None and _can_be_restored(folder):
-            raise ValueError(
-                f"{folder} holds other arrays than are asked for ({first_line(error)})"
-            ) from error
+            raise ValueError(f"{name} holds other arrays than are asked for ({first_line(error)})") from error
         reason = system_error(error)
         if checked or reason is not None:
             raise OSError(
-                f"{folder} cannot be restored now ({reason or first_line(error)}); nothing was changed"
+                f"{name} cannot be restored now ({reason or first_line(error)}); nothing was changed"
             ) from error
-        raise DamagedError(f"{folder} cannot be restored ({first_line(error)})") from error
+        raise DamagedError(f"{name} cannot be restored ({first_line(error)})") from error
     if damaged:
-        raise DamagedError(f"{folder} is damaged: checksum mismatch (expected {(digest or '')[:16]}...)")
+        raise DamagedError(f"{name} is damaged: checksum mismatch (expected {(digest or '')[:16]}...)")
     return tree
 
 

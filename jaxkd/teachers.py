@@ -447,7 +447,7 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
             variables = storage.load_tree(stored, shapes, entry.digest)
         else:
             with storage.checked_copy(stored, entry.files) as copy:
-                variables = storage.load_tree(copy, shapes, entry.digest, checked=True)
+                variables = storage.load_tree(copy, shapes, entry.digest, checked=True, name=stored)
         return Teacher(entry.name, about, variables, entry.digest, forward)
 
     return storage.reading(folder, read)
