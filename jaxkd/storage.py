@@ -275,9 +275,9 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
     for name, digest in digests.items():
         path = folder / name
         try:
+            if not path.is_file():  # a pipe would be waited for, a device never ends
+                raise DamagedError(f"{path} is damaged: it is absent, or no file")
             found = _sha256(path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise DamagedError(f"{path} is damaged: it is absent ({error.strerror})") from error
         except OSError as error:
             raise OSError(f"{path} cannot be read now ({error.strerror}); nothing was changed") from error
         if found != digest:

@@ -7,13 +7,12 @@ files; format 1 did not, and is still read, with a warning.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxkd.files import records
-from jaxkd.files.records import TEXT, TEXTS_BY_NAME, Field, Schema
+from jaxkd.files.records import TEXT, TEXTS_BY_NAME, Field, Schema, is_number
 from jaxkd.files.whole import DamagedError
 
 DESCRIPTION, VARIABLES = "teacher.json", "variables"
@@ -119,22 +118,16 @@ def _is_whole(value: Any, most: int) -> bool:
     return type(value) is int and 1 <= value <= most
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _are_channels(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(map(_is_number, value))
+    return isinstance(value, (list, tuple)) and all(map(is_number, value))
 
 
 def _is_option(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) <= _MAX_OPTIONS and all(
-            _is_number(part) and abs(part) <= _MAX_OPTION for part in value
+            is_number(part) and abs(part) <= _MAX_OPTION for part in value
         )
-    return (
-        value is None or isinstance(value, (bool, str)) or (_is_number(value) and abs(value) <= _MAX_OPTION)
-    )
+    return value is None or isinstance(value, (bool, str)) or (is_number(value) and abs(value) <= _MAX_OPTION)
 
 
 _CHANNELS = Field("finite numbers", _are_channels)

@@ -27,7 +27,8 @@ from jaxkd._paths import cache_folder
 from jaxkd.files.whole import current, names_in
 from jaxkd.models import torch_find, torch_names
 
-_METADATA = "jaxkd"  # where a .safetensors file carries the description
+# Where a .safetensors file carries the description, and a checksum of all that it holds.
+_METADATA, _CHECKSUM = "jaxkd", "jaxkd_sha256"
 _SHIPPED = Path(__file__).with_name("zoo")
 
 
@@ -508,7 +509,9 @@ def import_torch(
       FileNotFoundError: there is no such file.
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
-    contents = torch_files.read(file)
+    contents, texts = torch_files.read(file), torch_files.read_metadata(file)
+    if _CHECKSUM in texts and texts[_CHECKSUM] != _checksum(texts.get(_METADATA, ""), contents):
+        raise storage.DamagedError(f"{file} is damaged: checksum mismatch; export the teacher again")
     try:
         shapes = _shapes(models.create(model, num_classes, **model_options), image_shape)
         weights = torch_find.find(contents, shapes, rename=rename, prefix=prefix)
@@ -532,8 +535,18 @@ def export_torch(teacher: Teacher, file: str | Path) -> None:
     """
     if teacher.forward is not None:
         raise ValueError(f"teacher {teacher.name} is a function; only the package's models can be exported")
-    about = json.dumps(dataclasses.asdict(teacher.description))
-    torch_files.write(file, torch_names.to_torch(teacher.variables), {_METADATA: about})
+    about, weights = (
+        json.dumps(dataclasses.asdict(teacher.description)),
+        torch_names.to_torch(teacher.variables),
+    )
+    torch_files.write(file, weights, {_METADATA: about, _CHECKSUM: _checksum(about, weights)})
+
+
+def _checksum(about: str, weights: Mapping[str, Any]) -> str:
+    """SHA-256 of what an exported file holds: the description, as text, and the weights."""
+    return storage.tree_digest(
+        {"description": np.frombuffer(about.encode(), np.uint8), "weights": dict(weights)}
+    )
 
 
 def described_in(file: str | Path) -> Description | None:

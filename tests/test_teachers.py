@@ -82,15 +82,12 @@ def test_every_flipped_bit_of_the_description_is_found(tmp_path: Path, dataset: 
     """A mean of 0.2054 for 0.3054 costs most of the accuracy."""
     file = helpers.untrained_teacher(tmp_path / "teacher", dataset) / "teacher.json"
     good, known = file.read_bytes(), teachers.describe(file.parent)
-    for place in range(len(good)):
+    for bit in range(0, 8 * len(good), 5):
         changed = bytearray(good)
-        changed[place] ^= 1 << place % 8
+        changed[bit // 8] ^= 1 << bit % 8
         file.write_bytes(changed)
-        try:
-            found = teachers.describe(file.parent)
-        except ValueError:
-            continue
-        assert found == known, place  # another white space, for instance
+        with pytest.raises(ValueError, match=r"teacher\.json"):
+            teachers.describe(file.parent)
     file.write_bytes(good)
     assert teachers.describe(file.parent) == known
 
@@ -102,6 +99,7 @@ def test_every_flipped_bit_of_the_description_is_found(tmp_path: Path, dataset: 
         ("num_classes", 10**12, "num_classes must be"),
         ("image_shape", [8, 8], r"image_shape must be three whole numbers from 1 to 65536, got \[8, 8\]"),
         ("mean", "0.5", "mean must be finite numbers, got '0.5'"),
+        ("mean", [10**400], "mean must be finite numbers, got"),
         ("mean", [float("nan")], r"mean must be finite numbers, got \[nan\]"),
         ("std", [0.5, 0.5], "mean and std need one value for each of 1 channels"),
         ("model", None, "model must be a text, got None"),

@@ -40,11 +40,29 @@ def megabytes() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+class MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    )]  # fmt: skip
+
+
+def allocated() -> float:
+    """Megabytes that are allocated in the heap; what was freed and kept for later is left out."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = MallInfo
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / 2**20
+
+
 def look() -> dict[str, Any]:
     """What this process holds now."""
     gc.collect()
     return {
         "resident MB": round(megabytes()),
+        "allocated MB": round(allocated()),
+        "programs": len(jax.devices()[0].client.live_executables()),
         "threads": len(list(Path("/proc/self/task").iterdir())),
         "Python threads": threading.active_count(),
         "open files": len(list(Path("/proc/self/fd").iterdir())),

@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import stat
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,6 +70,11 @@ def whole_number(least: int, most: int) -> Field:
     )
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def number(least: float = -math.inf, most: float = math.inf, *, null: bool = False) -> Field:
     """A field for finite numbers within bounds, which are included; or null, if that is said."""
     bounds = f" from {least:g} to {most:g}" if math.isfinite(most) else ""
@@ -75,7 +82,7 @@ def number(least: float = -math.inf, most: float = math.inf, *, null: bool = Fal
     def fits(value: Any) -> bool:
         if value is None:
             return null
-        return type(value) in (int, float) and math.isfinite(value) and least <= value <= most
+        return is_number(value) and least <= value <= most
 
     return Field(f"a number{bounds}{', or null' if null else ''}", fits)
 
@@ -95,7 +102,7 @@ def write(path: Path, schema: Schema, contents: Mapping[str, Any]) -> None:
         write_bytes(path, _encoded({**plain, schema.checksum: checksum(plain)}))
         return
     encoded = _encoded(plain)
-    write_text(_beside(path), f"{hashlib.sha256(encoded).hexdigest()}  {path.name}\n")
+    write_text(_beside(path), _checksum_line(path, encoded))
     write_bytes(path, encoded)
 
 
@@ -147,8 +154,11 @@ def parse(path: Path) -> dict[str, Any]:
 
 
 def _bytes(path: Path) -> bytes:
-    if (size := path.stat().st_size) > limits.RECORD_BYTES:
-        raise DamagedError(f"{path} has {size:,} bytes; at most {limits.RECORD_BYTES:,} are read")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedError(f"{path} is damaged: it is no file")
+    if status.st_size > limits.RECORD_BYTES:
+        raise DamagedError(f"{path} has {status.st_size:,} bytes; at most {limits.RECORD_BYTES:,} are read")
     return path.read_bytes()
 
 
@@ -188,11 +198,15 @@ def checksum(contents: Mapping[str, Any]) -> str:
 
 def _compare_beside(path: Path, raw: bytes) -> None:
     try:
-        said = _beside(path).read_bytes().split()
+        said = _beside(path).read_bytes()
     except FileNotFoundError:
         raise DamagedError(f"{path} has no checksum beside it ({_beside(path).name})") from None
-    if said != [hashlib.sha256(raw).hexdigest().encode(), path.name.encode()]:
+    if said != _checksum_line(path, raw).encode():
         raise DamagedError(f"{path} is damaged: checksum mismatch with {_beside(path).name}")
+
+
+def _checksum_line(path: Path, contents: bytes) -> str:
+    return f"{hashlib.sha256(contents).hexdigest()}  {path.name}\n"
 
 
 def _beside(path: Path) -> Path:

@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 try:
     import fcntl
@@ -64,12 +64,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, contents: bytes) -> None:
     """Writes a file whole or not at all, with the permissions that umask leaves."""
+    with writing(path) as file:
+        file.write(contents)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to fill, which takes the place of `path` when the block ends well; as `write_bytes`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(path)
     with new.open("xb") as file:
         try:
             _try_lock(file.fileno())
-            file.write(contents)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             new.replace(path)
