@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from pathlib import Path
@@ -113,9 +114,11 @@ def _fit(value: Any, hint: Any) -> Any:
         return None if value is None else _MISFIT
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float:
-        return float(value) if number else _MISFIT
+        exact = number and (isinstance(value, float) or abs(value) <= sys.float_info.max)
+        return float(value) if exact else _MISFIT
     if hint is int:
-        return int(value) if number and int(value) == value else _MISFIT
+        exact = number and (isinstance(value, int) or value.is_integer())
+        return int(value) if exact else _MISFIT
     if hint is Path:
         return Path(value) if isinstance(value, str | Path) else _MISFIT
     if hint is str and isinstance(value, Path):

@@ -1,79 +1,83 @@
 """The description file of a teacher's folder, `teacher.json`: its fields, their types, its checksum.
 
-Format 2 carries a checksum of the description beside the digest of the variables; format 1 did not, and is
-still read, with a warning.
+Format 2 carries a checksum of the description beside the digest of the variables, and the digests of their
+files; format 1 did not, and is still read, with a warning.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxkd.files.whole import DamagedError, read_json, write_json
+from jaxkd.files import records
+from jaxkd.files.records import TEXT, TEXTS_BY_NAME, Field, Schema, is_number
+from jaxkd.files.whole import DamagedError
 
 DESCRIPTION, VARIABLES = "teacher.json", "variables"
 FORMAT = 2
 
-_CHECKSUM = "description_sha256"
 _MAX_CLASSES, _MAX_SIDE = 10_000_000, 65_536
 _MAX_OPTIONS, _MAX_OPTION = 8, 2048  # of a network: a file must not ask for one of a billion layers
 
 
-def write(folder: Path, fields: Mapping[str, Any], digest: str) -> None:
-    """Writes the description of a teacher whose variables have a digest.
+class Stored(NamedTuple):
+    """What `teacher.json` holds.
+
+    Attributes:
+      fields: of the description.
+      digest: of the variables.
+      files: digests of the variables' files, by path; None if an earlier version did not note them.
+    """
+
+    fields: dict[str, Any]
+    digest: str
+    files: dict[str, str] | None
+
+
+def write(folder: Path, fields: Mapping[str, Any], digest: str, files: Mapping[str, str]) -> None:
+    """Writes the description of a teacher whose variables have a digest, and their files theirs.
 
     Raises:
       ValueError: a field is of another type than it should be.
     """
-    fields = checked(json.loads(json.dumps(fields)))
-    about = {"format": FORMAT, **fields, "digest": digest}
-    write_json(folder / DESCRIPTION, {**about, _CHECKSUM: checksum(about)})
+    about = {"format": FORMAT, **fields, "digest": digest, "files": dict(files)}
+    records.write(folder / DESCRIPTION, _STORED, about)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], str]:
-    """Reads a description.
-
-    Returns:
-      Its fields, of the right types, and the digest of the variables.
+def read(folder: Path) -> Stored:
+    """Reads a description; its fields are of the right types, lists as tuples.
 
     Raises:
+      OSError: it is not there, or cannot be read.
       DamagedError: it is not what was written.
       ValueError: it is of a format that is not known here.
     """
     file, again = folder / DESCRIPTION, "remove that folder and save the teacher again"
     try:
-        about = read_json(file)
-    except DamagedError as error:
-        raise DamagedError(f"{error}; {again}") from None
-    if not isinstance(about, dict) or "format" not in about:
-        raise DamagedError(f"{file} is not JSON of a teacher; {again}")
-    if about["format"] not in (1, FORMAT) or isinstance(about["format"], bool):
-        raise ValueError(f"{file} is not of format 1 or {FORMAT}, but {about['format']!r:.40}; {again}")
-    if about["format"] == 1:
-        logging.getLogger("jaxkd").warning(
-            "%s is of format 1, which has no checksum of the description; save the teacher again to add one",
-            file,
-        )
-    elif about.pop(_CHECKSUM, None) != checksum(about):
-        raise DamagedError(f"{file} is damaged: checksum mismatch; {again}")
-    del about["format"]
-    digest = about.pop("digest", None)
-    if not isinstance(digest, str):
-        raise DamagedError(f"{file} is damaged: it has no digest of the variables; {again}")
-    try:
-        return checked(about), digest
+        about = records.parse(file)
+        if "format" not in about:
+            raise DamagedError(f"{file} is damaged: it says no format")
+        if about["format"] not in (1, FORMAT) or isinstance(about["format"], bool):
+            raise ValueError(f"{file} is not of format 1 or {FORMAT}, but {about['format']!r:.40}")
+        if about["format"] == 1:
+            logging.getLogger("jaxkd").warning(
+                "%s is of format 1, which has no checksum of the description; save the teacher again to add "
+                "one",
+                file,
+            )
+            try:
+                records.check(about, _STORED)
+            except ValueError as error:
+                raise DamagedError(f"{file} is damaged: {error}") from None
+        else:
+            about = records.read(file, _STORED)
     except ValueError as error:
-        raise DamagedError(f"{file} is damaged: {error}; {again}") from None
-
-
-def checksum(about: Mapping[str, Any]) -> str:
-    """SHA-256 of a description as JSON would give it back."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        raise type(error)(f"{error}; {again}") from None
+    del about["format"]
+    digest, files = about.pop("digest"), about.pop("files", None)
+    return Stored(_with_tuples(about), digest, files)
 
 
 def checked(fields: Any) -> dict[str, Any]:
@@ -82,16 +86,10 @@ def checked(fields: Any) -> dict[str, Any]:
     Raises:
       ValueError: one is missing, unknown or of another type; it is named.
     """
-    if not isinstance(fields, dict):
-        raise ValueError(f"a description must be an object, got {type(fields).__name__}")
-    if unknown := sorted(fields.keys() - _FIELDS.keys()):
-        raise ValueError(f"unknown field {unknown[0]!r:.100}; known are {', '.join(_FIELDS)}")
-    if missing := [name for name in _REQUIRED if name not in fields]:
-        raise ValueError(f"the field {missing[0]!r} is missing")
-    for name, value in fields.items():
-        wanted, fits = _FIELDS[name]
-        if not fits(value):
-            raise ValueError(f"{name} must be {wanted}, got {value!r:.100}")
+    return _with_tuples(records.check(fields, _DESCRIPTION))
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
@@ -106,10 +104,10 @@ def is_teacher(folder: Path) -> bool:
     if not saved and any((folder / VARIABLES).iterdir()):
         return False
     try:
-        about = read_json(folder / DESCRIPTION)
+        about = records.parse(folder / DESCRIPTION)
     except (OSError, DamagedError):  # torn, beside variables that nothing else writes
         return saved
-    return isinstance(about, dict) and {"format", "digest"} <= about.keys()
+    return {"format", "digest"} <= about.keys()
 
 
 # Orbax writes one of these into every folder of a tree.
@@ -120,50 +118,56 @@ def _is_whole(value: Any, most: int) -> bool:
     return type(value) is int and 1 <= value <= most
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _are_channels(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(map(_is_number, value))
+    return isinstance(value, (list, tuple)) and all(map(is_number, value))
 
 
 def _is_option(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) <= _MAX_OPTIONS and all(
-            _is_number(part) and abs(part) <= _MAX_OPTION for part in value
+            is_number(part) and abs(part) <= _MAX_OPTION for part in value
         )
-    return (
-        value is None or isinstance(value, (bool, str)) or (_is_number(value) and abs(value) <= _MAX_OPTION)
-    )
+    return value is None or isinstance(value, (bool, str)) or (is_number(value) and abs(value) <= _MAX_OPTION)
 
 
-_TEXT = "a text", lambda value: isinstance(value, str)
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "model": _TEXT,
-    "num_classes": (f"a whole number from 1 to {_MAX_CLASSES}", lambda value: _is_whole(value, _MAX_CLASSES)),
-    "image_shape": (
-        f"three whole numbers from 1 to {_MAX_SIDE}",
-        lambda value: (
-            isinstance(value, (list, tuple))
-            and len(value) == 3
-            and all(_is_whole(n, _MAX_SIDE) for n in value)
+_CHANNELS = Field("finite numbers", _are_channels)
+_DESCRIPTION = Schema(
+    "a description",
+    {
+        "model": TEXT,
+        "num_classes": records.whole_number(1, _MAX_CLASSES),
+        "image_shape": Field(
+            f"three whole numbers from 1 to {_MAX_SIDE}",
+            lambda value: (
+                isinstance(value, (list, tuple))
+                and len(value) == 3
+                and all(_is_whole(n, _MAX_SIDE) for n in value)
+            ),
         ),
-    ),
-    "mean": ("finite numbers", _are_channels),
-    "std": ("finite numbers", _are_channels),
-    "data": _TEXT,
-    "test_accuracy": (
-        "a number from 0 to 100, or null",
-        lambda value: value is None or (_is_number(value) and 0 <= value <= 100),
-    ),
-    "source": _TEXT,
-    "model_options": (
-        f"an object of at most {_MAX_OPTIONS} texts, numbers up to {_MAX_OPTION} and short lists of them",
-        lambda value: (
-            isinstance(value, dict) and len(value) <= _MAX_OPTIONS and all(map(_is_option, value.values()))
+        "mean": _CHANNELS,
+        "std": _CHANNELS,
+        "data": TEXT,
+        "test_accuracy": records.number(0, 100, null=True).optional(),
+        "source": TEXT.optional(),
+        "model_options": Field(
+            f"an object of at most {_MAX_OPTIONS} texts, numbers up to {_MAX_OPTION} and short lists of them",
+            lambda value: (
+                isinstance(value, dict)
+                and len(value) <= _MAX_OPTIONS
+                and all(map(_is_option, value.values()))
+            ),
+            required=False,
         ),
-    ),
-}
-_FIELDS["own"] = "true or false", lambda value: isinstance(value, bool)
-_REQUIRED = ("model", "num_classes", "image_shape", "mean", "std", "data")
+        "own": Field("true or false", lambda value: isinstance(value, bool), required=False),
+    },
+)
+_STORED = Schema(
+    "teacher.json",
+    {
+        "format": records.whole_number(1, FORMAT),
+        **_DESCRIPTION.fields,
+        "digest": TEXT,
+        "files": TEXTS_BY_NAME.optional(),
+    },
+    checksum="description_sha256",
+)

@@ -27,7 +27,8 @@ from jaxkd._paths import cache_folder
 from jaxkd.files.whole import current, names_in
 from jaxkd.models import torch_find, torch_names
 
-_METADATA = "jaxkd"  # where a .safetensors file carries the description
+# Where a .safetensors file carries the description, and a checksum of all that it holds.
+_METADATA, _CHECKSUM = "jaxkd", "jaxkd_sha256"
 _SHIPPED = Path(__file__).with_name("zoo")
 
 
@@ -342,7 +343,8 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
         )
     with storage.replacing(Path(folder), teacher_files.is_teacher) as new:
         digest = storage.save_tree(new / teacher_files.VARIABLES, dict(variables))
-        teacher_files.write(new, dataclasses.asdict(description), digest)
+        files = storage.file_digests(new / teacher_files.VARIABLES)
+        teacher_files.write(new, dataclasses.asdict(description), digest, files)
 
 
 def locate(path_or_name: str | Path) -> Path:
@@ -365,12 +367,21 @@ def locate(path_or_name: str | Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A teacher's folder as it stands there, its weights unread."""
+    """A teacher's folder as it stands there, its weights unread.
+
+    Attributes:
+      name: for tables.
+      folder: where it is.
+      description: what it says of the teacher.
+      digest: of the variables.
+      files: digests of the variables' files, if it has them.
+    """
 
     name: str
     folder: Path
     description: Description
     digest: str
+    files: Mapping[str, str] | None = None
 
 
 def describe(path_or_name: str | Path) -> Entry:
@@ -381,10 +392,14 @@ def describe(path_or_name: str | Path) -> Entry:
 
 def _entry(folder: Path, there: Path) -> Entry:
     """The entry of a folder, whose contents lie `there`."""
-    fields, digest = teacher_files.read(there)
+    stored = teacher_files.read(there)
+    try:
+        description = Description(**stored.fields)
+    except ValueError as error:
+        raise storage.DamagedError(f"{folder / teacher_files.DESCRIPTION} is damaged: {error}") from None
     # A run keeps its network in a folder `model`, and is itself what people gave a name to.
     name = folder.parent.name if folder.name == "model" else folder.name
-    return Entry(name, folder, Description(**fields), digest)
+    return Entry(name, folder, description, stored.digest, stored.files)
 
 
 def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Teacher:
@@ -402,6 +417,7 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
       FileNotFoundError: there is no teacher there.
       ValueError: it is damaged, of a format that this version does not know, or of an own network that is
         not given.
+      OSError: it cannot be read now.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import teachers
@@ -423,8 +439,16 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
             forward = models.as_network(network, about.num_classes).forward
             shapes = jax.eval_shape(lambda: forward.init(0, about.image_shape))
         else:
-            shapes = _shapes(about.create_model(), about.image_shape)
-        variables = storage.load_tree(there / teacher_files.VARIABLES, shapes, entry.digest)
+            try:
+                shapes = _shapes(about.create_model(), about.image_shape)
+            except ValueError as error:
+                raise ValueError(f"{folder / teacher_files.DESCRIPTION}: {error}") from None
+        stored = there / teacher_files.VARIABLES
+        if entry.files is None:
+            variables = storage.load_tree(stored, shapes, entry.digest)
+        else:
+            with storage.checked_copy(stored, entry.files) as copy:
+                variables = storage.load_tree(copy, shapes, entry.digest, checked=True, name=stored)
         return Teacher(entry.name, about, variables, entry.digest, forward)
 
     return storage.reading(folder, read)
@@ -485,7 +509,9 @@ def import_torch(
       FileNotFoundError: there is no such file.
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
-    contents = torch_files.read(file)
+    contents, texts = torch_files.read(file), torch_files.read_metadata(file)
+    if _CHECKSUM in texts and texts[_CHECKSUM] != _checksum(texts.get(_METADATA, ""), contents):
+        raise storage.DamagedError(f"{file} is damaged: checksum mismatch; export the teacher again")
     try:
         shapes = _shapes(models.create(model, num_classes, **model_options), image_shape)
         weights = torch_find.find(contents, shapes, rename=rename, prefix=prefix)
@@ -509,8 +535,18 @@ def export_torch(teacher: Teacher, file: str | Path) -> None:
     """
     if teacher.forward is not None:
         raise ValueError(f"teacher {teacher.name} is a function; only the package's models can be exported")
-    about = json.dumps(dataclasses.asdict(teacher.description))
-    torch_files.write(file, torch_names.to_torch(teacher.variables), {_METADATA: about})
+    about, weights = (
+        json.dumps(dataclasses.asdict(teacher.description)),
+        torch_names.to_torch(teacher.variables),
+    )
+    torch_files.write(file, weights, {_METADATA: about, _CHECKSUM: _checksum(about, weights)})
+
+
+def _checksum(about: str, weights: Mapping[str, Any]) -> str:
+    """SHA-256 of what an exported file holds: the description, as text, and the weights."""
+    return storage.tree_digest(
+        {"description": np.frombuffer(about.encode(), np.uint8), "weights": dict(weights)}
+    )
 
 
 def described_in(file: str | Path) -> Description | None:

@@ -315,7 +315,7 @@ def test_a_config_file_of_something_else_is_refused(
     for arguments, message in (
         (["train", "--config", whole / "config.json"], "has options that TrainConfig has not: cache, method"),
         (["distill", "--config", tmp_path / "foreign.json"], "is not the config.json of a run"),
-        (["distill", "--config", tmp_path / "none.json"], "is not the config.json of a run"),
+        (["distill", "--config", tmp_path / "none.json"], "none.json is not there"),
         (["distill", "--config", tmp_path / "typed.json"], "--batch-norm must be global or device, got 'Glo"),
         (["distill", "--config", tmp_path / "own.json"], "is of a run with own objects (student)"),
     ):
@@ -356,10 +356,16 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, tiny: Path, teacher: Pat
     for result in results:
         del result["images_per_second"], result["seconds"]
     assert results[0] == results[1]
+    # Of a damaged config.json, the same command and --config both know what it said.
+    good = (whole / "config.json").read_bytes()
     (tmp_path / "run" / "config.json").write_text("")
-    code, _, errors = run_jaxkd(*distill_arguments(tiny, teacher, tmp_path / "run"))
-    assert code == 1
+    code, output, errors = run_jaxkd("distill", "--config", tmp_path / "run" / "config.json")
+    assert code == 0, errors
     assert "config.json is damaged: it is not JSON" in errors
+    assert "taking the options of checkpoint 20, with which the run goes on" in errors
+    assert "it was made again of checkpoint 20 and kept as damaged-" in output
+    assert "is done already" in output
+    assert (tmp_path / "run" / "config.json").read_bytes() == good
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from helpers import run_jaxkd
 
-from jaxkd import teachers, torch_files
+from jaxkd import storage, teachers, torch_files
 from jaxkd.storage import DamagedError
 
 
@@ -190,3 +190,27 @@ def test_a_file_that_describes_itself_wrongly_is_told(tmp_path: Path, about: str
     torch_files.write(path, {"w": np.zeros(3)}, {"jaxkd": about})
     with pytest.raises(ValueError, match="describes itself wrongly"):
         teachers.described_in(path)
+
+
+def test_flipped_bits_of_an_exported_file_are_found(tmp_path: Path) -> None:
+    """Of the description and the weights; before, a flipped bit of either was imported."""
+    dataset = helpers.tiny_dataset()
+    teacher = teachers.load(helpers.untrained_teacher(tmp_path / "teacher", dataset))
+    file = tmp_path / "teacher.safetensors"
+    teachers.export_torch(teacher, file)
+    good = file.read_bytes()
+    known = teachers.described_in(file)
+    header = 8 + int.from_bytes(good[:8], "little")
+    found = 0
+    for place in [*range(0, header, 97), *range(header, len(good), len(good) // 40)]:
+        changed = bytearray(good)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        try:
+            about = teachers.described_in(file)
+            variables = teachers.import_torch(file, model="resnet8", num_classes=3, image_shape=(8, 8, 1))
+        except ValueError:
+            found += 1
+        else:  # the name of the checksum itself
+            assert (about, storage.tree_digest(variables)) == (known, teacher.digest)
+    assert found > 60

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxkd import storage
-from jaxkd.files import whole
+from jaxkd.files import records, whole
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -140,7 +140,7 @@ def made_long_ago(folder: Path) -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
-from jaxkd.files import whole
+from jaxkd.files import records, whole
 end = time.monotonic() + float(sys.argv[2])
 count = 0
 while time.monotonic() < end:
@@ -203,7 +203,7 @@ def test_a_killed_writer_leaves_nothing_for_long(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
-from jaxkd.files import whole
+from jaxkd.files import records, whole
 os.fsync = lambda _: os.kill(os.getpid(), 9)
 if sys.argv[2] == "file":
     whole.write_text(Path(sys.argv[1]), "half")
@@ -239,7 +239,7 @@ def test_umask_decides_on_permissions(tmp_path: Path, mask: int) -> None:
     code = """
 import os, sys
 from pathlib import Path
-from jaxkd.files import whole
+from jaxkd.files import records, whole
 os.umask(int(sys.argv[2]))
 whole.write_text(Path(sys.argv[1]) / "file", "text")
 with whole.replacing(Path(sys.argv[1]) / "folder", lambda _: False) as new:
@@ -295,10 +295,10 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
 def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"seed": \xff')
     with pytest.raises(storage.DamagedError, match=r"a\.json is damaged: it is not JSON"):
-        storage.read_json(tmp_path / "a.json")
+        records.parse(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(storage.DamagedError, match=r"a\.json is damaged: it is not JSON \(RecursionError"):
-        storage.read_json(tmp_path / "a.json")
+        records.parse(tmp_path / "a.json")
 
 
 def test_a_tree_comes_back_with_and_without_its_structure(tmp_path: Path) -> None:

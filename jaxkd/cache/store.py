@@ -9,11 +9,13 @@ Only NumPy and files here; the numbers come from `jaxkd.cache.compute`.  A cache
 
 Rows are only ever appended, and a line is added after its rows are on the disk, so whatever is killed leaves
 a cache that is whole as far as it goes.  Segments are verified when a cache is opened: the rows of a damaged
-one count as absent, and are computed again.
+one count as absent, and are computed again.  A segment's digest is also one of what cache.json says, so rows
+are never taken for those of another teacher, and a cache.json that is damaged or lost can be made again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -21,21 +23,30 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxkd.differences import describe_differences, differing_keys
-from jaxkd.storage import write_json, write_text
+from jaxkd.files import records
+from jaxkd.storage import DamagedError, write_text
 
 logger = logging.getLogger("jaxkd")
 
-_FORMAT = 2
+_FORMAT = 3
 _ABOUT, _CODES, _LOGITS, _SEGMENTS = "cache.json", "codes.bin", "logits.bin", "segments.jsonl"
 DTYPES = ("float16", "bfloat16", "float32")
 DEFAULT_DTYPE = "float16"
+_SCHEMA = records.Schema(
+    "cache.json",
+    {
+        "format": records.whole_number(_FORMAT, _FORMAT),
+        "key": records.OBJECT,
+        "dtype": records.Field(", ".join(DTYPES), lambda value: value in DTYPES),
+    },
+    checksum="sha256",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,48 +95,67 @@ class TeacherCache:
         Raises:
           FileNotFoundError: there is none.
           ValueError: it is of another teacher, data set or kind of view, or of a format not known here.
+          DamagedError: its cache.json is damaged; `create` makes it again.
         """
-        if not (folder / _ABOUT).is_file():
-            raise FileNotFoundError(
-                f"no teacher cache in {folder} (looked for {_ABOUT}); make one with `jaxkd cache`"
-            )
-        try:
-            about = json.loads((folder / _ABOUT).read_text())
-            known, self.dtype = about["format"] == _FORMAT, str(about["dtype"])
-            stored = about["key"]
-        except (ValueError, KeyError, TypeError):
-            known = False
-        if not known or self.dtype not in DTYPES:
-            raise ValueError(
-                f"{folder / _ABOUT} is not of format {_FORMAT}; move {folder} away, or name another"
-            )
-        if different := differing_keys(stored, dataclasses.asdict(key)):
+        about = _read_about(folder)
+        if different := differing_keys(about["key"], dataclasses.asdict(key)):
             raise ValueError(
                 f"the teacher cache {folder} does not fit; {describe_differences(different)}. "
                 "Make one that does with `jaxkd cache`"
             )
+        self._begin(folder, key, about["dtype"])
+        self._read()
+
+    def _begin(self, folder: Path, key: CacheKey, dtype: str) -> None:
         self.folder = folder
+        self.dtype = dtype
+        self._about = _about(key, dtype)
         self._width = key.num_classes
         self._segments: list[dict[str, Any]] = []
-        self._read()
 
     @classmethod
     def create(cls, folder: Path, key: CacheKey, dtype: str | None = None) -> TeacherCache:
         """Opens the cache in a folder, or makes an empty one there, of precision `dtype` or `DEFAULT_DTYPE`.
 
+        A cache.json that is damaged or lost is made again, if there are rows that belong to it.
+
         Raises:
-          ValueError: there is one of another key or precision.
+          ValueError: there is one of another key or precision, or rows of nobody knows what.
         """
-        if not (folder / _ABOUT).is_file():
-            about = {"format": _FORMAT, "key": dataclasses.asdict(key), "dtype": dtype or DEFAULT_DTYPE}
-            write_json(folder / _ABOUT, about)
-        cache = cls(folder, key)
+        try:
+            cache = cls(folder, key)
+        except (FileNotFoundError, DamagedError) as error:
+            found = cls._precision_of_rows(folder, key, error)
+            if (folder / _ABOUT).exists():
+                records.set_aside(folder / _ABOUT)
+            if found is not None:
+                logger.warning("%s; it was made again, since there are rows that belong to it", error)
+            records.write(folder / _ABOUT, _SCHEMA, _about(key, found or dtype or DEFAULT_DTYPE))
+            cache = cls(folder, key)
         if dtype not in (None, cache.dtype):
             raise ValueError(
                 f"the teacher cache {folder} holds {cache.dtype} and not {dtype}; go on with that, or choose "
                 "another folder"
             )
         return cache
+
+    @classmethod
+    def _precision_of_rows(cls, folder: Path, key: CacheKey, error: Exception) -> str | None:
+        """The precision of the rows that lie in a folder without cache.json; None if there are none."""
+        lines = _lines(folder / _SEGMENTS)
+        for dtype in DTYPES:
+            cache = cls.__new__(cls)
+            cache._begin(folder, key, dtype)
+            for line in lines:
+                with contextlib.suppress(*_DAMAGE):
+                    cache._verified(line, set())
+                    return dtype
+        if lines:
+            raise ValueError(
+                f"{error}. The rows there are not of this teacher and these data, or are damaged too; move "
+                f"{folder} away, or name another"
+            )
+        return None
 
     def __len__(self) -> int:
         """How many rows there are, damaged ones left out."""
@@ -170,7 +200,7 @@ class TeacherCache:
         """The logits of some rows, `[..., K]` in the stored precision."""
         return self._logits[rows]
 
-    @contextmanager
+    @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Keeps other writers out; drops what a killed or damaged one left behind the last good segment.
 
@@ -206,13 +236,12 @@ class TeacherCache:
                 f"got {logits.dtype} {list(logits.shape)}"
             )
         codes = np.ascontiguousarray(codes, np.int64)
-        parts = [codes.tobytes(), np.ascontiguousarray(logits).tobytes()]
-        for name, part in zip((_CODES, _LOGITS), parts, strict=True):
-            _append(self.folder / name, part)
+        for name, part in ((_CODES, codes), (_LOGITS, logits)):
+            _append(self.folder / name, part.tobytes())
         segment: dict[str, Any] = {
             "start": self._end,
             "rows": len(codes),
-            "sha256": hashlib.sha256(b"".join(parts)).hexdigest(),
+            "sha256": self._digest(codes, logits),
         }
         _append(self.folder / _SEGMENTS, (json.dumps(segment) + "\n").encode())
         self._segments.append(segment)
@@ -225,12 +254,8 @@ class TeacherCache:
         codes, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for number, line in enumerate(_lines(self.folder / _SEGMENTS)):
             try:
-                segment = json.loads(line)
-                start, count, digest = segment["start"], segment["rows"], segment["sha256"]
-                own, logits = self._segment(start, count)
-                if (start, digest) not in verified and _digest(own, logits) != digest:
-                    raise ValueError("its contents do not match its digest")
-            except (ValueError, KeyError, TypeError, OSError) as error:
+                segment, own = self._verified(line, verified)
+            except _DAMAGE as error:
                 logger.warning(
                     "leaving out segment %d of the teacher cache %s: %s; its rows are absent until they are "
                     "computed again",
@@ -239,8 +264,23 @@ class TeacherCache:
                 continue
             self._segments.append(segment)
             codes.append(own)
-            rows.append(start + np.arange(count))
+            rows.append(segment["start"] + np.arange(segment["rows"]))
         self._index(codes, rows)
+
+    def _verified(self, line: str, verified: set[Any]) -> tuple[dict[str, Any], np.ndarray]:
+        """A segment and its codes; it is not read again if it was `verified`."""
+        segment = json.loads(line)
+        start, count, digest = segment["start"], segment["rows"], segment["sha256"]
+        own, logits = self._segment(start, count)
+        if (start, digest) not in verified and self._digest(own, logits) != digest:
+            raise ValueError("its contents do not match its digest")
+        return segment, own
+
+    def _digest(self, *arrays: np.ndarray) -> str:
+        sha = hashlib.sha256(records.checksum(self._about).encode())
+        for array in arrays:
+            sha.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return sha.hexdigest()
 
     def _segment(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         codes = np.fromfile(self.folder / _CODES, np.int64, count, offset=8 * start)
@@ -263,11 +303,33 @@ class TeacherCache:
         return max((segment["start"] + segment["rows"] for segment in self._segments), default=0)
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(array.view(np.uint8).data)
-    return sha.hexdigest()
+# How reading a damaged segment fails.
+_DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowError)
+
+
+def _about(key: CacheKey, dtype: str) -> dict[str, Any]:
+    """What cache.json says, as JSON gives it back."""
+    return json.loads(json.dumps({"format": _FORMAT, "key": dataclasses.asdict(key), "dtype": dtype}))
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    file = folder / _ABOUT
+    try:
+        about = records.parse(file)
+        if about.get("format", _FORMAT) != _FORMAT:
+            raise ValueError(
+                f"{file} is not of format {_FORMAT}, but {about['format']!r:.40}; move {folder} away, or "
+                "name another"
+            )
+        return records.read(file, _SCHEMA)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no teacher cache in {folder} (looked for {_ABOUT}); make one with `jaxkd cache`"
+        ) from None
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}; `jaxkd cache` with this teacher, data and folder makes it again and keeps the rows"
+        ) from None
 
 
 def _lines(path: Path) -> list[str]:

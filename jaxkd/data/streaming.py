@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import functools
 import multiprocessing
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,9 @@ class StreamedSplit:
         Yields:
           Images, uint8 `[B, H, W, C]`, and labels, int32 `[B]`; zeros where there is no example.
 
+        Raises:
+          ChildProcessError: a worker was killed.
+
         >>> source = [{"image": np.full((2, 2, 1), i, np.uint8), "label": i} for i in range(5)]
         >>> split = StreamedSplit(source, (2, 2, 1), digest="five")
         >>> [labels.tolist() for _, labels in split.batches(np.array([[3, 1], [4, -1]]))]
@@ -104,10 +108,24 @@ class StreamedSplit:
             stream = stream.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_parent)
         read = iter(stream)
         with _signals_held_back() if self.workers else contextlib.nullcontext():
-            batch = next(read)  # begins the workers
-        yield batch["image"], batch["label"]
-        for batch in read:
+            batch = _next(read)  # begins the workers
+        while batch is not None:
             yield batch["image"], batch["label"]
+            batch = _next(read)
+
+
+def _next(read: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
+    """The next batch; None after the last."""
+    try:
+        return next(read, None)
+    except RuntimeError as error:
+        killed = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
+        if killed is None:
+            raise
+        raise ChildProcessError(
+            f"a process that reads images ended with exit code {killed[1]}; if memory was short, lower "
+            "--workers, or leave it out for threads"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +180,11 @@ def _signals_held_back() -> Iterator[None]:
 
 @functools.cache
 def _end_workers_at_exit() -> None:
-    """Python ends the children of a process with SIGTERM, which these ignore, and would wait for ever."""
+    """Python ends the children of a process with SIGTERM, which these ignore, and would wait for ever.
+
+    What they leave in shared memory, Python's own process for that removes; it need not warn of it.
+    """
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
 
     def end() -> None:
         for child in multiprocessing.active_children():

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from jaxkd._extras import DISTRIBUTION
 from jaxkd._paths import cache_folder
+from jaxkd.files import whole
 
 
 def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -103,8 +103,5 @@ def _cache_file(name: str, split: str, shards: list[Path]) -> Path:
 
 def _keep(cache: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Writes the cache whole or not at all; a cache that cannot be written is done without."""
-    with contextlib.suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, images=images, labels=labels)
-        Path(file.name).replace(cache)
+    with contextlib.suppress(OSError), whole.writing(cache) as file:
+        np.savez(file, images=images, labels=labels)

@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 try:
     import fcntl
@@ -52,18 +52,6 @@ def raise_if_not_damage(error: Exception, path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      DamagedError: it is not JSON any more.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: it is not JSON ({first_line(error)})") from None
-
-
 def write_json(path: Path, contents: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(contents, indent=2) + "\n")
@@ -76,12 +64,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, contents: bytes) -> None:
     """Writes a file whole or not at all, with the permissions that umask leaves."""
+    with writing(path) as file:
+        file.write(contents)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to fill, which takes the place of `path` when the block ends well; as `write_bytes`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(path)
     with new.open("xb") as file:
         try:
             _try_lock(file.fileno())
-            file.write(contents)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             new.replace(path)

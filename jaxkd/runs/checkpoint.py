@@ -1,19 +1,18 @@
 """Checkpoints of a run: verified when written and when read; a damaged one is named and set aside.
 
-A checkpoint is a folder, named after its step: `state` holds the arrays, `about.json` the files' digests. It
-appears under that name when it is complete and has been read back, and only then an older one is removed.
-Saving is synchronous: the states are small, and a save that fails stops the run at once instead of vanishing
-in a thread.
+A checkpoint is a folder, named after its step: `state` holds the arrays, `about.json` the files' digests and
+what the run's config.json says.  It appears under that name when it is complete and has been read back, and
+only then an older one is removed.  Saving is synchronous: the states are small, and a save that fails stops
+the run at once instead of vanishing in a thread.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +21,8 @@ import jax
 import numpy as np
 
 from jaxkd.differences import describe_differences, differing_keys
+from jaxkd.files import records
+from jaxkd.files.records import OBJECT, TEXTS_BY_NAME
 from jaxkd.storage import (
     UNFINISHED,
     DamagedError,
@@ -29,16 +30,37 @@ from jaxkd.storage import (
     file_digests,
     first_line,
     load_tree,
-    read_json,
     remove_unfinished,
     replacing,
     save_tree,
-    write_json,
 )
 
 logger = logging.getLogger("jaxkd")
 
+T = TypeVar("T")
+
 _STATE, _ABOUT = "state", "about.json"
+_SCHEMA = records.Schema(
+    "about.json of a checkpoint",
+    {"files": TEXTS_BY_NAME, "identity": OBJECT, "config": OBJECT.optional()},
+    checksum="digest",
+)
+
+
+class About(NamedTuple):
+    """What a checkpoint says of itself.
+
+    Attributes:
+      files: their digests.
+      identity: what decides on the result of the run that saved it.
+      config: the run's config.json.
+      digest: of all this, and so of the checkpoint.
+    """
+
+    files: dict[str, str]
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    digest: str
 
 
 class Stepped(Protocol):
@@ -59,14 +81,12 @@ class Contents(NamedTuple):
     Attributes:
       step: of the state.
       state: nested dictionaries of NumPy arrays; `fit` makes a state of them.
-      identity: what decides on the result of the run that saved it.
-      digest: of all files of it.
+      about: what it says of itself.
     """
 
     step: int
     state: dict[str, Any]
-    identity: dict[str, Any]
-    digest: str
+    about: About
 
 
 class Checkpoints:
@@ -75,10 +95,25 @@ class Checkpoints:
     Arrays are saved as NumPy, so a checkpoint from eight devices restores on one and back.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
-        """The checkpoints in `folder`; `identity` is stored with each and compared on restore."""
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        keep: int = 2,
+        *,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The checkpoints of a run.
+
+        Args:
+          folder: where they are.
+          identity: what decides on the run's result; stored with each and compared on restore.
+          keep: how many stay.
+          config: the run's config.json, stored with each.
+        """
         self._folder = folder
         self._identity = json.loads(json.dumps(dict(identity)))
+        self._config = dict(config or {})
         self._keep = keep
 
     def save(self, state: State) -> int:
@@ -102,8 +137,8 @@ class Checkpoints:
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
         with replacing(folder, lambda _: False) as new:
             save_tree(new / _STATE, state)
-            about = {"files": file_digests(new), "identity": self._identity}
-            write_json(new / _ABOUT, {**about, "digest": _digest(about)})
+            about = {"files": file_digests(new), "identity": self._identity, "config": self._config}
+            records.write(new / _ABOUT, _SCHEMA, about)
 
     def restore_latest(self, like: State) -> State | None:
         """The newest good state, as NumPy arrays; None if nothing was ever saved.
@@ -113,6 +148,7 @@ class Checkpoints:
 
         Raises:
           ValueError: a checkpoint is of another run, or there are some and all of them are damaged.
+          OSError: one cannot be read now, which is no damage; nothing is set aside.
         """
         remove_unfinished(self._folder)
         found, damaged = read_newest(self._folder)
@@ -123,7 +159,7 @@ class Checkpoints:
                     "move that folder away to begin from step 0"
                 )
             return None
-        if different := differing_keys(found.identity, self._identity):
+        if different := differing_keys(found.about.identity, self._identity):
             raise ValueError(
                 f"checkpoint {self._folder}/{found.step} is of another run; "
                 f"{describe_differences(different)}. Choose another folder with --run"
@@ -156,30 +192,64 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def read_newest(folder: Path) -> tuple[Contents | None, list[int]]:
-    """The newest checkpoint that is not damaged, if there is one, and the steps of damaged ones before it."""
+    """The newest checkpoint that is not damaged, if there is one, and the steps of damaged ones before it.
+
+    Raises:
+      OSError: one cannot be read now: no memory, no descriptors, no permission, a disk that fails.
+    """
+    return _newest(folder, _read)
+
+
+def recorded_config(folder: Path) -> tuple[dict[str, Any], int] | None:
+    """What the newest checkpoint that says it says of the run's config.json, and the checkpoint's step.
+
+    Raises:
+      OSError: a checkpoint cannot be read now.
+    """
+
+    def read(one: Path) -> dict[str, Any]:
+        if not (config := _read_about(one).config):
+            raise DamagedError(f"{one / _ABOUT} does not say what the run's config.json was")
+        return config
+
+    found, damaged = _newest(folder, read)
+    if found is None:
+        return None
+    return found, next(step for step in reversed(saved_steps(folder)) if step not in damaged)
+
+
+def _newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[int]]:
     damaged: list[int] = []
     for step in reversed(saved_steps(folder)):
+        one = folder / str(step)
         try:
-            return _read(folder / str(step)), damaged
-        except (OSError, DamagedError) as error:
-            logger.warning("skipping checkpoint %s/%d: %s", folder, step, first_line(error))
+            return read(one), damaged
+        except DamagedError as error:
+            if not one.is_dir():  # the run that goes on there has removed it meanwhile
+                return _newest(folder, read)
+            logger.warning("skipping checkpoint %s: %s", one, first_line(error))
             damaged.append(step)
     return None, damaged
 
 
 def _read(folder: Path) -> Contents:
-    about = read_json(folder / _ABOUT)
-    if not isinstance(about, dict) or about.pop("digest", None) != (digest := _digest(about)):
-        raise DamagedError(f"{folder / _ABOUT} is damaged: its contents do not have its digest")
-    check_files(folder, about["files"])
-    state = load_tree(folder / _STATE, None)
-    if (step := int(state["step"])) != int(folder.name):
-        raise DamagedError(f"{folder} is misnamed: it holds step {step}")
-    return Contents(step, state, about["identity"], digest)
+    about = _read_about(folder)
+    check_files(folder, about.files)
+    state = load_tree(folder / _STATE, None, checked=True)
+    if not isinstance(state, dict) or (step := int(state["step"])) != int(folder.name):
+        raise DamagedError(f"{folder} is misnamed: it does not hold that step")
+    return Contents(step, state, about)
 
 
-def _digest(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+def _read_about(folder: Path) -> About:
+    file = folder / _ABOUT
+    try:
+        fields = records.read(file, _SCHEMA)
+    except FileNotFoundError:
+        raise DamagedError(f"{file} is absent") from None
+    except OSError as error:
+        raise OSError(f"{file} cannot be read now ({error.strerror}); nothing was changed") from error
+    return About(fields["files"], fields["identity"], fields.get("config", {}), records.checksum(fields))
 
 
 def fit(contents: Contents, like: State, name: str) -> State:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from jaxkd.data.options import DataOptions
+from jaxkd.files import records
 from jaxkd.options import Options, option, refuse_remote_paths
+from jaxkd.runs.checkpoint import saved_steps
 from jaxkd.runs.options import DeviceOptions, OutputOptions
-from jaxkd.storage import DamagedError, read_json
+from jaxkd.runs.record import CONFIG, recorded
 from jaxkd.training.options import TrainingOptions
 
 C = TypeVar("C", bound=Options)
@@ -167,30 +170,69 @@ class GeneratorConfig(Options):
 
 
 def from_file(command: type[C], path: Path) -> C:
-    """The options that a run was started with; the run that lies beside the file goes on.
+    """The options that a run was started with, or those of a file that somebody wrote.
+
+    The config.json of a run has a checksum beside it, or checkpoints: that run goes on, wherever its folder
+    was moved to, and if the file is damaged or lost, the newest good checkpoint says what it said.  Any other
+    file is its user's own, such as an edited copy: `run` is what it says.
 
     Args:
       command: the dataclass of the command that is wanted, `TrainConfig` or `DistillConfig`.
-      path: the run's `config.json`.
+      path: the file.
 
     Raises:
-      ValueError: it is not a run's, or of another command or version, or of a run with own objects.
+      ValueError: it is neither, or of another command or version, or of a run with own objects.
+      OSError: it cannot be read now.
     """
-    try:
-        contents = read_json(path)
-        stored, objects = contents["config"], contents.get("objects")
-        known = {field.name for field in dataclasses.fields(command)}
-        unknown = sorted(stored.keys() - known)
-    except (OSError, DamagedError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"--config {path} is not the config.json of a run") from None
-    if unknown:
+    folder = path.resolve().parent
+    contents = _recorded(folder, path) if _is_recorded(path) else _own(path)
+    stored = dict(contents["config"])
+    if unknown := sorted(stored.keys() - {field.name for field in dataclasses.fields(command)}):
         raise ValueError(
             f"--config {path} has options that {command.__name__} has not: {', '.join(unknown)}; "
             "it is of another command or version"
         )
-    if objects:
+    if objects := contents.get("objects"):
         raise ValueError(
             f"--config {path} is of a run with own objects ({', '.join(objects)}), which a file does not "
             "hold; make the call in Python again that began it"
         )
-    return command(**{**stored, "run": path.resolve().parent})
+    if _is_recorded(path):
+        stored["run"] = folder
+    try:
+        return command(**stored)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config {path}: {error}") from None
+
+
+def _is_recorded(path: Path) -> bool:
+    """Whether a file is a run's own config.json, or would be if it were there."""
+    beside = path.resolve().parent / "checkpoints"
+    return path.name == "config.json" and (records.has_checksum(path) or bool(saved_steps(beside)))
+
+
+def _recorded(folder: Path, path: Path) -> dict[str, Any]:
+    known = recorded(folder)
+    changed = "if you have changed it, give your options in a copy of another name, with --run"
+    if known.config is None:
+        raise ValueError(f"--config {path}: {known.trouble}, and no checkpoint says what it said; {changed}")
+    if known.trouble is not None:
+        logging.getLogger("jaxkd").warning(
+            "%s; taking the options of checkpoint %s, with which the run goes on (%s)",
+            known.trouble, known.step, changed,
+        )  # fmt: skip
+    return known.config
+
+
+def _own(path: Path) -> dict[str, Any]:
+    try:
+        return records.check(records.parse(path), _OWN)
+    except FileNotFoundError:
+        raise ValueError(f"--config {path} is not there") from None
+    except ValueError as error:
+        raise ValueError(f"--config {path} is not the config.json of a run, nor like one: {error}") from None
+
+
+_OWN = records.Schema(
+    "the file", {name: field._replace(required=name == "config") for name, field in CONFIG.fields.items()}
+)

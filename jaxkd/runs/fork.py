@@ -10,7 +10,7 @@ import flax.serialization
 
 from jaxkd.differences import differing_keys
 from jaxkd.runs.checkpoint import Contents, fit, read_newest, saved_steps
-from jaxkd.storage import read_json
+from jaxkd.runs.record import recorded
 from jaxkd.training import Task, TrainState
 
 # What decides on which examples a step sees: under another, a step of the old run is none of the new one.
@@ -33,8 +33,8 @@ def open_fork(other: Path, folder: Path) -> tuple[dict[str, Any] | None, Content
     """
     if other.resolve() == folder.resolve():
         raise ValueError(f"--fork {other} is the run's own folder; choose another one with --run")
-    if saved_steps(folder / "checkpoints") and (folder / "config.json").is_file():
-        origin = (read_json(folder / "config.json").get("identity") or {}).get("forked_from")
+    if saved_steps(folder / "checkpoints") and (config := recorded(folder).config) is not None:
+        origin = config["identity"].get("forked_from")
         if origin is None:
             raise ValueError(f"{folder} holds a run that is no fork; choose another folder with --run")
         return origin, None
@@ -42,7 +42,7 @@ def open_fork(other: Path, folder: Path) -> tuple[dict[str, Any] | None, Content
     if found is None:
         why = f"all of its checkpoints are damaged (steps {damaged})" if damaged else "it has none"
         raise ValueError(f"--fork {other} needs a run with a checkpoint, and {why}")
-    return {"step": found.step, "digest": found.digest}, found
+    return {"step": found.step, "digest": found.about.digest}, found
 
 
 def graft(found: Contents, start: TrainState, identity: Mapping[str, Any], task: Task) -> TrainState:
@@ -57,7 +57,7 @@ def graft(found: Contents, start: TrainState, identity: Mapping[str, Any], task:
     Raises:
       ValueError: it is of other networks, data or batch size, or the new run would be over already.
     """
-    of_both = {key: found.identity.get(key) for key in _SAME}, {key: identity[key] for key in _SAME}
+    of_both = {key: found.about.identity.get(key) for key in _SAME}, {key: identity[key] for key in _SAME}
     if different := differing_keys(*of_both):
         raise ValueError(
             f"--fork goes on with the same data and --batch-size, and these differ: "

@@ -263,7 +263,7 @@ def load_generator(folder: Path) -> Generated:
       ValueError: there is none, or it is not finished.
     """
     found, _ = read_newest(folder / "checkpoints")
-    about = found.identity if found else {}
+    about = found.about.identity if found else {}
     if found is None or about.get("stage") != _KIND:
         raise ValueError(f"{folder} holds no generator; `jaxkd generator --out {folder}` makes one")
     if found.step < about["steps"]:
@@ -273,7 +273,7 @@ def load_generator(folder: Path) -> Generated:
         )
     height, width, channels = about["image_shape"]
     module = Generator((height, width, channels), about["width"], parent=None)  # called inside a method too
-    return Generated(found.digest, module, about["num_classes"], found.state["generator"])
+    return Generated(found.about.digest, module, about["num_classes"], found.state["generator"])
 
 
 def _game(config: GeneratorConfig, dataset: datasets.Dataset) -> Game:

@@ -239,9 +239,9 @@ class SharedCheckpoints(Checkpoints):
     A state is equal in all processes, so nothing has to be collected for a save, and nobody waits for it.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], **options: Any) -> None:
         if is_first():
-            super().__init__(folder, identity, keep)
+            super().__init__(folder, identity, **options)
 
     def save(self, state: State) -> int:
         """See `Checkpoints`."""
@@ -267,7 +267,7 @@ def open_record(folder: Path) -> Record:
     return Record(folder) if jax.process_count() == 1 else SharedRecord(folder)
 
 
-def open_checkpoints(folder: Path, identity: Mapping[str, Any]) -> Checkpoints:
-    """The checkpoints of a run, of one process or several."""
+def open_checkpoints(folder: Path, identity: Mapping[str, Any], config: Mapping[str, Any]) -> Checkpoints:
+    """The checkpoints of a run, of one process or several; `config` is what its config.json says."""
     kind = Checkpoints if jax.process_count() == 1 else SharedCheckpoints
-    return kind(folder, identity)
+    return kind(folder, identity, config=config)

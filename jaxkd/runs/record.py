@@ -1,4 +1,8 @@
-"""What a run leaves behind: config.json, metrics.jsonl, TensorBoard events, result.json."""
+"""What a run leaves behind: config.json, metrics.jsonl, TensorBoard events, result.json.
+
+The first and the last decide on what comes next, and have checksums beside them; of metrics.jsonl, the lines
+on the test split, which become the result, have one each.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,106 @@ import importlib.metadata
 import json
 import logging
 import platform
-import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 
 from jaxkd import __version__
 from jaxkd.differences import describe_differences, differing_keys
+from jaxkd.files import records
+from jaxkd.files.records import OBJECT, TEXT, TEXTS, TEXTS_BY_NAME, Field, whole_number
+from jaxkd.runs.checkpoint import recorded_config
 from jaxkd.runs.events import Events
 from jaxkd.runs.watching import Log
-from jaxkd.storage import DamagedError, read_json, remove_unfinished, write_json, write_text
+from jaxkd.storage import DamagedError, remove_unfinished, write_text
 
 logger = logging.getLogger("jaxkd")
+
+CONFIG = records.Schema(
+    "config.json",
+    {
+        "config": OBJECT,
+        "identity": OBJECT,
+        "environment": OBJECT,
+        "objects": TEXTS.optional(),
+        "sources": TEXTS_BY_NAME.optional(),
+    },
+)
+_MANY = 2**53
+_ACCURACY = records.number(0, 100)
+RESULT = records.Schema(
+    "result.json",
+    {
+        "model": TEXT,
+        "parameters": whole_number(0, _MANY),
+        "data": TEXT,
+        "test_examples": whole_number(1, _MANY),
+        "epochs": whole_number(1, _MANY),
+        "seed": whole_number(0, 2**32 - 1),
+        "last_accuracy": _ACCURACY,
+        "best_accuracy": _ACCURACY,
+        "best_epoch": whole_number(1, _MANY),
+        "last_ce": Field("a number", lambda value: type(value) in (int, float)),
+        "method": TEXT,
+        "teacher": TEXT.optional(),
+        "teacher_model": TEXT.optional(),
+        "teacher_accuracy": records.number(0, 100, null=True).optional(),
+        "losses": OBJECT,
+        "metrics": OBJECT,
+        "images_per_second": records.number(0, null=True),
+        "seconds": OBJECT,
+    },
+)
+# What a run's files are called, besides config.json.
+_PARTS = ("checkpoints", "model", "result.json", "metrics.jsonl")
+# What rounding may depend on.
+_VERSIONS = ("jaxkd", "jax", "jaxlib", "flax", "optax", "numpy", "device", "num_devices")
+
+
+class Recorded(NamedTuple):
+    """What is known of the run in a folder.
+
+    Attributes:
+      config: what its config.json says, or said; None if there is no run, or nobody knows.
+      trouble: what is the matter with config.json; None if it is there and sound, or there is nothing.
+      step: of the checkpoint that knew what config.json said; None if that was not needed.
+    """
+
+    config: dict[str, Any] | None
+    trouble: str | None = None
+    step: int | None = None
+
+
+def recorded(folder: Path) -> Recorded:
+    """Reads a run's config.json; if it is damaged or lost, the newest good checkpoint says what it said.
+
+    Raises:
+      OSError: something cannot be read now.
+    """
+    path = folder / "config.json"
+    try:
+        return Recorded(records.read(path, CONFIG))
+    except FileNotFoundError:
+        trouble = f"{path} is absent"
+    except DamagedError as error:
+        trouble = str(error)
+    found = recorded_config(folder / "checkpoints")
+    if found is not None:
+        return Recorded(found[0], trouble, found[1])
+    return Recorded(None, trouble if path.exists() else None)
+
+
+def read_either(path: Path, schema: records.Schema) -> dict[str, Any]:
+    """Reads a record that somebody reports: of earlier versions, it has no checksum to compare.
+
+    Raises:
+      OSError: it is not there, or cannot be read.
+      DamagedError: it is not what was written.
+    """
+    return records.read(path, schema) if records.has_checksum(path) else records.parse(path)
 
 
 class Result(dict[str, Any]):
@@ -49,7 +139,12 @@ class Result(dict[str, Any]):
 
 
 class Record:
-    """The files of one run, safe to open again after a crash."""
+    """The files of one run, safe to open again after a crash.
+
+    Attributes:
+      folder: where they are.
+      config: what config.json says, once the record is open; in the first process alone.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Opens the folder of a run; nothing is written yet."""
@@ -59,25 +154,28 @@ class Record:
         self._logs: list[Log] = []
         self._lock_file: IO[str] | None = None
         self._events: Events | None = None
+        self._warned = False
+        self.config: dict[str, Any] = {}
 
     def result(self) -> dict[str, Any] | None:
         """What the run ended with; None if it has not ended.
 
-        A damaged one is set aside: the last checkpoint gives it again.
+        A damaged one counts as none: the last checkpoint gives it again.
         """
-        path = self.folder / "result.json"
-        if not path.is_file():
-            return None
         try:
-            return read_json(path)
+            return records.read(self.folder / "result.json", RESULT)
+        except FileNotFoundError:
+            return None
         except DamagedError as error:
-            logger.warning("%s; it is set aside and made again", error)
-            path.rename(path.with_name(f"damaged-{time.time_ns()}-{path.name}"))
+            if not self._warned:
+                logger.warning("%s; it is set aside and made again", error)
+            self._warned = True
             return None
 
     def identity(self) -> dict[str, Any] | None:
         """What decides on the result of the run that is there; None if there is none."""
-        return _stored_identity(self.folder)
+        known = recorded(self.folder).config
+        return None if known is None else known["identity"]
 
     def open(
         self,
@@ -98,46 +196,74 @@ class Record:
           sources: hashes of the code of own objects, by argument.
 
         Returns:
-          The own objects whose code is another than when the run began.
+          Notes for the user: what was recovered, and what is different from when the run began and may change
+          its numbers all the same.
 
         Raises:
-          ValueError: the folder is of a run with another configuration, teacher or data.
+          ValueError: the folder is of a run with another configuration, teacher or data, or of nobody knows
+            what.
         """
         self._lock()
         path = self.folder / "config.json"
-        if path.is_file():
-            stored = _stored_identity(self.folder)
-            if stored is None:
-                raise ValueError(f"{path} is not a run's; choose another folder with --run")
-            if different := differing_keys(stored, identity):
-                raise ValueError(
-                    f"{self.folder} holds another run; {describe_differences(different)}. "
-                    "Choose another folder with --run, or repeat the first command to go on with it"
-                )
-            before = read_json(path).get("sources", {})
-            return sorted(name for name, digest in (sources or {}).items() if before.get(name) != digest)
-        if (self.folder / "checkpoints").is_dir() and any((self.folder / "checkpoints").iterdir()):
+        known = recorded(self.folder)
+        now = _environment(devices)
+        if known.config is None:
+            notes = self._begin(path, known.trouble)
+            contents: dict[str, Any] = {"config": config, "identity": identity, "environment": now}
+            if objects:
+                contents |= {"objects": list(objects), "sources": dict(sources or {})}
+            self.config = json.loads(json.dumps(contents))
+            records.write(path, CONFIG, self.config)
+            return notes
+        if different := differing_keys(known.config["identity"], identity):
             raise ValueError(
-                f"{self.folder} holds checkpoints, but no config.json that says of what; "
-                "choose another folder with --run"
+                f"{self.folder} holds another run; {describe_differences(different)}. "
+                "Choose another folder with --run, or repeat the first command to go on with it"
             )
-        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-        environment = {
-            "jaxkd": __version__,
-            **{package: importlib.metadata.version(package) for package in packages},
-            "python": platform.python_version(),
-            "device": devices[0].device_kind,
-            "num_devices": len(devices),
-        }
-        contents: dict[str, Any] = {
-            "config": dict(config),
-            "identity": dict(identity),
-            "environment": environment,
-        }
-        if objects:
-            contents |= {"objects": list(objects), "sources": dict(sources or {})}
-        write_json(path, contents)
-        return []
+        self.config, notes = known.config, []
+        if known.trouble is not None:
+            aside = f" and kept as {records.set_aside(path).name}" if path.exists() else ""
+            records.write(path, CONFIG, known.config)
+            notes.append(f"{known.trouble}; it was made again of checkpoint {known.step}{aside}")
+        before = known.config.get("sources", {})
+        notes += [
+            f"the code of your {name} has changed since this run began; its name decides: give it another "
+            "name, or another --run, to train with the new code"
+            for name, digest in sorted((sources or {}).items())
+            if before.get(name) != digest
+        ]
+        began = {name: known.config["environment"].get(name) for name in _VERSIONS}
+        changed = [f"{name} {began[name]}, now {now[name]}" for name in _VERSIONS if began[name] != now[name]]
+        if changed and self.result() is None:
+            notes.append(
+                f"this run began with {'; '.join(changed)}. It goes on, and ends with the same numbers up to "
+                "rounding, which training magnifies; the same bits are promised for the same versions and "
+                "devices"
+            )
+        return notes
+
+    def _begin(self, path: Path, trouble: str | None) -> list[str]:
+        """Makes sure that a new run may begin here; nothing of another is taken for its own."""
+        there = [name for name in _PARTS if (self.folder / name).exists()]
+        if trouble is None:
+            if there:
+                raise ValueError(
+                    f"{self.folder} holds {', '.join(there)}, but no config.json that says of what; choose "
+                    "another folder with --run"
+                )
+            return []
+        if not records.has_checksum(path):
+            raise ValueError(
+                f"{path} was not written by a run here, and is left alone: {trouble}; choose another folder "
+                f"with --run (--config {path} takes its options)"
+            )
+        if set(there) - {"metrics.jsonl"}:
+            raise ValueError(
+                f"{trouble}, and no checkpoint says what it said; choose another folder with --run. "
+                f"{', '.join(there)} in {self.folder} is left alone"
+            )
+        aside = records.set_aside(path)
+        return [f"{trouble}; no step had been saved. It is kept as {aside.name}, and the run begins again"]
 
     def _lock(self) -> None:
         """Keeps other processes out of the folder for as long as this one lives.
@@ -150,8 +276,8 @@ class Record:
             self._lock_file = (self.folder / ".lock").open("w")
         except OSError as error:
             raise OSError(
-                f"nothing can be written in {self.folder} ({error.strerror}); give it free space and the "
-                "right to write there, or choose another folder with --run"
+                f"nothing can be written in {self.folder} ({error.strerror}); {_remedy(self.folder)}, or "
+                "choose another folder with --run"
             ) from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +291,7 @@ class Record:
     def rewind(self, step: int) -> None:
         """Forgets what was written after `step`: a resumed run will write it again."""
         self._lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
-        write_text(self._metrics, "".join(json.dumps(line) + "\n" for line in self._lines))
+        write_text(self._metrics, "".join(map(_encoded, self._lines)))
         self._events = Events(self.folder / "tensorboard", step + 1 if step else 0)
 
     def write(self, kind: str, step: int, epoch: int, **values: float) -> None:
@@ -173,7 +299,7 @@ class Record:
         line = {"kind": kind, "step": step, "epoch": epoch, **values}
         self._lines.append(line)
         with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_encoded(line))
         assert self._events is not None, "rewind opens the record"
         tagged = {f"{kind}/{name}": value for name, value in values.items()}
         self._events.write(step, tagged)
@@ -190,7 +316,10 @@ class Record:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json: the run is done."""
-        write_json(self.folder / "result.json", dict(result))
+        path = self.folder / "result.json"
+        if path.exists():
+            records.set_aside(path)
+        records.write(path, RESULT, result)
 
     def close(self) -> None:
         """Lets other processes into the folder."""
@@ -201,20 +330,60 @@ class Record:
             self._lock_file.close()
 
 
-def _stored_identity(folder: Path) -> dict[str, Any] | None:
-    path = folder / "config.json"
-    return read_json(path).get("identity") if path.is_file() else None
+def _environment(devices: list[jax.Device]) -> dict[str, Any]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "jaxkd": __version__,
+        **{package: importlib.metadata.version(package) for package in packages},
+        "python": platform.python_version(),
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+    }
+
+
+def _remedy(folder: Path) -> str:
+    """What helps if nothing can be written in a folder."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            return f"the link {path} points to nothing: remove it, or make {path.readlink()}"
+        if path.exists() and not path.is_dir():
+            return f"{path} is a file: move it away"
+    return "give it free space and the right to write there"
+
+
+def _encoded(line: Mapping[str, Any]) -> str:
+    """A line of metrics.jsonl; those that a result is made of have a checksum."""
+    return json.dumps({**line, _CRC: _crc(line)} if line["kind"] == "test" else line) + "\n"
+
+
+_CRC = "crc32"
+
+
+def _crc(line: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(line, sort_keys=True).encode()):08x}"
+
+
+def _decoded(text: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or line.get("kind") not in ("train", "test"):
+        return None
+    if not all(type(line.get(name)) is int for name in ("step", "epoch")):
+        return None
+    crc = line.pop(_CRC, None)
+    return line if crc in (None, _crc(line)) else None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a line that was cut off or damaged is left out."""
+    """The lines of a run's metrics.jsonl without one that was cut off, and, with a warning, damaged ones."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and {"kind", "step", "epoch"} <= line.keys():
-                lines.append(line)
-    return lines
+    *texts, last = path.read_bytes().split(b"\n")
+    lines = [_decoded(text) for text in texts]
+    if damaged := [str(number) for number, line in enumerate(lines, 1) if line is None]:
+        logger.warning("%s is damaged: leaving out line %s", path, ", ".join(damaged[:10]))
+    return [line for line in [*lines, _decoded(last)] if line is not None]

@@ -322,18 +322,15 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             identity["forked_from"], found = open_fork(config.fork, folder)
             if found is not None:
                 forked = graft(found, start(), identity, task)
-        changed = record.open(
+        notes = record.open(
             config.as_dict(), identity, devices, objects=list(parts.objects), sources=sources(task)
         )
-        for name in changed:
-            say(
-                f"note: the code of your {name} has changed since this run began; its name decides: give it "
-                "another name, or another --run, to train with the new code"
-            )
+        for note in notes:
+            say(f"note: {note}")
         if (done := record.result()) is not None:
             say(f"{folder} is done already: last accuracy {done['last_accuracy']:.2f} %")
             return Result(done)
-        checkpoints = processes.open_checkpoints(folder / "checkpoints", identity)
+        checkpoints = processes.open_checkpoints(folder / "checkpoints", identity, record.config)
         state = start()
         size = dataset.num_classes, dataset.image_shape
         learned_from = f" from {teacher.name}, {cost(teacher.description.model, *size)}," if teacher else ""

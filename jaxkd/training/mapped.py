@@ -6,6 +6,8 @@ of, and the seed is an argument.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -29,23 +31,45 @@ T = TypeVar("T")
 # naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
 _STEPS_PER_CALL = {"cpu": 1}
 _STEPS_PER_CALL_ELSEWHERE = 25
-# Programs that are kept: enough for the runs of a comparison, few enough to be forgotten.
-_KEPT = 8
+# Programs that are kept, of each kind: enough for runs that take turns, few enough to be forgotten.
+_KEPT = 4
 
 
 def _kept(make: Callable[..., T]) -> Callable[..., T]:
-    """Keeps what was made of equal arguments; arguments that cannot be compared make it anew."""
-    kept = functools.lru_cache(maxsize=_KEPT)(make)
+    """Keeps what was made of equal arguments, and frees what was not used for longest.
+
+    Arguments that cannot be compared make it anew.
+    """
+    kept: collections.OrderedDict[Any, T] = collections.OrderedDict()
 
     @functools.wraps(make)
     def wrapped(*arguments: Any) -> T:
         try:
-            hash(arguments)
+            known = arguments in kept
         except TypeError:
-            return make(*arguments)
-        return kept(*arguments)
+            known, key = False, object()
+        else:
+            key = arguments
+        if not known:
+            kept[key] = make(*arguments)
+        kept.move_to_end(key)
+        while len(kept) > _KEPT:
+            _free(kept.popitem(last=False)[1])
+        return kept[key]
 
     return wrapped
+
+
+def _free(mapped: Any) -> None:
+    """Lets go of the programs behind a function that `jax.pmap` made.
+
+    JAX keeps them for as long as the function lives that was mapped, and that function for as long as them.
+    Where a version of JAX has another way to keep them, this does nothing.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src.pmap import _cached_shard_map
+
+        _cached_shard_map.evict_function(mapped.__wrapped__)
 
 
 def default_steps_per_call(devices: Sequence[jax.Device]) -> int:

@@ -66,10 +66,60 @@ def test_another_precision_or_format_and_no_cache_are_refused(tmp_path: Path) ->
         TeacherCache.create(tmp_path / "there", KEY, "float16")
     with pytest.raises(FileNotFoundError, match=r"no teacher cache in .*make one with `jaxkd cache`"):
         TeacherCache(tmp_path / "absent", KEY)
-    for contents in ("{}", "[]", "not JSON", '{"format": 1, "key": {}, "dtype": "float16"}'):
+    for contents, message in (
+        ("{}", "checksum mismatch"),
+        ("[]", "holds no object but a list"),
+        ("[" * 100_000, "it is not JSON"),
+        ('{"format": 1, "key": {}, "dtype": "float16"}', "is not of format 3, but 1; move"),
+    ):
         (tmp_path / "there" / "cache.json").write_text(contents)
-        with pytest.raises(ValueError, match="is not of format 2"):
+        with pytest.raises(ValueError, match=message):
             TeacherCache(tmp_path / "there", KEY)
+
+
+def test_every_flipped_bit_of_cache_json_is_found(tmp_path: Path) -> None:
+    filled(tmp_path, [1])
+    file = tmp_path / "cache.json"
+    good = file.read_bytes()
+    for bit in range(8 * len(good)):
+        changed = bytearray(good)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"cache\.json"):
+            TeacherCache(tmp_path, KEY)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("damage", ["lost", "flipped", "nested"])
+def test_a_lost_or_damaged_cache_json_is_made_again(
+    tmp_path: Path, dtype: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, [5, 2, 9], [7], dtype=dtype)
+    file = tmp_path / "cache.json"
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_bytes(
+            b"[" * 100_000 if damage == "nested" else file.read_bytes().replace(b"0.25", b"0.35")
+        )
+    with pytest.raises((FileNotFoundError, ValueError), match=r"cache\.json.*`jaxkd cache`"):
+        TeacherCache(tmp_path, KEY)
+    cache = TeacherCache.create(tmp_path, KEY)
+    assert "it was made again" in caplog.text
+    assert (len(cache), cache.dtype) == (4, dtype)
+    wanted = np.array([7, 5])
+    np.testing.assert_array_equal(cache.logits(cache.locate(wanted)), rows_of(wanted, dtype))
+    assert len(TeacherCache(tmp_path, KEY)) == 4
+
+
+def test_rows_are_not_taken_for_those_of_another_teacher(tmp_path: Path) -> None:
+    """Before, a cache without its cache.json was adopted by whoever came first."""
+    filled(tmp_path, [5, 2, 9])
+    (tmp_path / "cache.json").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="rows there are not of this teacher and these data"):
+        TeacherCache.create(tmp_path, dataclasses.replace(KEY, teacher="b1"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["codes.bin", "logits.bin", "segments.jsonl"])

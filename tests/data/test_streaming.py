@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,33 @@ def test_images_of_another_shape_are_refused() -> None:
         ValueError, match=r"example 0 is uint8 \[9, 9, 3\], and the split's images are uint8 \[8"
     ):
         list(split.batches(np.array([[0]])))
+
+
+KILLING = """
+import dataclasses, multiprocessing, os, signal, sys
+import numpy as np
+from jaxkd.data.streaming import in_memory
+if __name__ == "__main__":
+    split = in_memory(np.zeros((8, 8, 8, 1), np.uint8), np.zeros(8, np.int32))
+    split = dataclasses.replace(split, workers=1)
+    try:
+        for number, _ in enumerate(split.batches(np.zeros((3000, 16), int))):
+            if number == 2:
+                worker, = (c for c in multiprocessing.active_children() if c.name.startswith("grain-"))
+                os.kill(worker.pid, signal.SIGKILL)
+    except ChildProcessError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_is_killed_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """Before: a traceback of Grain's, and a warning of Python's for each array in shared memory."""
+    (tmp_path / "killing.py").write_text(KILLING)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "killing.py"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.startswith("a process that reads images ended with exit code -9; if memory was short")
+    assert done.stderr == ""
 
 
 def test_a_tfds_folder_is_read_example_by_example(shared_data: Path) -> None:

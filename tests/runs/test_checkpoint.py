@@ -152,16 +152,76 @@ def test_folders_that_may_not_be_read_or_written(states: list[TrainState]) -> No
             checkpoints.save(dataclasses.replace(states[0], step=np.int32(9)))
         folder.chmod(0o755)
         (folder / "5").chmod(0)
-        with ordinary_user():
-            found, damaged = read_newest(folder)
-        assert found is not None
-        assert (found.step, damaged) == (2, [5])
+        with (
+            ordinary_user(),
+            pytest.raises(OSError, match=r"5/about\.json cannot be read now \(Permission denied"),
+        ):
+            read_newest(folder)  # not: damaged, and the one before it used
         folder.chmod(0)
         with ordinary_user(), pytest.raises(PermissionError):  # not: "nothing was ever saved"
             checkpoints.restore_latest(states[0])
         folder.chmod(0o755)
         (folder / "5").chmod(0o755)
         assert int(checkpoints.restore_latest(states[0]).step) == 5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("why", "error", "message"),
+    [
+        ("a disk that fails", OSError(5, "Input/output error"), "Input/output error"),
+        ("no descriptors", OSError(24, "Too many open files"), "Too many open files"),
+        ("no memory", MemoryError(), "not enough memory"),
+        ("TensorStore's", ValueError("NOT_FOUND: ... [os_error_code='24']"), "Too many open files"),
+        ("any other", RuntimeError("strange\nnews"), "RuntimeError: strange"),
+    ],
+)
+def test_what_cannot_be_restored_now_is_not_damaged(
+    tmp_path: Path,
+    states: list[TrainState],
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+    error: Exception,
+    message: str,
+) -> None:
+    """Before, the good checkpoint was set aside, and the run went on from an older one or from step 0."""
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    checkpoints.save(states[0])
+
+    def fails(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_restore", fails)
+        with pytest.raises(OSError, match=rf"2/state cannot be restored now \({message}\); nothing was chan"):
+            checkpoints.restore_latest(states[0])
+    if isinstance(error, OSError):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "_sha256", fails)
+            with pytest.raises(OSError, match=rf"2/state/.* cannot be read now \({message}\)"):
+                checkpoints.restore_latest(states[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    restored = checkpoints.restore_latest(states[0])
+    assert restored is not None
+    assert_equal(restored, states[0])
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(
+    tmp_path: Path, states: list[TrainState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on removes its older checkpoints while another one forks from it."""
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=1)
+    checkpoints.save(states[0])
+    check = storage.check_files
+
+    def meanwhile(folder: Path, digests: dict[str, str]) -> None:
+        if folder.name == "2":
+            checkpoints.save(dataclasses.replace(states[0], step=np.int32(5)))
+        check(folder, digests)
+
+    monkeypatch.setattr("jaxkd.runs.checkpoint.check_files", meanwhile)
+    found, damaged = read_newest(tmp_path)
+    assert found is not None
+    assert (found.step, damaged) == (5, [])
 
 
 def test_saving_goes_on_after_a_damaged_checkpoint(tmp_path: Path, states: list[TrainState]) -> None:

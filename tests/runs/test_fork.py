@@ -44,7 +44,7 @@ def test_a_fork_goes_on_from_the_step_and_says_from_where(
     start, _ = read_newest(other / "checkpoints")
     assert start is not None
     stored = json.loads((tmp_path / "fork" / "config.json").read_text())
-    assert stored["identity"]["forked_from"] == {"step": 6, "digest": start.digest}
+    assert stored["identity"]["forked_from"] == {"step": 6, "digest": start.about.digest}
     assert stored["config"]["fork"] == str(origin)
 
     # Killed after its first checkpoint, and the run that it came from is gone: the same bits all the same.

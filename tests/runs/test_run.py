@@ -19,10 +19,12 @@ from helpers import silent
 import jaxkd
 from jaxkd import data, teachers
 from jaxkd.config import DistillConfig, TrainConfig
+from jaxkd.files import records
 from jaxkd.progress import ProgressLines
 from jaxkd.runs import NonFiniteError, Stopped, evaluate
 from jaxkd.runs.checkpoint import saved_steps
 from jaxkd.runs.loop import _chunks, _pieces
+from jaxkd.runs.record import CONFIG
 
 
 def config(folder: Path, teacher: Path | None = None, **changes: Any) -> Any:
@@ -128,7 +130,8 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     result = jaxkd.distill(config(tmp_path / "run", teacher), dataset, say=silent)
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        ".lock", "config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "model",
+        ".lock", "config.json", "config.json.sha256", "metrics.jsonl", "result.json", "result.json.sha256",
+        "checkpoints", "tensorboard", "model",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     stored = json.loads((folder / "config.json").read_text())
@@ -182,15 +185,16 @@ def test_resuming_with_another_seed_teacher_or_data_is_refused(tmp_path: Path) -
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Its checkpoints say of what they are, though the folder has no config.json, or that of another run."""
     dataset = helpers.tiny_dataset()
     jaxkd.train(config(tmp_path / "one", epochs=1), dataset, say=silent)
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "checkpoints").rename(tmp_path / "two" / "checkpoints")
-    with pytest.raises(ValueError, match=r"holds checkpoints, but no config\.json"):
+    with pytest.raises(ValueError, match=r"holds another run; different: seed \(there 0, here 1\)"):
         jaxkd.train(config(tmp_path / "two", epochs=1, seed=1), dataset, say=silent)
-    stored = json.loads((tmp_path / "one" / "config.json").read_text())
+    stored = records.read(tmp_path / "one" / "config.json", CONFIG)
     stored["identity"]["seed"] = 1
-    (tmp_path / "two" / "config.json").write_text(json.dumps(stored))
+    records.write(tmp_path / "two" / "config.json", CONFIG, stored)
     with pytest.raises(
         ValueError, match=r"checkpoint .*/3 is of another run; different: seed \(there 0, here 1\)"
     ):
