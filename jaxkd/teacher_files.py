@@ -130,6 +130,17 @@ def _is_option(value: Any) -> bool:
     return value is None or isinstance(value, (bool, str)) or (is_number(value) and abs(value) <= _MAX_OPTION)
 
 
+def _is_method(value: Any) -> bool:
+    """Whether it names a method with its options, or is empty."""
+    if not isinstance(value, dict) or (value and value.keys() != {"name", "options"}):
+        return False
+    return not value or (
+        isinstance(value["name"], str)
+        and isinstance(value["options"], dict)
+        and all(map(_is_option, value["options"].values()))
+    )
+
+
 _CHANNELS = Field("finite numbers", _are_channels)
 _DESCRIPTION = Schema(
     "a description",
@@ -159,6 +170,7 @@ _DESCRIPTION = Schema(
             required=False,
         ),
         "own": Field("true or false", lambda value: isinstance(value, bool), required=False),
+        "method": Field("an object with the name and the options of a method", _is_method, required=False),
     },
 )
 _STORED = Schema(

@@ -47,6 +47,9 @@ class Description:
       source: where the weights come from.
       model_options: what `models.create` needs besides the name, such as `{"shortcut": "A"}`.
       own: whether the network is somebody's own, so that `load` needs it besides the folder.
+      method: the method that answers in the network's place, such as
+        `{"name": "simkd", "options": {...}}`; empty for none.  The variables are then
+        `{"student": ..., "method": ...}`.
     """
 
     model: str
@@ -59,6 +62,7 @@ class Description:
     source: str = ""
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own: bool = False
+    method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         channels = self.image_shape[-1]
@@ -402,13 +406,14 @@ def _entry(folder: Path, there: Path) -> Entry:
     return Entry(name, folder, description, stored.digest, stored.files)
 
 
-def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Teacher:
+def load(path_or_name: str | Path, *, network: models.Like | None = None, method: Any = None) -> Teacher:
     """Loads a teacher.
 
     Args:
       path_or_name: the folder of a teacher, the folder of a run that trained one, or a name in the zoo.
       network: the network itself, for one that is none of `models.names()`: a Flax Linen or NNX module, or a
         `Network`.
+      method: the `Method` itself, if one that is none of `methods.names()` answers in the network's place.
 
     Returns:
       The teacher: `.logits(images)`, `.features(images)`, `.name`, `.num_classes`.
@@ -429,7 +434,8 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
 
     def read(there: Path) -> Teacher:
         entry = _entry(folder, there)
-        about, forward = entry.description, None
+        about = entry.description
+        forward: Any = None
         if about.own:
             if network is None:
                 raise ValueError(
@@ -438,11 +444,15 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
                 )
             forward = models.as_network(network, about.num_classes).forward
             shapes = jax.eval_shape(lambda: forward.init(0, about.image_shape))
+        elif about.method:
+            forward = models.from_linen(about.create_model()).forward
         else:
             try:
                 shapes = _shapes(about.create_model(), about.image_shape)
             except ValueError as error:
                 raise ValueError(f"{folder / teacher_files.DESCRIPTION}: {error}") from None
+        if about.method:
+            forward, shapes = models.Evaluated(_Answering(forward, _method(folder, about, method))), None
         stored = there / teacher_files.VARIABLES
         if entry.files is None:
             variables = storage.load_tree(stored, shapes, entry.digest)
@@ -452,6 +462,30 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None) -> Tea
         return Teacher(entry.name, about, variables, entry.digest, forward)
 
     return storage.reading(folder, read)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answering:
+    """A network, and a method that answers in its place; variables `{"student": ..., "method": ...}`."""
+
+    forward: Any
+    method: Any
+
+    def apply(self, variables: Any, images: jax.Array) -> models.Outputs:
+        outputs, _ = self.forward(variables["student"], images, train=False, where=None, rngs=None)
+        logits = self.method.apply(variables["method"], outputs, method="predict")
+        return models.Outputs(logits, outputs.features)
+
+
+def _method(folder: Path, about: Description, given: Any) -> Any:
+    from jaxkd import methods
+
+    if given is None and about.method["name"] not in methods.names():
+        raise ValueError(
+            f"in {folder} the method {about.method['name']} of your own answers; load it with "
+            f"teachers.load({str(folder)!r}, method=...)"
+        )
+    return given or methods.create(about.method["name"], **about.method["options"])
 
 
 def available() -> list[Entry]:
@@ -534,7 +568,9 @@ def export_torch(teacher: Teacher, file: str | Path) -> None:
       ValueError: the ending is another, or the teacher is a function.
     """
     if teacher.forward is not None:
-        raise ValueError(f"teacher {teacher.name} is a function; only the package's models can be exported")
+        other = teacher.description.method
+        what = f"answers through {other['name']}" if other else "is a function"
+        raise ValueError(f"teacher {teacher.name} {what}; only the package's models can be exported")
     about, weights = (
         json.dumps(dataclasses.asdict(teacher.description)),
         torch_names.to_torch(teacher.variables),

@@ -17,7 +17,7 @@ from jaxkd.methods.base import (  # noqa: E402
     predicts_itself,
 )
 from jaxkd.methods.registry import accepted, create, names, options, summary, title  # noqa: E402
-from jaxkd.methods.sums import Sum  # noqa: E402
+from jaxkd.methods.sums import Sum, predicting_part  # noqa: E402
 from jaxkd.metrics import Histogram, Mean, Metric  # noqa: E402
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "from_function",
     "names",
     "options",
+    "predicting_part",
     "predicts_itself",
     "summary",
     "title",

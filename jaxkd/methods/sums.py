@@ -70,10 +70,7 @@ class Sum(Method):
 
     def predict(self, student: Outputs) -> jax.Array:
         """That of the part that has one of its own."""
-        return self._predicting().predict(student)
-
-    def _predicting(self) -> Method:
-        return next(filter(predicts_itself, self.methods), self.methods[0])
+        return next(filter(predicts_itself, self.methods), self.methods[0]).predict(student)
 
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
         """That of the first part with the view."""
@@ -84,3 +81,18 @@ class Sum(Method):
         parts = enumerate(self.methods)
         own = {f"methods_{index}": part.constants(teacher, student, dataset) for index, part in parts}
         return {name: constants for name, constants in own.items() if constants}
+
+
+def predicting_part(method: Method, variables: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """The method that answers in the student's place, and its variables without "memory".
+
+    Args:
+      method: one that predicts itself; of a sum, the part that does is returned.
+      variables: of `method`, by collection.
+    """
+    kept = {name: tree for name, tree in variables.items() if name != "memory"}
+    if not isinstance(method, Sum):
+        return method, kept
+    index, part = next((i, one) for i, one in enumerate(method.methods) if predicts_itself(one))
+    own = f"methods_{index}"
+    return predicting_part(part, {name: tree[own] for name, tree in kept.items() if own in tree})

@@ -29,7 +29,7 @@ from jaxkd.runs.announce import announce, cost
 from jaxkd.runs.checkpoint import describe_newest, saved_steps
 from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
 from jaxkd.runs.fork import graft, open_fork
-from jaxkd.runs.identity import identify, require_logits, sources
+from jaxkd.runs.identity import as_json, identify, require_logits, sources
 from jaxkd.runs.loop import Evaluator, Loop
 from jaxkd.runs.record import Result
 from jaxkd.runs.watching import Log, log_to_wandb
@@ -371,12 +371,12 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
 
         tests = record.lines("test")
         if processes.is_first():
-            _save_student(folder / "model", state, task, parts, tests[-1]["accuracy"])
+            _save_student(folder / "model", state, frozen, task, parts, tests[-1]["accuracy"])
         best = max(tests, key=lambda line: line["accuracy"])
         result = Result(
             {
                 "model": task.student.name,
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params["student"])),
+                "parameters": _parameters(state, task.method),
                 "data": dataset.name,
                 "test_examples": len(dataset.splits["test"]),
                 "epochs": task.num_epochs,
@@ -402,6 +402,12 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
     if signal_name:
         raise Stopped(f"{signal_name} came while {folder} was finishing; it is done")
     return result
+
+
+def _parameters(state: TrainState, method: Method) -> int:
+    """How many trained numbers answer: the student's, and the method's if it answers in its place."""
+    answering = state.params if methods.predicts_itself(method) else state.params["student"]
+    return sum(leaf.size for leaf in jax.tree.leaves(answering))
 
 
 def _about(teacher: teachers.Teacher | None) -> dict[str, Any]:
@@ -496,8 +502,17 @@ def _cached_logits(
     return CachedLogits(cache, len(split), augmentation, seed=task.seed, fill=fill)
 
 
-def _save_student(folder: Path, state: TrainState, task: Task, parts: Parts, accuracy: float) -> None:
-    """Saves the trained network as a teacher for other runs."""
+def _save_student(
+    folder: Path, state: TrainState, frozen: Frozen, task: Task, parts: Parts, accuracy: float
+) -> None:
+    """Saves the trained network, and the method if it answers in its place, as a teacher for other runs."""
+    variables: dict[str, Any] = state.student
+    answers: dict[str, Any] = {}
+    if methods.predicts_itself(task.method):
+        part, own = methods.predicting_part(task.method, {**state.method_variables, **frozen.collections})
+        options = {name: as_json(value) for name, value in methods.options(part).items()}
+        answers = {"name": methods.title(part), "options": options}
+        variables = {"student": variables, "method": own}
     source = "trained on labels"
     if parts.teacher is not None:
         about = f"{methods.title(task.method)} {methods.options(task.method)}"
@@ -516,5 +531,6 @@ def _save_student(folder: Path, state: TrainState, task: Task, parts: Parts, acc
         test_accuracy=accuracy,
         source=source,
         own=bool({"model", "student"} & set(parts.objects)),
+        method=answers,
     )
-    teachers.save(folder, state.student, description)
+    teachers.save(folder, jax.device_get(variables), description)

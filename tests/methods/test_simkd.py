@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
+from pathlib import Path
 from typing import Any
 
 import feature_parity as parity
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import losses, methods, models, teachers
+import jaxkd
+from jaxkd import data, losses, methods, models, teachers
 from jaxkd.methods import crd
 from jaxkd.methods.simkd import linear_head
+from jaxkd.runs import evaluate
 
 FIXTURES = parity.FIXTURES
 NAMES = parity.Names("simkd", "simkd.")
@@ -204,3 +207,26 @@ def test_contrast_by_hand() -> None:
     keep = np.array([[True, True, False]] * 2)
     one = -np.log(p[:, 0] / (p[:, 0] + 0.02)) - np.log(0.02 / (p[:, 1] + 0.02))
     np.testing.assert_allclose(losses.nce(jnp.asarray(p), num_examples=50, where=keep), one, rtol=1e-4)
+
+
+def test_what_simkd_saves_answers_as_it_was_evaluated(tmp_path: Path, dataset: data.Dataset) -> None:
+    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    for name in ("simkd", "kd+simkd"):
+        run = tmp_path / name
+        result = jaxkd.distill(
+            teacher=str(teacher),
+            data=dataset,
+            method=name,
+            epochs=1,
+            batch_size=16,
+            run=run,
+            say=helpers.silent,
+        )
+        saved = teachers.load(run)
+        assert saved.description.method["name"] == "simkd"
+        assert evaluate(saved, dataset)["ce"] == pytest.approx(result["last_ce"], rel=1e-5)
+        assert result["parameters"] > models.describe("resnet8", num_classes=3).parameters
+        with pytest.raises(
+            ValueError, match="answers through simkd; only the package's models can be exported"
+        ):
+            teachers.export_torch(saved, tmp_path / "out.safetensors")
