@@ -50,7 +50,7 @@ def build_cache(
         raise ValueError(
             f"no cache can hold {augmentation}: its outcomes have no number; train with --cache off"
         )
-    key = cache_key(teacher, dataset, augmentation)
+    key = cache_key(teacher, dataset, augmentation, pooled=config.pooled)
     cache = TeacherCache.create(config.out or default_folder(key, teacher, dataset), key, config.dtype)
     seeds = range(config.seed, config.seed + config.seeds)
     codes = wanted_codes(key.num_examples, augmentation, seeds=seeds, num_epochs=config.epochs)

@@ -26,7 +26,7 @@ from jaxkd.devices import replicate, share
 from jaxkd.models import Network
 from jaxkd.models.network import describe_object
 from jaxkd.progress import Say, duration
-from jaxkd.training.mapped import mapped_teacher_logits
+from jaxkd.training.mapped import mapped_teacher_rows
 
 SPLIT = "train"
 # A segment of the cache is written this often: what a kill costs at most.
@@ -48,8 +48,20 @@ def cacheable_split(dataset: data.Dataset) -> data.Split:
     return split
 
 
-def cache_key(teacher: teachers.Teacher, dataset: data.Dataset, augmentation: Numbered) -> CacheKey:
-    """What a teacher's logits on the views of a data set's training images depend on."""
+def cache_key(
+    teacher: teachers.Teacher, dataset: data.Dataset, augmentation: Numbered, *, pooled: bool = False
+) -> CacheKey:
+    """What a teacher's logits on the views of a data set's training images depend on.
+
+    Args:
+      teacher: whose logits they are.
+      dataset: with the training images.
+      augmentation: of the view.
+      pooled: whether the cache holds pooled features too.
+
+    Raises:
+      ValueError: the teacher has none.
+    """
     known, split = teacher.description, cacheable_split(dataset)
     return CacheKey(
         teacher=teacher.digest,
@@ -61,7 +73,17 @@ def cache_key(teacher: teachers.Teacher, dataset: data.Dataset, augmentation: Nu
         num_examples=len(split),
         num_classes=teacher.num_classes,
         augmentation=describe_object(augmentation),
+        pooled=_num_pooled(teacher, dataset) if pooled else 0,
     )
+
+
+def _num_pooled(teacher: teachers.Teacher, dataset: data.Dataset) -> int:
+    network, variables = teacher.frozen
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    outputs = jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
+    if "pooled" not in outputs.features:
+        raise ValueError(f'{teacher.name} has no feature "pooled", which a cache could hold')
+    return int(outputs.features["pooled"].shape[-1])
 
 
 def default_folder(key: CacheKey, teacher: teachers.Teacher, dataset: data.Dataset) -> Path:
@@ -127,7 +149,8 @@ class Filler:
         self._devices = devices
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
         self._placed = replicate((variables, (split.images, split.labels)), devices)
-        self._function = mapped_teacher_logits(network, augmentation, cache.dtype, tuple(devices))
+        where = tuple(devices)
+        self._function = mapped_teacher_rows(network, augmentation, cache.dtype, where, cache.has_pooled)
 
     def __call__(
         self,

@@ -29,6 +29,8 @@ class CacheConfig(DataOptions):
     """Folder of the cache. Default: where training looks for it, under ~/.cache/jaxkd/logits."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Precision of the stored logits. Default: that of the cache that is there, or float16."""
+    pooled: bool = False
+    """Store pooled features too, for methods that read them (crd, rkd, itrd, ...)."""
     batch_size: int = 256
     """Views for each step, over all devices together."""
     devices: int | None = None

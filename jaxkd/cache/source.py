@@ -68,9 +68,14 @@ class CachedLogits:
         """
         return self.cache.logits(self._rows[ids])
 
+    def of_batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """What a `Batch` takes of the cache."""
+        pooled = {"teacher_pooled": self.cache.pooled(self._rows[ids])} if self.cache.has_pooled else {}
+        return {"teacher_logits": self(ids), **pooled}
 
-# What a cache holds of a teacher.
-_HOLDS = {"logits"}
+
+# What a cache can hold of a teacher.
+_HOLDS = ("logits", "pooled")
 
 
 def why_not(task: Task, dataset: data.Dataset) -> str | None:
@@ -78,8 +83,8 @@ def why_not(task: Task, dataset: data.Dataset) -> str | None:
     views = dict(task.augmentations)
     if not task.method.reads:
         return "the method reads nothing of a teacher"
-    if more := sorted(set(task.method.reads) - _HOLDS):
-        return f"the method reads {', '.join(more)} of the teacher, and a cache holds {', '.join(_HOLDS)}"
+    if more := sorted(set(task.method.reads) - set(_HOLDS)):
+        return f"the method reads {', '.join(more)} of the teacher, and a cache holds {' and '.join(_HOLDS)}"
     if list(views) != [MAIN]:
         return f"the method has the views {', '.join(views)}, and a cache holds {MAIN} alone"
     if not is_numbered(views[MAIN]):
@@ -98,6 +103,7 @@ def find_cache(
     seed: int,
     num_epochs: int,
     before: str | None,
+    pooled: bool = False,
     say: Say,
 ) -> TeacherCache | None:
     """Decides where a run takes its teacher's logits from.
@@ -111,6 +117,7 @@ def find_cache(
       num_epochs: of the run.
       before: where they came from if the run has begun already, `LIVE` or a cache's precision: "auto" goes
         on with that.
+      pooled: whether the method reads pooled features too.
       say: where it is said that a cache was there and is not used.
 
     Returns:
@@ -126,7 +133,7 @@ def find_cache(
         isinstance(dataset.splits[SPLIT], data.StreamedSplit) or teacher.forward is not None
     ):
         return None  # two functions of one name are not told apart: whoever asks for a cache knows
-    key = cache_key(teacher, dataset, augmentation)
+    key = cache_key(teacher, dataset, augmentation, pooled=pooled)
     usual = default_folder(key, teacher, dataset)
     if where == "fill":
         return TeacherCache.create(usual, key)

@@ -4,7 +4,7 @@ Only NumPy and files here; the numbers come from `jaxkd.cache.compute`.  A cache
 
     cache.json        of which teacher, data and views these are the logits, and their precision
     codes.bin         int64, one for each row: example id * number of views + number of the view
-    logits.bin        the rows, [rows, classes]
+    logits.bin        the rows, [rows, classes], or [rows, classes + pooled features]
     segments.jsonl    one line for each run of rows that was written: where it is, and its digest
 
 Rows are only ever appended, and a line is added after its rows are on the disk, so whatever is killed leaves
@@ -63,6 +63,7 @@ class CacheKey:
       num_examples: how many there are.
       num_classes: how many logits a row has.
       augmentation: of the view that the logits are of, as text.
+      pooled: how many pooled features follow the logits in a row; 0 for none.
     """
 
     teacher: str
@@ -74,11 +75,17 @@ class CacheKey:
     num_examples: int
     num_classes: int
     augmentation: str
+    pooled: int = 0
 
     @property
     def digest(self) -> str:
         """A short hash, for the name of a folder."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.as_dict()).encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What cache.json says; `pooled` where there are such features."""
+        fields = dataclasses.asdict(self)
+        return fields if self.pooled else {n: value for n, value in fields.items() if n != "pooled"}
 
 
 class TeacherCache:
@@ -98,7 +105,7 @@ class TeacherCache:
           DamagedError: its cache.json is damaged; `create` makes it again.
         """
         about = _read_about(folder)
-        if different := differing_keys(about["key"], dataclasses.asdict(key)):
+        if different := differing_keys(about["key"], key.as_dict()):
             raise ValueError(
                 f"the teacher cache {folder} does not fit; {describe_differences(different)}. "
                 "Make one that does with `jaxkd cache`"
@@ -110,7 +117,7 @@ class TeacherCache:
         self.folder = folder
         self.dtype = dtype
         self._about = _about(key, dtype)
-        self._width = key.num_classes
+        self._num_classes, self._width = key.num_classes, key.num_classes + key.pooled
         self._segments: list[dict[str, Any]] = []
 
     @classmethod
@@ -162,6 +169,11 @@ class TeacherCache:
         return len(self._codes)
 
     @property
+    def has_pooled(self) -> bool:
+        """Whether a row holds pooled features beside the logits."""
+        return self._width > self._num_classes
+
+    @property
     def num_bytes(self) -> int:
         """Size of the logits on disk."""
         return self._end * self.row_bytes
@@ -198,7 +210,11 @@ class TeacherCache:
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """The logits of some rows, `[..., K]` in the stored precision."""
-        return self._logits[rows]
+        return self._logits[rows][..., : self._num_classes]
+
+    def pooled(self, rows: np.ndarray) -> np.ndarray:
+        """The pooled features of some rows, `[..., D]`; D is 0 if there are none."""
+        return self._logits[rows][..., self._num_classes :]
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -228,7 +244,7 @@ class TeacherCache:
 
         Args:
           codes: int64, `[R]`.
-          logits: `[R, K]`, in the stored precision.
+          logits: `[R, K]`, in the stored precision; or `[R, K + D]`, with pooled features.
         """
         if logits.shape != (len(codes), self._width) or logits.dtype != self.dtype:
             raise ValueError(
@@ -309,7 +325,7 @@ _DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowErr
 
 def _about(key: CacheKey, dtype: str) -> dict[str, Any]:
     """What cache.json says, as JSON gives it back."""
-    return json.loads(json.dumps({"format": _FORMAT, "key": dataclasses.asdict(key), "dtype": dtype}))
+    return json.loads(json.dumps({"format": _FORMAT, "key": key.as_dict(), "dtype": dtype}))
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

@@ -18,12 +18,14 @@ class Batch:
       images: uint8 `[B, H, W, C]`; None until `fetch` takes them from where they lie on the device.
       labels: int32 `[B]`, likewise.
       teacher_logits: on the view "main", `[B, K]`, from a cache; None to run the teacher.
+      teacher_pooled: the teacher's pooled features `[B, D]` from there, if it holds them.
     """
 
     ids: Any
     images: Any = None
     labels: Any = None
     teacher_logits: Any = None
+    teacher_pooled: Any = None
 
     @property
     def where(self) -> jax.Array:

@@ -193,7 +193,7 @@ class Loop:
             self.stopwatch.start()
         batches = stack(list(itertools.islice(stream, len(ids))))
         if self._cached is not None:
-            batches = batches.replace(teacher_logits=self._cached(batches.ids))  # type: ignore[attr-defined]
+            batches = batches.replace(**self._cached.of_batch(batches.ids))  # type: ignore[attr-defined]
         before = jax.device_get(state) if self._config.debug else None
         if self._feed.resident is None:
             jax.block_until_ready(state.step)  # or the images of many steps pile up on the device

@@ -491,6 +491,7 @@ def _cached_logits(
         seed=task.seed,
         num_epochs=task.num_epochs,
         before=before,
+        pooled="pooled" in task.method.reads,
         say=say,
     )
     if cache is None:

@@ -22,7 +22,7 @@ from jaxkd.methods import Method
 from jaxkd.models import Network
 from jaxkd.models.network import AXIS
 from jaxkd.training.state import TrainState
-from jaxkd.training.step import Frozen, eval_step, teacher_logits, train_step
+from jaxkd.training.step import Frozen, eval_step, teacher_rows, train_step
 from jaxkd.training.task import Task
 
 T = TypeVar("T")
@@ -127,12 +127,17 @@ def mapped_eval_step(
 
 
 @_kept
-def mapped_teacher_logits(
-    network: Network, augmentation: Numbered, dtype: str, devices: tuple[jax.Device, ...]
+def mapped_teacher_rows(
+    network: Network,
+    augmentation: Numbered,
+    dtype: str,
+    devices: tuple[jax.Device, ...],
+    pooled: bool = False,
 ) -> Callable[..., jax.Array]:
-    """`teacher_logits` on several devices: `(variables, resident, batch, numbers [D, B / D])`."""
+    """`teacher_rows` on several devices: `(variables, resident, batch, numbers [D, B / D])`."""
 
-    def logits(variables: Any, resident: Any, batch: Batch, numbers: jax.Array) -> jax.Array:
-        return teacher_logits(network, augmentation, variables, fetch(resident, batch), numbers).astype(dtype)
+    def rows(variables: Any, resident: Any, batch: Batch, numbers: jax.Array) -> jax.Array:
+        seen = fetch(resident, batch)
+        return teacher_rows(network, augmentation, variables, seen, numbers, pooled).astype(dtype)
 
-    return jax.pmap(logits, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
+    return jax.pmap(rows, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)

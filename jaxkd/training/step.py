@@ -140,7 +140,9 @@ def _teacher_outputs(
     task: Task, frozen: Frozen, batch: Batch, views: Mapping[str, jax.Array]
 ) -> dict[str, Outputs]:
     if batch.teacher_logits is not None:
-        return {"main": Outputs(batch.teacher_logits.astype(jnp.float32), {})}
+        pooled = batch.teacher_pooled
+        features = {} if pooled is None else {"pooled": pooled.astype(jnp.float32)}
+        return {"main": Outputs(batch.teacher_logits.astype(jnp.float32), features)}
     if task.teacher is None:
         return {}
     outputs = {view: task.teacher.apply(frozen.teacher, images)[0] for view, images in views.items()}
@@ -253,9 +255,13 @@ def eval_step(network: Network, method: Method | None, variables: Any, batch: Ba
     return jax.lax.psum(sums, AXIS)
 
 
-def teacher_logits(
-    teacher: Network, augmentation: Numbered, variables: Any, batch: Batch, numbers: jax.Array
+def teacher_rows(
+    teacher: Network, augmentation: Numbered, variables: Any, batch: Batch, numbers: jax.Array, pooled: bool
 ) -> jax.Array:
-    """The teacher's logits `[B, K]` on outcomes of an augmentation, by number `[B]`: what a cache holds."""
+    """What a cache holds of outcomes of an augmentation, by number `[B]`: the teacher's logits `[B, K]`.
+
+    With `pooled`, the pooled features stand behind them, `[B, K + D]`.
+    """
     images = jax.vmap(augmentation.take)(batch.images, numbers)
-    return teacher.apply(variables, images)[0].logits
+    outputs, _ = teacher.apply(variables, images)
+    return jnp.concatenate([outputs.logits, outputs.features["pooled"]], 1) if pooled else outputs.logits
