@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd import data, methods, models, teachers
 from jaxkd.data.batch import Batch
@@ -63,6 +64,9 @@ METHODS = {
     "vid": Names("vid", "vid.", lambda name: re.sub(r"(regressor|log_scale)s[._](\d+)", r"\2.\1", name)),
 }
 Deviations = dict[str, float]
+
+# Convolutions of float64 take long where the compiler does not optimise, as it does not in tests.
+FAST = {"xla_backend_optimization_level": 2}
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -313,12 +317,12 @@ def _pass(pair: str) -> Pass:
     def pull_back(params: Any, features: Any) -> Any:
         return jax.vjp(lambda params: forward(params)[0].features, params)[1](features)[0]
 
-    outputs, statistics = jax.jit(forward)(params)
-    of_images = jax.jit(lambda images: teacher.apply(of_teacher, images)[0])(images)
+    outputs, statistics = jax.jit(forward, compiler_options=FAST)(params)
+    evaluate = jax.jit(lambda images: teacher.apply(of_teacher, images)[0], compiler_options=FAST)
     made = teachers.from_network(teacher, of_teacher, image_shape=(32, 32, 3))
     constants = dict(methods.create("ofd").constants(made, student, None))
-    back = functools.partial(jax.jit(pull_back), params)
-    return Pass(outputs, of_images, dict(statistics), back, constants)
+    back = functools.partial(jax.jit(pull_back, compiler_options=FAST), params)
+    return Pass(outputs, evaluate(images), dict(statistics), back, constants)
 
 
 def whole_networks(name: str, pair: str) -> Deviations:
@@ -415,19 +419,19 @@ def _steps(names: Names, epoch: int, method: Method) -> Iterator[TrainState]:
             method=of_method,
             opt_state=task.optimizer.init(params),
         )
-        step = jax.pmap(
+        mesh = Mesh(np.array(jax.local_devices()[:1]), (AXIS,))
+        mapped = jax.shard_map(
             functools.partial(train_step, task),
-            axis_name=AXIS,
-            in_axes=(None, None, 0),
-            out_axes=None,
-            devices=jax.local_devices()[:1],
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
         )
+        step = jax.jit(mapped, compiler_options=FAST)
         for index in range(3):
-            images = draw(f"recipe.A.x{index}", (8, 3, 32, 32))[None]
-            labels = FIXTURES["recipe/A/labels"][index].astype(np.int32)[None]
-            after = jax.device_get(
-                step(state, frozen, Batch(np.arange(8, dtype=np.int32)[None], images, labels))
-            )
+            images = draw(f"recipe.A.x{index}", (8, 3, 32, 32))
+            labels = FIXTURES["recipe/A/labels"][index].astype(np.int32)
+            after = jax.device_get(step(state, frozen, Batch(np.arange(8, dtype=np.int32), images, labels)))
             # The sums of a run are float32; as they come, each step would be compiled anew.
             state = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), after, state)
             yield state

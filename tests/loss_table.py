@@ -11,6 +11,9 @@ import reference as ref
 
 from jaxkd import losses, temperature
 
+# Losses on logits; the others are tested in test_features.py and beside their methods.
+OF_LOGITS = set(losses.__all__) - set(losses.feature.__all__) - {"nce"}
+
 
 class Row(NamedTuple):
     """How to call a loss, and what the mathematics promises of it.

@@ -43,16 +43,25 @@ BATCH = 16  # of 40 images: the third batch of an epoch holds 8 examples, and on
 
 
 class Tiny(nn.Module):
-    """A network without batch norm, whose update does not depend on how a batch is cut."""
+    """A network of two stages without batch norm, whose update does not depend on how a batch is cut."""
 
     width: int = 6
     dtype: Any = jnp.float32
 
+    @property
+    def preact_norms(self) -> dict[str, tuple[str, ...]]:
+        return {stage: (f"{stage}_norm",) for stage in ("stage1", "stage2")}
+
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = nn.relu(nn.Conv(self.width, (3, 3), strides=2, dtype=self.dtype)(images))
+        x, features = images, {}
+        for stage in self.preact_norms:
+            x = nn.Conv(self.width, (3, 3), strides=2, dtype=self.dtype)(x)
+            before = nn.LayerNorm(dtype=self.dtype, name=f"{stage}_norm")(x)
+            x = nn.relu(before)
+            features |= {f"{stage}_preact": before, stage: x}
         pooled = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(3)(pooled), {"stage1": x, "pooled": pooled}
+        return nn.Dense(3)(pooled), {**features, "pooled": pooled}
 
 
 class Memory(Method):
@@ -164,6 +173,7 @@ OPTIONS: dict[str, Any] = {"mekd": {"generator": GENERATED}}
 ALL = {**{name: methods.create(name, **OPTIONS.get(name, {})) for name in methods.names()}, **OWN}
 # What a micro-batch gives depends on the others: a loss or a norm over the whole batch, or a state.
 OF_BATCH = {"dist", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
+OF_BATCH |= {"fitnet", "ofd", "reviewkd", "rkd", "pkt", "sp", "cc", "itrd"}
 
 every_method = pytest.mark.parametrize("name", ALL)
 
