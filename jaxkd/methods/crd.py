@@ -121,7 +121,7 @@ def contrast(
     Returns:
       Ids `[B, 1 + W]`, the example itself first and each other one at most once, and which of them count.
     """
-    size = len(all_labels)
+    size, all_labels = len(all_labels), jnp.asarray(all_labels)
     shuffling, starting = jax.random.split(key)
     order = jax.random.permutation(shuffling, size)
     # A window of the shuffled examples, with room for those of the own class, which do not count.
