@@ -24,6 +24,14 @@ def test_program_runs_and_learns(name, capsys):
     assert capsys.readouterr().out.startswith("loss ")
 
 
+def test_the_table_of_methods_is_the_one_that_the_command_prints():
+    from jaxkd.methods import listing
+
+    table = listing.table().strip()
+    page = (ROOT / "docs" / "which_method.md").read_text()
+    assert table in page, f"docs/which_method.md must hold this table:\n{table}"
+
+
 def test_the_program_of_the_page_on_scale_runs():
     program = re.search(r"^```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), re.S | re.M)
     exec(compile(program.group(1), "scale.md", "exec"), {})

@@ -12,6 +12,7 @@ from jaxkd import data, teachers
 from jaxkd.cache.compute import SPLIT, cache_key, default_folder, epoch_codes, wanted_codes
 from jaxkd.cache.store import TeacherCache
 from jaxkd.data.augment import MAIN, Numbered, is_numbered
+from jaxkd.methods.listing import CACHEABLE
 from jaxkd.progress import Say
 from jaxkd.training import Task
 
@@ -74,17 +75,13 @@ class CachedLogits:
         return {"teacher_logits": self(ids), **pooled}
 
 
-# What a cache can hold of a teacher.
-_HOLDS = ("logits", "pooled")
-
-
 def why_not(task: Task, dataset: data.Dataset) -> str | None:
     """Why no cache can serve a run, in words; None if one can."""
     views = dict(task.augmentations)
     if not task.method.reads:
         return "the method reads nothing of a teacher"
-    if more := sorted(set(task.method.reads) - set(_HOLDS)):
-        return f"the method reads {', '.join(more)} of the teacher, and a cache holds {' and '.join(_HOLDS)}"
+    if more := sorted(set(task.method.reads) - CACHEABLE):
+        return f"the method reads {', '.join(more)} of the teacher, and a cache holds {' and '.join(sorted(CACHEABLE))}"
     if list(views) != [MAIN]:
         return f"the method has the views {', '.join(views)}, and a cache holds {MAIN} alone"
     if not is_numbered(views[MAIN]):

@@ -198,9 +198,9 @@ def _report(config: ReportConfig) -> None:
 def _methods(config: MethodsConfig) -> None:
     from jaxkd import _markdown as markdown
     from jaxkd import methods
+    from jaxkd.methods import listing
 
-    rows = [[name, methods.summary(name)] for name in config.names or methods.names()]
-    print_line(markdown.table(["method", "what it is"], rows, left=2))
+    print_line(listing.table(config.names or None))
     for name in config.names:
         known = methods.accepted(name).items()
         options = [[f"--method.{option.replace('_', '-')}", str(o.default), o.help] for option, o in known]

@@ -112,6 +112,7 @@ class Method(nn.Module):
       reads: what it reads of the teacher: "logits", "stages" (maps), "preacts" (maps before the activation),
         "weights" (see `constants`), or names of features ("pooled", "last", "cam", ...); empty for a method
         without a teacher.  A cache serves a method that reads only what the cache holds.
+      learns: what it trains besides the student, in words.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import methods
@@ -127,6 +128,7 @@ class Method(nn.Module):
 
     views: ClassVar[tuple[str, ...]] = ("main",)
     reads: ClassVar[tuple[str, ...]] = ("logits",)
+    learns: ClassVar[str] = ""
 
     def __call__(self, x: Inputs) -> Terms:
         """Computes the terms of a batch."""

@@ -70,6 +70,7 @@ class MEKD(Method):
     generator_temperature: float = 5.0
 
     views: ClassVar[tuple[str, ...]] = (GENERATED,)
+    learns: ClassVar[str] = "a generator, in a stage before"
 
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
         """The generator's images."""

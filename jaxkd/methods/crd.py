@@ -40,6 +40,7 @@ class CRD(Feature):
     momentum: float = 0.5
 
     reads: ClassVar = ("pooled",)
+    learns: ClassVar = "two embeddings, two banks"
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
         """The labels of the training examples, from which negatives are drawn."""

@@ -61,6 +61,7 @@ class FitNet(Feature):
     hint: str = "stage2"
 
     reads: ClassVar = ("stages",)
+    learns: ClassVar = "a convolution with batch norm"
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
@@ -143,6 +144,7 @@ class VID(Feature):
     variance: float = 5.0
 
     reads: ClassVar = ("stages",)
+    learns: ClassVar = "regressors and variances"
 
     def __post_init__(self) -> None:
         if not 1e-3 <= self.variance < float("inf"):
@@ -181,6 +183,7 @@ class OFD(Feature):
     weight: float = 0.001
 
     reads: ClassVar = ("preacts", "weights")
+    learns: ClassVar = "convolutions with batch norm"
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, np.ndarray]:
         """The margins, by stage.
@@ -315,6 +318,7 @@ class CC(Feature):
     dim: int = 128
 
     reads: ClassVar = ("pooled",)
+    learns: ClassVar = "two embeddings"
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
@@ -342,6 +346,7 @@ class ITRD(Feature):
     alpha: float = 1.5
 
     reads: ClassVar = ("pooled",)
+    learns: ClassVar = "an embedding"
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:

@@ -25,6 +25,7 @@ class CTKD(Logit):
     """
 
     fixed: ClassVar[tuple[str, ...]] = (*Logit.fixed, "temperature")
+    learns: ClassVar[str] = "the temperature"
 
     start: float = 1.0
     end: float = 20.0

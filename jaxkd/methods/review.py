@@ -36,6 +36,7 @@ class ReviewKD(Feature):
     warmup_epochs: int = 20
 
     reads: ClassVar = ("preacts", "pooled")
+    learns: ClassVar = "fusion modules"
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < float("inf"):

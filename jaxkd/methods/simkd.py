@@ -38,6 +38,7 @@ class SimKD(Feature):
     map: str = "last"
 
     reads: ClassVar = ("last", "weights")
+    learns: ClassVar = "a projector"
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
         """The teacher's classifier, and what averages a map of the size of the smaller one of both."""

@@ -52,6 +52,11 @@ class Sum(Method):
         """What any part reads."""
         return tuple(dict.fromkeys(name for part in self.methods for name in part.reads))
 
+    @property
+    def learns(self) -> str:  # type: ignore[override]
+        """What the parts learn."""
+        return ", ".join(part.learns for part in self.methods if part.learns)
+
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
         made = [part(x) for part in self.methods]
