@@ -104,7 +104,7 @@ class DistillConfig(RunConfig):
         """See `Options`."""
         super().check()
         if not isinstance(self.method_options, dict):
-            raise ValueError(f"the options of a method are a dictionary, got {self.method_options!r}")
+            raise ValueError(f"method_options must be a dictionary, got {self.method_options!r:.100}")
         if self.cache == "fill" and self.joint:
             raise ValueError("--cache fill is for one process; make the cache with `jaxkd cache` first")
 
