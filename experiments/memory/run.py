@@ -115,7 +115,7 @@ def main() -> None:
     lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
     lines += [
         "",
-        f"Runs with {options.methods} of the methods. The last has {ratio:.3f} times the resident memory of the "
+        f"Runs with {options.methods} of the methods. The last has {ratio:.3f} times the memory of the "
         f"fifth. jax {jax.__version__}, Python {platform.python_version()}; `experiments/memory/run.py`.",
     ]
     text = "\n".join(lines) + "\n"
