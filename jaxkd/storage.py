@@ -147,6 +147,14 @@ def load_tree(
                 f"{name} cannot be restored now ({reason or first_line(error)}); nothing was changed"
             ) from error
         raise DamagedError(f"{name} cannot be restored ({first_line(error)})") from error
+    if like is not None:
+        pairs = zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(tree), strict=True)
+        for (path, wanted), found in pairs:
+            if found.shape != wanted.shape:
+                raise ValueError(
+                    f"{name} holds other arrays than are asked for: {jax.tree_util.keystr(path)} is "
+                    f"{list(found.shape)} and not {list(wanted.shape)}"
+                )
     if damaged:
         raise DamagedError(f"{name} is damaged: checksum mismatch (expected {(digest or '')[:16]}...)")
     return tree

@@ -26,7 +26,8 @@ import jaxkd
 from jaxkd import cli, data, storage, teachers
 from jaxkd.cli.commands import COMMANDS as COMMANDS_BY_NAME
 from jaxkd.cli.parse import parse
-from jaxkd.runs.record import read_metrics
+from jaxkd.config import TrainConfig
+from jaxkd.runs.record import Record, read_metrics
 
 COMMANDS = "train", "distill", "cache", "evaluate", "import", "report", "methods"
 
@@ -420,6 +421,20 @@ def test_evaluate_and_report_on_a_run(tmp_path: Path, tiny: Path, teacher: Path)
     assert code == 0, errors
     assert "| run | resnet8 | lskd   |      1 |" in output
     assert "|        3.00 |" in output
+
+
+def test_evaluate_finds_the_data_of_a_run_from_any_folder(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run was told of them by a relative path; its network knows the file's name alone."""
+    monkeypatch.chdir(tiny.parent)
+    record = Record(tmp_path / "run")
+    record.open(TrainConfig(data=tiny.name).as_dict(), {}, jax.devices()[:1])
+    record.close()
+    helpers.untrained_teacher(tmp_path / "run" / "model", data.load(tiny.name))
+    monkeypatch.chdir(tmp_path)
+    cli.main(["evaluate", "run", "--devices", "1"])
+    assert "run on all 19 test images: accuracy" in capsys.readouterr().out
 
 
 def test_import_writes_a_teacher_with_its_accuracy(shared_data: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def run_script(*arguments: object, seconds: int) -> str:
 @LINUX
 def test_attacks_are_refused_within_memory_and_time(tmp_path: Path) -> None:
     """Under half a gigabyte and 20 seconds each; before, they took up to 9 GB, a minute, or other memory."""
-    table = run_script("--mutations", 0, "--out", tmp_path, seconds=300)
+    table = run_script("--only", "weights", "--out", tmp_path, seconds=300)
     for name in hostile.ATTACKS:
         line = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
         assert "| refused |" in line or name in ("huge_memo", "many_containers"), line
@@ -40,7 +40,7 @@ def test_attacks_are_refused_within_memory_and_time(tmp_path: Path) -> None:
 
 @LINUX
 def test_mutated_files_do_no_harm(tmp_path: Path) -> None:
-    table = run_script("--mutations", 150, "--attacks", "none", "--out", tmp_path, seconds=300)
+    table = run_script("--only", "mutations", "--mutations", 150, "--out", tmp_path, seconds=300)
     assert "150 mutations" in table
     assert "No crash, no hang" in table
 
@@ -48,8 +48,27 @@ def test_mutated_files_do_no_harm(tmp_path: Path) -> None:
 @LINUX
 @pytest.mark.slow
 def test_thousands_of_mutated_files_do_no_harm(tmp_path: Path, shared_data: Path) -> None:
-    arguments = ("--mutations", 3000, "--seed", 1, "--published", shared_data / "teachers", "--out", tmp_path)
+    arguments = (
+        "--only",
+        "mutations",
+        "--mutations",
+        3000,
+        "--seed",
+        1,
+        "--published",
+        shared_data / "teachers",
+        "--out",
+        tmp_path,
+    )
     assert "No crash, no hang" in run_script(*arguments, seconds=3000)
+
+
+@LINUX
+@pytest.mark.slow
+def test_records_places_and_users_do_no_harm(tmp_path: Path) -> None:
+    assert "no traceback, no harm" in run_script(
+        "--only", "records", "places", "--out", tmp_path, seconds=3000
+    )
 
 
 @pytest.mark.parametrize(

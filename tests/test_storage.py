@@ -310,6 +310,47 @@ def test_a_tree_comes_back_with_and_without_its_structure(tmp_path: Path) -> Non
         assert (back["b"]["c"], back["b"]["empty"]) == (2, {})
 
 
+def test_another_tree_is_told_from_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = storage.save_tree(tmp_path / "tree", {"a": np.zeros(3, np.float32)})
+    storage.check_files(tmp_path / "tree", storage.file_digests(tmp_path / "tree"))
+    for like in ({"b": np.zeros(3, np.float32)}, {"a": np.zeros(4, np.float32)}):
+        with pytest.raises(ValueError, match="holds other arrays than are asked for") as caught:
+            storage.load_tree(tmp_path / "tree", like, digest, checked=True)
+        assert not isinstance(caught.value, storage.DamagedError)
+
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(storage, "_restore", fails)
+    for checked in (True, False):
+        with pytest.raises(OSError, match=r"cannot be restored now \(Input/output error\); nothing was"):
+            storage.load_tree(tmp_path / "tree", None, digest, checked=checked)
+
+
+def test_files_are_compared_before_anybody_reads_them(tmp_path: Path) -> None:
+    storage.save_tree(tmp_path / "tree", {"a": np.zeros(3)})
+    digests = storage.file_digests(tmp_path / "tree")
+    os.mkfifo(tmp_path / "tree" / "pipe")
+    for name in ("pipe", "../none", "/dev/zero"):  # the one would wait for ever, the other never end
+        with pytest.raises(storage.DamagedError, match="is damaged: it is absent, or no file"):
+            storage.check_files(tmp_path / "tree", {**digests, name: "0"})
+
+
+def test_what_fails_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax closes the event loop at the first failure; each of the other reads then printed a traceback."""
+    tree = {str(i): np.arange(1000.0 * (i + 1)) for i in range(20)}
+    storage.save_tree(tmp_path / "tree", tree)
+    max((tmp_path / "tree").rglob("d/*"), key=lambda path: path.stat().st_size).unlink()
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    for _ in range(5):
+        with pytest.raises(storage.DamagedError, match="tree cannot be restored"):
+            storage.load_tree(tmp_path / "tree", None)
+    assert printed == []
+
+
 def test_threads_may_save_at_the_same_time(tmp_path: Path) -> None:
     """Orbax alone takes one thread's signals for another's, and waits for ever or fails."""
     failures: list[BaseException] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,31 @@ def test_looking_for_a_teacher_writes_nothing(tmp_path: Path, dataset: data.Data
     assert [path.name for path in tmp_path.iterdir()] == [beside.name]
     helpers.untrained_teacher(folder, dataset)
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_a_teacher_may_be_replaced_while_it_is_restored(
+    tmp_path: Path, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    known, restore = teachers.load(folder), storage._restore
+
+    def late(*arguments: object) -> object:
+        shutil.rmtree(folder)
+        return restore(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "_restore", late)
+    assert teachers.load(folder).digest == known.digest
+
+
+def test_a_teacher_without_digests_of_its_files_is_read(tmp_path: Path, dataset: data.Dataset) -> None:
+    """Of an earlier version."""
+    folder = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    known = teachers.load(folder)
+    about = json.loads((folder / "teacher.json").read_text())
+    del about["files"], about["description_sha256"]
+    about["description_sha256"] = records.checksum(about)
+    (folder / "teacher.json").write_text(json.dumps(about, indent=2) + "\n")
+    assert teachers.load(folder).digest == known.digest
 
 
 SAVER = """

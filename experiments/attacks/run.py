@@ -1,12 +1,22 @@
-"""Reads hostile and mutated weight files, each in a child with limits of memory and time.
+"""Attacks what jaxkd reads: weight files, its own records, the folders that it is given, odd users.
 
-    python experiments/attacks/run.py                        # all attacks, 4,000 mutations; minutes
+    python experiments/attacks/run.py                        # everything, 4,000 mutations; minutes
     python experiments/attacks/run.py --published FOLDER     # mutates the published teachers in FOLDER too
+    python experiments/attacks/run.py --only records places  # a part
 
-The mutations are flipped bits, cuts, splices, extreme numbers and changed pickle instructions, before and
-inside the archives' checksums, drawn from a seed.  A child may be refused the file (with a message), or read
-it; whatever it reads must be in the file.  Anything else is a fault, and makes the exit code 1: the file is
-kept in --out/faults.  Writes attacks.md into --out.  Needs Linux.
+Weights: hostile and mutated files, each read in a child with limits of memory and time.  The mutations are
+flipped bits, cuts, splices, extreme numbers and changed pickle instructions, before and inside the archives'
+checksums, drawn from a seed.  A child may be refused the file (with a message), or read it; whatever it reads
+must be in the file.
+
+Records (`records.py`): every bit of every file that decides on something is flipped, and each is cut, deleted
+and filled with nonsense.  Other values than those that were written must be told by the file's name.
+
+Places (`places.py`): odd folder names, somebody's things in the way, too few descriptors, no room, unknown
+users.  All works, or there is a message, and everything is as it was.
+
+Anything else is a fault, and makes the exit code 1; weight files are kept in --out/faults.  Writes attacks.md
+into --out.  Needs Linux.
 """
 
 from __future__ import annotations
@@ -20,7 +30,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import hostile  # noqa: E402
 import numpy as np  # noqa: E402
@@ -72,39 +82,77 @@ def mutation_table(tally: dict[tuple[str, str], collections.Counter[str]]) -> tu
     return rows, sum(count for kind, count in total.items() if kind not in ("refused", "read"))
 
 
+def record_table(folder: Path) -> tuple[list[str], int]:
+    """Damaged records; rows of Markdown, and how many changes were believed or ended in a traceback."""
+    import records  # starts JAX, whose threads the children of the others must not inherit
+
+    rows = ["| file | what was done to it | times | outcomes |", "|:--|:--|--:|:--|"]
+    faults = 0
+    for name, way, outcomes in records.attack(folder):
+        seen = collections.Counter(shown(outcome) for outcome in outcomes)
+        faults += sum(count for outcome, count in seen.items() if outcome[0].isupper())
+        told = "; ".join(f"{count} {outcome}" for outcome, count in seen.most_common())
+        rows.append(f"| {name} | {way} | {len(outcomes):,} | {told} |")
+    return rows, faults
+
+
+def place_table(folder: Path) -> tuple[list[str], int]:
+    """Odd places and users; rows of Markdown, and how many times there was harm."""
+    import places
+
+    rows = ["| what | outcome |", "|:--|:--|"]
+    faults = 0
+    for attack in (places.names, places.in_the_way, places.limits, places.users):
+        for what, outcome in attack(folder):
+            faults += outcome[0].isupper()
+            rows.append(f"| {shown(what)} | {shown(outcome.replace(str(folder), ''))} |")
+    return rows, faults
+
+
+def shown(text: str) -> str:
+    """A text in a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")[:200]
+
+
 def main() -> None:
     """Runs everything and writes the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parts = ("weights", "mutations", "records", "places")
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--mutations", type=int, default=4000)
-    parser.add_argument("--attacks", choices=("all", "none"), default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--published", type=Path, help="folder of published weight files to mutate too")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     lines: list[str] = []
     faults, begun = 0, time.monotonic()
+
+    def add(heading: str, table: tuple[list[str], int]) -> None:
+        nonlocal faults
+        rows, harm = table
+        lines.extend([f"## {heading}", "", *rows, ""])
+        faults += harm
+
     with tempfile.TemporaryDirectory() as there:
         folder = Path(there)
-        if options.attacks == "all":
-            rows, harm = attack_table(list(hostile.ATTACKS), folder)
-            lines, faults = [*rows, ""], harm
-        if options.mutations:
+        folder.chmod(0o755)  # for users of other ids
+        if "weights" in options.only:
+            add("Hostile weight files", attack_table(list(hostile.ATTACKS), folder))
+        if "mutations" in options.only:
             files = hostile.good_files(folder / "good", options.published)
             keep = options.out / "faults"
             tally = hostile.fuzz(files, options.mutations, folder, seed=options.seed, keep=keep)
-            rows, harm = mutation_table(tally)
-            lines += [*rows, ""]
-            faults += harm
-    outcome = (
-        f"{faults} FAULTS, kept in {options.out / 'faults'}"
-        if faults
-        else "No crash, no hang, no foreign memory, no other error than a refusal"
-    )
+            add(f"{options.mutations} mutations of weight files (seed {options.seed})", mutation_table(tally))
+        if "records" in options.only:
+            add("Damaged records", record_table(folder / "records"))
+        if "places" in options.only:
+            add("Places and users", place_table(folder / "places"))
+    outcome = f"{faults} FAULTS" if faults else "No crash, no hang, no foreign memory, no traceback, no harm"
     lines.append(
-        f"{options.mutations} mutations of seed {options.seed} in {time.monotonic() - begun:.0f} s, each in "
-        f"a child with {hostile.MEMORY // hostile.MIB} MB and {hostile.SECONDS} s. {outcome}. "
+        f"{', '.join(options.only)} in {time.monotonic() - begun:.0f} s; weight files each in a child with "
+        f"{hostile.MEMORY // hostile.MIB} MB and {hostile.SECONDS} s. {outcome}. "
         f"Python {platform.python_version()}, numpy {np.__version__}, safetensors {safetensors.__version__}; "
         "`experiments/attacks/run.py`."
     )

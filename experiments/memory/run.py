@@ -1,12 +1,12 @@
-"""Makes many runs in one process and writes down its memory after every fifth.
+"""Makes many runs in one process and writes down what it holds after every fifth.
 
     python experiments/memory/run.py                    # 50 runs that differ in the seed
-    python experiments/memory/run.py --methods all      # a different method each time
+    python experiments/memory/run.py --methods all      # another method each time, which compiles each time
 
-Each run distils a ResNet-8 from the digits' teacher for one epoch of 128 images.  What is counted is the
-resident memory that Linux reports, after Python's garbage collection; beside it, the process's threads, open
-files and memory maps, JAX's live arrays, and what the heap gives back when it is asked to (malloc_trim).
-Writes memory.md into --out, and ends with exit code 1 if run 50 takes over a tenth more than run 5.
+Each run distils a ResNet-8 from the digits' teacher for one epoch of 128 images.  Counted are the resident
+memory, the heap's blocks in use, JAX's compiled programs and live arrays, threads, open files, memory maps
+and log handlers, after Python's garbage collection.  Writes memory-one.md or memory-all.md into --out, and
+ends with exit code 1 if the last run takes over a tenth more than the fifth.  Needs Linux with glibc.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ import platform
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import jaxkd
 from jaxkd import data, methods
-from jaxkd.cpu import tune_cpu
 
 EXAMPLES = 128
 
@@ -43,9 +40,8 @@ def megabytes() -> float:
 class MallInfo(ctypes.Structure):
     """glibc's `struct mallinfo2`."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
-    )]  # fmt: skip
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
 
 
 def allocated() -> float:
@@ -79,8 +75,26 @@ def look() -> dict[str, Any]:
 def small_digits() -> data.Dataset:
     """The first images of the digits."""
     digits = data.load("digits")
-    parts = {name: (split.images[:EXAMPLES], split.labels[:EXAMPLES]) for name, split in digits.splits.items()}
+    parts = {
+        name: (split.images[:EXAMPLES], split.labels[:EXAMPLES]) for name, split in digits.splits.items()
+    }
     return data.from_arrays(parts["train"], parts["test"], num_classes=10, name="small-digits")
+
+
+def make_runs(count: int, methods_in_turn: list[str]) -> list[dict[str, Any]]:
+    """Makes the runs; a row after the first and after every fifth."""
+    dataset = small_digits()
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        method = methods_in_turn[number % len(methods_in_turn)]
+        jaxkd.distill(
+            data=dataset, teacher="digits-resnet20", student="resnet8", method=method, seed=number,
+            run=f"run{number}", epochs=1, batch_size=32, devices=1, say=lambda _: None,
+        )  # fmt: skip
+        if number == 0 or (number + 1) % 5 == 0:
+            rows.append({"runs": number + 1, **look()})
+            print(rows[-1], flush=True)
+    return rows
 
 
 def main() -> None:
@@ -90,34 +104,25 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--methods", choices=("one", "all"), default="one")
-    parser.add_argument("--tuned", action="store_true", help="with the command line's settings of malloc")
-    parser.add_argument("--seeds", action="store_true", help="as one call with so many seeds")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    if options.tuned:
-        tune_cpu()
-    dataset = small_digits()
-    known = [name for name in methods.names() if name != "labels"] if options.methods == "all" else ["atkd"]
-    rows: list[dict[str, Any]] = []
-
-    def note(count: int) -> None:
-        if count == 1 or count % 5 == 0:
-            rows.append({"runs": count, **look()})
-            print(rows[-1], flush=True)
-
+    one = ["atkd"] if options.methods == "one" else [m for m in methods.names() if m != "labels"]
     with tempfile.TemporaryDirectory() as there, contextlib.chdir(there):
-        common = {"epochs": 1, "batch_size": 32, "devices": 1, "say": lambda _: None}
-        for number in range(options.runs):
-            method = known[number % len(known)]
-            teacher = "digits-resnet20" if methods.create(method).reads else None
-            jaxkd.distill(
-                data=dataset, teacher=teacher, student="resnet8", method=method, seed=number,
-                run=f"run{number}", **common,
-            )  # fmt: skip
-            note(number + 1)
-    print(megabytes(), ctypes.CDLL(None).malloc_trim(0), megabytes())
-    five = next(row["resident MB"] for row in rows if row["runs"] == 5)
-    print("ratio", rows[-1]["resident MB"] / five)
+        rows = make_runs(options.runs, one)
+    after = {row["runs"]: row["resident MB"] for row in rows}
+    ratio = after[max(after)] / after[5]
+    lines = [f"| {' | '.join(rows[0])} |", "|" + "--:|" * len(rows[0])]
+    lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
+    lines += [
+        "",
+        f"Runs with {options.methods} of the methods. The last has {ratio:.3f} times the memory of the "
+        f"fifth. jax {jax.__version__}, Python {platform.python_version()}; `experiments/memory/run.py`.",
+    ]
+    text = "\n".join(lines) + "\n"
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"memory-{options.methods}.md").write_text(text)
+    print(text)
+    sys.exit(ratio > 1.1)
 
 
 if __name__ == "__main__":

@@ -129,14 +129,21 @@ class TeacherCache:
         Raises:
           ValueError: there is one of another key or precision, or rows of nobody knows what.
         """
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; name a folder, or move the file away")
         try:
             cache = cls(folder, key)
         except (FileNotFoundError, DamagedError) as error:
             found = cls._precision_of_rows(folder, key, error)
-            if (folder / _ABOUT).exists():
-                records.set_aside(folder / _ABOUT)
             if found is not None:
                 logger.warning("%s; it was made again, since there are rows that belong to it", error)
+            if os.path.lexists(folder / _ABOUT):
+                if found is None:
+                    raise ValueError(
+                        f"{folder / _ABOUT} is damaged, or of something else, and there are no rows; remove "
+                        "it, or name another folder"
+                    ) from None
+                records.set_aside(folder / _ABOUT)
             records.write(folder / _ABOUT, _SCHEMA, _about(key, found or dtype or DEFAULT_DTYPE))
             cache = cls(folder, key)
         if dtype not in (None, cache.dtype):

@@ -71,14 +71,24 @@ def _evaluate(config: EvaluateConfig) -> None:
     from jaxkd.runs import evaluate
 
     teacher = teachers.load(config.teacher)
-    dataset = data.load(
-        config.data or teacher.description.data, data_dir=config.data_dir, splits=(config.split,)
-    )
+    trained_on = config.data or _data_of_run(Path(config.teacher)) or teacher.description.data
+    dataset = data.load(trained_on, data_dir=config.data_dir, splits=(config.split,))
     scores = evaluate(
         teacher, dataset, split=config.split, batch_size=config.batch_size, devices=config.devices
     )
     count = len(dataset.splits[config.split])
     print_line(f"{teacher.name} on all {count:,} {config.split} images: {_scores(scores)}")
+
+
+def _data_of_run(folder: Path) -> str | None:
+    """What a run was told of its data: the path of a file, of which its network has the name alone."""
+    from jaxkd.runs.record import recorded
+
+    if not (folder / "model").is_dir():
+        return None
+    known = recorded(folder).config
+    found = known["config"].get("data") if known else None
+    return found if isinstance(found, str) else None
 
 
 def _import(config: ImportConfig) -> None:

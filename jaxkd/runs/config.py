@@ -104,7 +104,7 @@ class DistillConfig(RunConfig):
         """See `Options`."""
         super().check()
         if not isinstance(self.method_options, dict):
-            raise ValueError(f"the options of a method are a dictionary, got {self.method_options!r}")
+            raise ValueError(f"method_options must be a dictionary, got {self.method_options!r:.100}")
         if self.cache == "fill" and self.joint:
             raise ValueError("--cache fill is for one process; make the cache with `jaxkd cache` first")
 
@@ -187,7 +187,8 @@ def from_file(command: type[C], path: Path) -> C:
     folder = path.resolve().parent
     contents = _recorded(folder, path) if _is_recorded(path) else _own(path)
     stored = dict(contents["config"])
-    if unknown := sorted(stored.keys() - {field.name for field in dataclasses.fields(command)}):
+    known = {field.name for field in dataclasses.fields(command)}
+    if unknown := sorted(stored.keys() - known):
         raise ValueError(
             f"--config {path} has options that {command.__name__} has not: {', '.join(unknown)}; "
             "it is of another command or version"
@@ -198,7 +199,7 @@ def from_file(command: type[C], path: Path) -> C:
             "hold; make the call in Python again that began it"
         )
     if _is_recorded(path):
-        stored["run"] = folder
+        stored["run" if "run" in known else "out"] = folder
     try:
         return command(**stored)
     except (ValueError, TypeError) as error:

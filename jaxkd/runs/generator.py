@@ -204,8 +204,9 @@ def train_generator(
         "steps": total,
     }
     with contextlib.closing(Record(config.out)) as record, StopRequest() as stop:
-        record.open(config.as_dict(), identity, jax.local_devices()[:1])
-        checkpoints = Checkpoints(config.out / "checkpoints", identity, keep=1)
+        for note in record.open(config.as_dict(), identity, jax.local_devices()[:1]):
+            say(f"note: {note}")
+        checkpoints = Checkpoints(config.out / "checkpoints", identity, keep=1, config=record.config)
         state = game.init(config.seed)
         before: Any = checkpoints.restore_latest(state)
         state = before or state

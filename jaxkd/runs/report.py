@@ -23,7 +23,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from jaxkd import teachers  # noqa: E402
-from jaxkd.runs.record import read_metrics  # noqa: E402
+from jaxkd.runs.record import CONFIG, RESULT, read_either, read_metrics  # noqa: E402
 
 _LONG = 12  # epochs
 # Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
@@ -165,12 +165,12 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
         )
-    stored = json.loads((folder / "config.json").read_text())
+    stored = read_either(folder / "config.json", CONFIG)
     config, identity = stored.get("config"), stored.get("identity", {})
     if config is None:
         raise ValueError(f"{folder / 'config.json'} is not a run's")
     result_file = folder / "result.json"
-    result = json.loads(result_file.read_text()) if result_file.is_file() else {}
+    result = read_either(result_file, RESULT) if result_file.is_file() else {}
     tests = [line for line in read_metrics(folder) if line["kind"] == "test"]
     return {"name": folder.name, "config": config, "identity": identity, "result": result, "tests": tests}
 

@@ -117,17 +117,21 @@ def test_images_of_another_shape_are_refused() -> None:
 
 
 KILLING = """
-import dataclasses, multiprocessing, os, signal, sys
+import dataclasses, multiprocessing, os, signal
 import numpy as np
 from jaxkd.data.streaming import in_memory
-if __name__ == "__main__":
+
+def main():
     split = in_memory(np.zeros((8, 8, 8, 1), np.uint8), np.zeros(8, np.int32))
     split = dataclasses.replace(split, workers=1)
+    for number, _ in enumerate(split.batches(np.zeros((3000, 16), int))):
+        if number == 2:
+            worker, = (c for c in multiprocessing.active_children() if c.name.startswith("grain-"))
+            os.kill(worker.pid, signal.SIGKILL)
+
+if __name__ == "__main__":
     try:
-        for number, _ in enumerate(split.batches(np.zeros((3000, 16), int))):
-            if number == 2:
-                worker, = (c for c in multiprocessing.active_children() if c.name.startswith("grain-"))
-                os.kill(worker.pid, signal.SIGKILL)
+        main()
     except ChildProcessError as error:
         print(error)
 """

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import logging
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +276,20 @@ def test_bad_configurations_are_refused() -> None:
         jaxkd.train(TrainConfig(devices=9), helpers.tiny_dataset(), say=silent)
     with pytest.raises(ValueError, match="a batch of 12 cannot be shared equally by 8 devices"):
         jaxkd.train(TrainConfig(batch_size=12, devices=8), helpers.tiny_dataset(), say=silent)
+
+
+def test_runs_leave_nothing_in_the_process(tmp_path: Path) -> None:
+    """Nothing that grows with their number; experiments/memory has the megabytes."""
+    dataset = helpers.tiny_dataset()
+    held = []
+    for seed in range(3):
+        jaxkd.train(config(tmp_path / str(seed), epochs=1, seed=seed), dataset, say=silent)
+        gc.collect()
+        programs = jax.devices()[0].client.live_executables()
+        files = list(Path("/dev/fd").iterdir())
+        handlers = len(logging.getLogger("jaxkd").handlers) + len(logging.root.handlers)
+        held.append((len(programs), len(jax.live_arrays()), threading.active_count(), len(files), handlers))
+    assert held[1] == held[2]
 
 
 def test_seeds_are_the_runs_that_each_would_be_alone(tmp_path: Path) -> None:
