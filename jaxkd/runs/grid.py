@@ -14,8 +14,11 @@ from jaxkd import methods as known_methods
 from jaxkd import models, teachers
 from jaxkd.progress import Say, print_line
 from jaxkd.runs.config import DistillConfig, TrainConfig
+from jaxkd.runs.kept import find_kept, keep
 from jaxkd.runs.report import report
 from jaxkd.runs.run import distill, train
+
+Planned = TrainConfig | DistillConfig
 
 
 def grid(
@@ -24,16 +27,21 @@ def grid(
     pairs: Sequence[tuple[str, str]],
     methods: Mapping[str, Mapping[str, Any]],
     alone: bool = True,
+    records: str | Path | None = None,
     say: Say = print_line,
     **options: Any,
 ) -> str:
     """Makes the runs of an experiment, one after the other, and reports them.
+
+    All methods of the first seed come first, then those of the second: a table is there as early as can be.
 
     Args:
       folder: of the runs and, under `report`, of the table and the figures.
       pairs: teachers (names or folders) and students (names).
       methods: a run's name to the options of `DistillConfig` that make it: `{"kd": {"method": "kd"}}`.
       alone: whether every student is also trained on labels alone.
+      records: a folder that gets the record of each finished run (config.json, metrics.jsonl, result.json); a
+        run whose record is there already is not made again.
       say: where progress goes.
       **options: of all runs: data, epochs, seeds, batch_size, ...
 
@@ -41,32 +49,58 @@ def grid(
       The Markdown table.
 
     Raises:
-      ValueError: a name is unknown, or a teacher does not fit the data; before anything is trained.
+      ValueError: a name is unknown, a teacher does not fit the data, or a record is of another run; before
+        anything is trained.
     """
     folder = Path(folder)
-    several = len(pairs) > 1
-    planned: list[TrainConfig | DistillConfig] = []
-    for student in dict.fromkeys(student for _, student in pairs) if alone else ():
-        own = folder / (f"{student}-alone" if several else "alone")
-        planned.append(TrainConfig(model=student, run=own, **options))
-    for teacher, student in pairs:
-        for name, chosen in methods.items():
-            own = folder / (f"{Path(teacher).name}-{student}-{name}" if several else name)
-            planned.append(DistillConfig(teacher=teacher, student=student, run=own, **{**options, **chosen}))
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
+    planned = _plan(folder, pairs, methods, alone, options)
     _check(planned, known)
-    folders = [teachers.locate(teacher) for teacher in known]
+    places = {config.folder: Path(records) / config.folder.name if records else None for config in planned}
+    done = {
+        config.folder
+        for config in planned
+        if (place := places[config.folder]) and find_kept(config, place, _digest(config, known))
+    }
     for config in planned:
+        place = places[config.folder]
+        if config.folder in done:
+            say(f"{place} is done already")
+            continue
         # By name, so that every run can be resumed alone from its config.json.
         if isinstance(config, TrainConfig):
             train(config, say=say)
         else:
             distill(config, say=say)
-        folders += [each.folder for each in config.each_seed()]
-    return report(folders, folder / "report")
+        if place:
+            keep(config.folder, place)
+    folders = [places[config.folder] or config.folder for config in planned]
+    return report([*map(teachers.locate, known), *folders], folder / "report")
 
 
-def _check(planned: Sequence[TrainConfig | DistillConfig], known: Mapping[str, teachers.Teacher]) -> None:
+def _plan(
+    folder: Path,
+    pairs: Sequence[tuple[str, str]],
+    methods: Mapping[str, Mapping[str, Any]],
+    alone: bool,
+    options: Mapping[str, Any],
+) -> list[Planned]:
+    """The runs, each of one seed: seed by seed, the students alone before the others."""
+    several = len(pairs) > 1
+    planned: list[Planned] = []
+    for student in dict.fromkeys(student for _, student in pairs) if alone else ():
+        own = folder / (f"{student}-alone" if several else "alone")
+        planned.append(TrainConfig(model=student, run=own, **options))
+    for name, chosen in methods.items():
+        for teacher, student in pairs:
+            own = folder / (f"{Path(teacher).name}-{student}-{name}" if several else name)
+            planned.append(DistillConfig(teacher=teacher, student=student, run=own, **{**options, **chosen}))
+    return [
+        config for of_seed in zip(*(each.each_seed() for each in planned), strict=True) for config in of_seed
+    ]
+
+
+def _check(planned: Sequence[Planned], known: Mapping[str, teachers.Teacher]) -> None:
     """Looks at all names before anything is trained: hours later would be too late."""
     for config in planned:
         models.create(config.student if isinstance(config, DistillConfig) else config.model)
@@ -75,3 +109,7 @@ def _check(planned: Sequence[TrainConfig | DistillConfig], known: Mapping[str, t
     dataset = planned[0].load()
     for teacher in known.values():
         teacher.require_fit(dataset)
+
+
+def _digest(config: Planned, known: Mapping[str, teachers.Teacher]) -> str | None:
+    return known[config.teacher].digest if isinstance(config, DistillConfig) else None
