@@ -92,7 +92,8 @@ def test_a_recipe_trains_its_networks_and_reports_them(tmp_path: Path) -> None:
     resumed = parsed("distill", "--config", tmp_path / "all" / "kd" / "config.json")
     assert (resumed.method, resumed.epochs, resumed.seed) == ("kd", 2, 0)
     report = (tmp_path / "all" / "report" / "report.md").read_text()
-    rows = [line.split("|")[1:4] for line in report.splitlines() if line.startswith("| ")][2:]
+    lines = report[report.index("| run ") :].splitlines()
+    rows = [line.split("|")[1:4] for line in lines if line.startswith("| ")][2:]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["digits-resnet20", "resnet20", "pretrained"],
         ["alone", "resnet8", "labels"],
@@ -280,7 +281,7 @@ def parsed(*arguments: object) -> Any:
 def test_a_config_file_resumes_the_run_that_lies_beside_it(tmp_path: Path, whole: Path) -> None:
     file = whole / "config.json"
     stored = json.loads(file.read_text())["config"]
-    assert parsed("distill", "--config", file).as_dict() == stored
+    assert parsed("distill", "--config", file).as_dict() == {**stored, "run": str(whole)}
     changed = parsed("distill", "--epochs", 3, f"--config={file}", "--flip", True, "--run", "/other")
     assert changed.as_dict() == {**stored, "epochs": 3, "flip": True, "run": "/other"}
     chosen = parsed("distill", "--config", file, "--method", "dkd", "--method.beta=2")

@@ -3,19 +3,19 @@
     python experiments/claims/better_students.py           # hours; it goes on where it was stopped
     python experiments/claims/better_students.py --small   # the digits, two methods, seconds
 
-Eight epochs with the drops of the learning rate after 5, 6 and 7: the recipe of the distillation literature
-(240 epochs, drops after 150, 180, 210), squeezed.  So are the warm-ups that some methods have in their first 20
-epochs and CTKD's decay over 10: less than one epoch is left of each.  Weights are those of each method's authors
-for the full schedule.  All methods of seed 0 come first.
+Eight epochs with the drops of the learning rate after 5, 6 and 7: the recipe of the distillation
+literature (240 epochs, drops after 150, 180, 210), squeezed.  So are the warm-ups that some methods have in
+their first 20 epochs and CTKD's decay over 10: less than one epoch is left of each.  Weights are those of
+each method's authors for the full schedule.  All methods of seed 0 come first.
 
 The teacher is made of a published PyTorch file, and is found by its name:
 
     jaxkd import cifar100_resnet56.pt --model resnet56 --data cifar100 \
         --mean 0.5070 0.4865 0.4409 --std 0.2673 0.2564 0.2761
 
-Its logits on the views of a seed are computed once, by the first run of the seed that needs them.  Finished runs
-leave their records in `experiments/results/claims/better_students`, and are not made again on any machine that
-has them.
+Its logits on the views of a seed are computed once, by the first run of the seed that needs them.  Finished
+runs leave their records in `experiments/results/claims/better_students`, and are not made again on any
+machine that has them.
 """
 
 from __future__ import annotations

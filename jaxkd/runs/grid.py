@@ -28,6 +28,7 @@ def grid(
     methods: Mapping[str, Mapping[str, Any]],
     alone: bool = True,
     records: str | Path | None = None,
+    baseline: str | None = None,
     say: Say = print_line,
     **options: Any,
 ) -> str:
@@ -42,11 +43,12 @@ def grid(
       alone: whether every student is also trained on labels alone.
       records: a folder that gets the record of each finished run (config.json, metrics.jsonl, result.json); a
         run whose record is there already is not made again.
+      baseline: see `report`.
       say: where progress goes.
       **options: of all runs: data, epochs, seeds, batch_size, ...
 
     Returns:
-      The Markdown table.
+      The Markdown tables.
 
     Raises:
       ValueError: a name is unknown, a teacher does not fit the data, or a record is of another run; before
@@ -75,7 +77,7 @@ def grid(
         if place:
             keep(config.folder, place)
     folders = [places[config.folder] or config.folder for config in planned]
-    return report([*map(teachers.locate, known), *folders], folder / "report")
+    return report([*map(teachers.locate, known), *folders], folder / "report", baseline)
 
 
 def _plan(

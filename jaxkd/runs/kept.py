@@ -1,7 +1,7 @@
 """Records of finished runs, kept apart from their checkpoints: small enough for a repository.
 
-A kept record is a run's config.json, metrics.jsonl and result.json.  It stands for the run: a grid that finds it
-does not make the run again, on whatever machine.
+A kept record is a run's config.json, metrics.jsonl and result.json.  It stands for the run: a grid that finds
+it does not make the run again, on whatever machine.
 """
 
 from __future__ import annotations
