@@ -24,7 +24,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     teacher = helpers.untrained_teacher(folder / "teacher", dataset)
     return {
         "pairs": [(str(teacher), "resnet8")],
-        "methods": {"kd": {"method": "kd"}, "warm": {"method": "kd", "method_options": {"temperature": 8.0}}},
+        "methods": {"kd": {"method": "kd"}},
         "data": str(folder / "tiny.npz"),
         "epochs": 1,
         "batch_size": 16,
@@ -44,7 +44,7 @@ def made(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 def test_all_methods_of_a_seed_come_first(made: Path) -> None:
     finished = sorted((made / "all").glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
     assert [path.parent.name for path in finished] == [
-        f"{name}-seed{seed}" for seed in (0, 1) for name in ("alone", "kd", "warm")
+        f"{name}-seed{seed}" for seed in (0, 1) for name in ("alone", "kd")
     ]
 
 
@@ -54,13 +54,13 @@ def test_records_stand_for_runs_on_another_machine(
     records = shutil.copytree(made / "records", tmp_path / "records")
     assert {path.name for path in (records / "kd-seed1").iterdir()} == set(FILES)
     assert str(made) not in (records / "kd-seed1" / "config.json").read_text()
-    shutil.rmtree(records / "warm-seed1")
+    shutil.rmtree(records / "alone-seed0")
     (records / "kd-seed1" / "result.json").unlink()  # as if a copy had been cut off
     said: list[str] = []
     table = grid(tmp_path / "all", records=records, say=said.append, **options)
-    assert {path.name for path in (tmp_path / "all").iterdir()} == {"kd-seed1", "warm-seed1", "report"}
-    assert sum("is done already" in line for line in said) == 4
-    for name in ("kd-seed1", "warm-seed1"):
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {"kd-seed1", "alone-seed0", "report"}
+    assert sum("is done already" in line for line in said) == 2
+    for name in ("kd-seed1", "alone-seed0"):
         before, after = (
             json.loads((r / name / "result.json").read_text()) for r in (made / "records", records)
         )
@@ -68,7 +68,7 @@ def test_records_stand_for_runs_on_another_machine(
             k: v for k, v in after.items() if k not in ("seconds", "images_per_second")
         }
     assert table == (grid(tmp_path / "all", records=records, say=said.append, **options))
-    assert summarise(read([records])).methods == ("alone", "kd", "warm")
+    assert summarise(read([records])).methods == ("alone", "kd")
 
 
 def _doubled(tree: Any) -> Any:
