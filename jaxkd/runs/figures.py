@@ -21,7 +21,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 COLUMN = 3.4  # inches
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "legend.fontsize": 7,
@@ -34,7 +34,7 @@ _STYLE: Any = {
     "text.parse_math": False,  # a name may have dollar signs
 }
 # Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
-_COLOURS = ("#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9")
+COLOURS = ("#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9")
 _MOST_BANDS = 6  # more of them hide each other
 _EARLY = 4  # epochs; shorter runs are shown whole
 _LINES = ("-", "--", "-.", ":")
@@ -54,10 +54,15 @@ def save_all(summary: Summary, out: Path) -> list[str]:
         named[name] = distribution(summary, name)
     made = {name: figure for name, figure in named.items() if figure is not None}
     for name, figure in made.items():
-        with mpl.rc_context(_STYLE):
-            figure.savefig(out / f"{name}.png", dpi=300)
-            figure.savefig(out / f"{name}.pdf", metadata={"CreationDate": None})
+        save(figure, out, name)
     return list(made)
+
+
+def save(figure: Figure, out: Path, name: str) -> None:
+    """Writes a figure as PNG and PDF, the same bytes each time."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(out / f"{name}.png", dpi=300)
+        figure.savefig(out / f"{name}.pdf", metadata={"CreationDate": None})
 
 
 def accuracy(summary: Summary) -> Figure | None:
@@ -258,7 +263,7 @@ def _merged(described: Sequence[Mapping[str, Any]], most: int = 40) -> tuple[np.
 
 
 def _figure(summary: Summary, *, rows: int, height: float, sharex: bool = True) -> tuple[Figure, np.ndarray]:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         columns = len(summary.pairs)
         size = (COLUMN * min(columns, 3), height * rows + 0.3)
         figure = Figure(figsize=size, layout="constrained")
@@ -276,7 +281,7 @@ def _legend(figure: Figure, grid: np.ndarray) -> None:
     }
     longest = max(map(len, named), default=0)
     columns = max(1, min(4, 54 // (longest + 6)))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         legend = figure.legend(
             named.values(), named, frameon=False, loc="outside lower center", ncols=columns
         )
@@ -293,7 +298,7 @@ def _plain(text: str) -> str:
 def _looks(names: Sequence[str]) -> dict[str, _Look]:
     """A look for each method: a known one always has its own, and others get what is left."""
     order = [ALONE, *methods.names()]
-    free = [_Look(_COLOURS[i % 7], _LINES[i // 7 % 4], _MARKERS[i % 5]) for i in range(28)]
+    free = [_Look(COLOURS[i % 7], _LINES[i // 7 % 4], _MARKERS[i % 5]) for i in range(28)]
     looks = {name: free[order.index(name)] for name in names if name in order}
     left = [look for look in free if look not in looks.values()] or free
     for name in names:

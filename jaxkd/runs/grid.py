@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxkd import methods as known_methods
 from jaxkd import models, teachers
@@ -18,7 +18,12 @@ from jaxkd.runs.kept import find_kept, keep
 from jaxkd.runs.report import report
 from jaxkd.runs.run import distill, train
 
-Planned = TrainConfig | DistillConfig
+
+class Planned(NamedTuple):
+    """A run of a grid: its options, and its method if that is an object."""
+
+    config: TrainConfig | DistillConfig
+    method: known_methods.Method | None = None
 
 
 def grid(
@@ -39,7 +44,8 @@ def grid(
     Args:
       folder: of the runs and, under `report`, of the table and the figures.
       pairs: teachers (names or folders) and students (names).
-      methods: a run's name to the options of `DistillConfig` that make it: `{"kd": {"method": "kd"}}`.
+      methods: a run's name to the options of `DistillConfig` that make it: `{"kd": {"method": "kd"}}`; the
+        method may be a `Method`, too.
       alone: whether every student is also trained on labels alone.
       records: a folder that gets the record of each finished run (config.json, metrics.jsonl, result.json); a
         run whose record is there already is not made again.
@@ -58,13 +64,15 @@ def grid(
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
     planned = _plan(folder, pairs, methods, alone, options)
     _check(planned, known)
-    places = {config.folder: Path(records) / config.folder.name if records else None for config in planned}
-    done = {
-        config.folder
-        for config in planned
-        if (place := places[config.folder]) and find_kept(config, place, _digest(config, known))
+    places = {
+        run.config.folder: Path(records) / run.config.folder.name if records else None for run in planned
     }
-    for config in planned:
+    done = {
+        run.config.folder
+        for run in planned
+        if (place := places[run.config.folder]) and find_kept(run.config, place, _digest(run.config, known))
+    }
+    for config, method in planned:
         place = places[config.folder]
         if config.folder in done:
             say(f"{place} is done already")
@@ -73,10 +81,10 @@ def grid(
         if isinstance(config, TrainConfig):
             train(config, say=say)
         else:
-            distill(config, say=say)
+            distill(config, method=method, say=say)
         if place:
             keep(config.folder, place)
-    folders = [places[config.folder] or config.folder for config in planned]
+    folders = [place or folder for folder, place in places.items()]
     return report([*map(teachers.locate, known), *folders], folder / "report", baseline)
 
 
@@ -92,26 +100,33 @@ def _plan(
     planned: list[Planned] = []
     for student in dict.fromkeys(student for _, student in pairs) if alone else ():
         own = folder / (f"{student}-alone" if several else "alone")
-        planned.append(TrainConfig(model=student, run=own, **options))
+        planned.append(Planned(TrainConfig(model=student, run=own, **options)))
     for name, chosen in methods.items():
         for teacher, student in pairs:
             own = folder / (f"{Path(teacher).name}-{student}-{name}" if several else name)
-            planned.append(DistillConfig(teacher=teacher, student=student, run=own, **{**options, **chosen}))
+            method = chosen.get("method")
+            given = method if isinstance(method, known_methods.Method) else None
+            named = {"method": known_methods.title(given)} if given else {}
+            config = DistillConfig(
+                teacher=teacher, student=student, run=own, **{**options, **chosen, **named}
+            )
+            planned.append(Planned(config, given))
+    seeds = zip(*(run.config.each_seed() for run in planned), strict=True)
     return [
-        config for of_seed in zip(*(each.each_seed() for each in planned), strict=True) for config in of_seed
+        Planned(config, run.method) for of_seed in seeds for config, run in zip(of_seed, planned, strict=True)
     ]
 
 
 def _check(planned: Sequence[Planned], known: Mapping[str, teachers.Teacher]) -> None:
     """Looks at all names before anything is trained: hours later would be too late."""
-    for config in planned:
+    for config, method in planned:
         models.create(config.student if isinstance(config, DistillConfig) else config.model)
-        if isinstance(config, DistillConfig):
+        if isinstance(config, DistillConfig) and method is None:
             known_methods.create(config.method, **config.method_options)
-    dataset = planned[0].load()
+    dataset = planned[0].config.load()
     for teacher in known.values():
         teacher.require_fit(dataset)
 
 
-def _digest(config: Planned, known: Mapping[str, teachers.Teacher]) -> str | None:
+def _digest(config: TrainConfig | DistillConfig, known: Mapping[str, teachers.Teacher]) -> str | None:
     return known[config.teacher].digest if isinstance(config, DistillConfig) else None

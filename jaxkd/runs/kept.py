@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxkd.differences import describe_differences, differing_keys
-from jaxkd.runs.config import DistillConfig, TrainConfig, from_file
+from jaxkd.runs.config import DistillConfig, TrainConfig
 from jaxkd.runs.record import Record, Result
-from jaxkd.storage import write_text
+from jaxkd.storage import read_json, write_text
 
 FILES = ("config.json", "metrics.jsonl", "result.json")  # in the order of writing: the result says "done"
 
@@ -42,12 +42,15 @@ def find_kept(config: TrainConfig | DistillConfig, folder: Path, teacher_digest:
     Raises:
       ValueError: the record is of a run with other options or another teacher.
     """
-    record = Record(folder)
-    if not (folder / "config.json").is_file() or (done := record.result()) is None:
+    if not (folder / "config.json").is_file() or (done := Record(folder).result()) is None:
         return None
-    stored, identity = from_file(type(config), folder / "config.json"), record.identity() or {}
+    contents = read_json(folder / "config.json")
+    try:
+        stored = type(config)(**contents["config"])
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder} records a run of another command or version; remove it") from None
     different = differing_keys(
-        {**stored.decisive(), "teacher_digest": identity.get("teacher_digest")},
+        {**stored.decisive(), "teacher_digest": contents["identity"].get("teacher_digest")},
         {**config.decisive(), "teacher_digest": teacher_digest},
     )
     if different:
