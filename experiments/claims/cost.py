@@ -4,14 +4,14 @@
     python experiments/claims/cost.py --small   # small shapes, a few rounds
 
 Three tables.  *Temperatures alone*: from logits to the temperatures of the examples.  *Losses*: value and
-gradient of the batch mean, for batch x classes of 256 x 100, 256 x 1000 and 4096 x 32000.  *Training steps*: a
-ResNet-8 on 64 images of CIFAR-100's size, with the method's loss and the optimiser, the teacher's logits given
-(as from a cache), beside the teacher itself, a ResNet-56, which every method without a cache pays for.
+gradient of the batch mean, for 256 x 100, 256 x 1000 and 4096 x 32000 (batch x classes).  *Training steps*:
+a ResNet-8 on 64 images of CIFAR-100's size, with the method's loss and the optimiser, the teacher's logits
+given (as from a cache), beside the teacher itself, a ResNet-56, which every method without a cache pays for.
 
-All programs of a table run in turn, round after round, so that a change in the machine's load meets them all.
-Each cell is the median of the CPU time of a call (over all threads; other work on the machine does not count),
-its ratio to kd in the same round (the median of the ratios), and the temporary memory that the compiled
-program asks for.
+All programs of a table run in turn, round after round, so that a change of the load meets them all.
+Each row is the median of the CPU time of a call (over all threads; other work on the machine does not
+count), its ratio to kd in the same round (the median of the ratios), and the temporary memory that the
+compiled program asks for.
 """
 
 from __future__ import annotations

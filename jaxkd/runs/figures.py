@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,16 @@ _MOST_BANDS = 6  # more of them hide each other
 _EARLY = 4  # epochs; shorter runs are shown whole
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv"
+
+
+class Shown(Figure):
+    """A figure that a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            self.savefig(out, format="png", dpi=150)
+        return out.getvalue()
 
 
 class _Look(NamedTuple):
@@ -266,7 +277,7 @@ def _figure(summary: Summary, *, rows: int, height: float, sharex: bool = True) 
     with mpl.rc_context(STYLE):
         columns = len(summary.pairs)
         size = (COLUMN * min(columns, 3), height * rows + 0.3)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Shown(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex="col" if sharex else False)
         for axes, pair in zip(grid[0], summary.pairs, strict=True):
             axes.set_title(_plain(pair.title), parse_math=False)

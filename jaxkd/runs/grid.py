@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxkd import methods as known_methods
 from jaxkd import models, teachers
-from jaxkd.progress import Say, print_line
+from jaxkd.progress import Lasting, Say, print_line
 from jaxkd.runs.config import DistillConfig, TrainConfig
 from jaxkd.runs.kept import find_kept, keep
 from jaxkd.runs.report import report
@@ -75,7 +75,7 @@ def grid(
     for config, method in planned:
         place = places[config.folder]
         if config.folder in done:
-            say(f"{place} is done already")
+            say(Lasting(f"{place} is done already"))
             continue
         # By name, so that every run can be resumed alone from its config.json.
         if isinstance(config, TrainConfig):
