@@ -95,9 +95,16 @@ def main(
     if small:
         teacher, records, options = "digits-resnet20", None, {**RECIPE, **SMALL, "seeds": 2}
         methods = {name: methods[name] for name in ("kd", "atkd")}
-    # "fill": the first run of a seed keeps the teacher's logits for the others.
-    methods = {name: {**chosen, "cache": "fill"} for name, chosen in methods.items()}
-    table = grid(out, pairs=[(teacher, student)], methods=methods, records=records, **options)
+    cache = "auto" if small else "fill"  # the first run of a seed keeps the teacher's logits for the others
+    table = grid(
+        out,
+        pairs=[(teacher, student)],
+        methods=methods,
+        records=records,
+        baseline="kd",
+        cache=cache,
+        **options,
+    )
     print(f"\n{table}\ntable and figures: {out / 'report'}")
 
 

@@ -35,7 +35,6 @@ RECIPE = {
     "crop_padding": 4,
     "flip": True,
 }
-CACHE = "fill"  # the first run of a seed keeps the teacher's logits for the others
 SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 WEIGHTS = (1.0, 3.0, 9.0, 27.0)
@@ -45,13 +44,12 @@ CE_WEIGHT = 0.1
 def methods_of(temperatures: tuple[float, ...], weights: tuple[float, ...]) -> dict[str, dict[str, Any]]:
     def on_z(temperature: float | str, weight: float) -> dict[str, Any]:
         values = {"temperature": temperature, "standardize": True, "weight": weight, "ce_weight": CE_WEIGHT}
-        return {"method": "kd", "method_options": values, "cache": CACHE}
+        return {"method": "kd", "method_options": values}
 
-    limit = {"method": "correlation", "method_options": {"weight": 9.0, "ce_weight": CE_WEIGHT}}
     return {
         "adaptive": on_z("max_logit", 9.0),
         **{f"T={value:g}": on_z(value, 9.0) for value in temperatures},
-        "limit": {**limit, "cache": CACHE},
+        "limit": {"method": "correlation", "method_options": {"weight": 9.0, "ce_weight": CE_WEIGHT}},
         **{
             f"{name}, weight {weight:g}": on_z(temperature, weight)
             for weight in weights
@@ -137,6 +135,7 @@ def main(
         methods=methods,
         alone=False,
         records=records,
+        cache="auto" if small else "fill",
         baseline="adaptive",
         **options,
     )

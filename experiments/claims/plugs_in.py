@@ -31,7 +31,6 @@ RECIPE = {
     "crop_padding": 4,
     "flip": True,
 }
-CACHE = "fill"  # the first run of a seed keeps the teacher's logits for the others
 SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
 # A loss, its authors' temperature, and what else it takes.
 LOSSES: dict[str, tuple[float, dict[str, float]]] = {
@@ -74,8 +73,7 @@ def main(
             f"{loss}, adaptive": {"temperature": "max_logit", "standardize": True},
         }
         methods = {
-            name: {"method": loss, "method_options": {**others, **kind}, "cache": CACHE}
-            for name, kind in kinds.items()
+            name: {"method": loss, "method_options": {**others, **kind}} for name, kind in kinds.items()
         }
         table = grid(
             out / loss,
@@ -83,6 +81,7 @@ def main(
             methods=methods,
             alone=False,
             records=records,
+            cache="auto" if small else "fill",
             baseline=f"{loss} on z-scores",
             **options,
         )

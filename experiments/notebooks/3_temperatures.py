@@ -72,8 +72,8 @@ jaxkd.distill(
 figures.distribution(summarise(read(["runs/taus"])), "temperature")
 
 # %% [markdown]
-# The loss of each test image for the trained student, beside (K - 1) / K (1 - correlation of the two networks'
-# logits), which it tends to as the temperature grows:
+# The loss of each test image for the trained student, beside (K - 1) / K (1 - correlation of the two
+# networks' logits), which it tends to as the temperature grows:
 
 # %%
 student = teachers.load("runs/taus/atkd")
@@ -89,6 +89,5 @@ plt.show()
 
 # %%
 apart = np.abs(adaptive - limit) / limit
-print(
-    f"apart by {100 * np.median(apart):.1f} % in the median, {100 * np.quantile(apart, 0.95):.1f} % at 95 % of the images"
-)
+median, most = 100 * np.median(apart), 100 * np.quantile(apart, 0.95)
+print(f"apart by {median:.1f} % in the median, and by less than {most:.1f} % for 95 % of the images")

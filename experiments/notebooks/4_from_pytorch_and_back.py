@@ -42,7 +42,7 @@ teacher = teachers.load("teachers/imported")
 test = data.load("digits").splits["test"]
 accuracy = 100 * float(np.mean(np.argmax(teacher.logits(test.images), axis=-1) == test.labels))
 print(
-    f"{teacher.name}: {about.model}, {accuracy:.2f} % of the test images, as {about.test_accuracy:.2f} % before"
+    f"{teacher.name}: {about.model}, {accuracy:.2f} % of the test images; before {about.test_accuracy:.2f} %"
 )
 
 # %% [markdown]

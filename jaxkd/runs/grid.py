@@ -34,6 +34,7 @@ def grid(
     alone: bool = True,
     records: str | Path | None = None,
     baseline: str | None = None,
+    cache: str = "auto",
     say: Say = print_line,
     **options: Any,
 ) -> str:
@@ -50,6 +51,8 @@ def grid(
       records: a folder that gets the record of each finished run (config.json, metrics.jsonl, result.json); a
         run whose record is there already is not made again.
       baseline: see `report`.
+      cache: where the teachers' logits come from, as for `DistillConfig`; with "fill", the first run of a
+        seed keeps them for the others.
       say: where progress goes.
       **options: of all runs: data, epochs, seeds, batch_size, ...
 
@@ -62,7 +65,7 @@ def grid(
     """
     folder = Path(folder)
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
-    planned = _plan(folder, pairs, methods, alone, options)
+    planned = _plan(folder, pairs, methods, alone, cache, options)
     _check(planned, known)
     places = {
         run.config.folder: Path(records) / run.config.folder.name if records else None for run in planned
@@ -93,6 +96,7 @@ def _plan(
     pairs: Sequence[tuple[str, str]],
     methods: Mapping[str, Mapping[str, Any]],
     alone: bool,
+    cache: str,
     options: Mapping[str, Any],
 ) -> list[Planned]:
     """The runs, each of one seed: seed by seed, the students alone before the others."""
@@ -108,7 +112,7 @@ def _plan(
             given = method if isinstance(method, known_methods.Method) else None
             named = {"method": known_methods.title(given)} if given else {}
             config = DistillConfig(
-                teacher=teacher, student=student, run=own, **{**options, **chosen, **named}
+                teacher=teacher, student=student, run=own, **{**options, "cache": cache, **chosen, **named}
             )
             planned.append(Planned(config, given))
     seeds = zip(*(run.config.each_seed() for run in planned), strict=True)
