@@ -49,7 +49,7 @@ def methods_of(temperatures: tuple[float, ...], weights: tuple[float, ...]) -> d
     return {
         "adaptive": on_z("max_logit", 9.0),
         **{f"T={value:g}": on_z(value, 9.0) for value in temperatures},
-        "limit": {"method": "correlation", "method_options": {"weight": 9.0, "ce_weight": CE_WEIGHT}},
+        "correlation": {"method": "correlation", "method_options": {"weight": 9.0, "ce_weight": CE_WEIGHT}},
         **{
             f"{name}, weight {weight:g}": on_z(temperature, weight)
             for weight in weights
@@ -81,7 +81,7 @@ def figure(cells: dict[str, Cell]) -> Figure:
 
         orange, blue = figures.COLOURS[1], figures.COLOURS[3]
         draw(left, list(TEMPERATURES), [f"T={value:g}" for value in TEMPERATURES], orange, "s", "fixed")
-        draw(left, [20.0], ["limit"], figures.COLOURS[5], "^", "limit (correlation)")
+        draw(left, [20.0], ["correlation"], figures.COLOURS[5], "^", "limit (correlation)")
         if "adaptive" in spreads:
             own = spreads["adaptive"]
             left.axhline(own.mean, color=blue, label="adaptive")
@@ -91,7 +91,7 @@ def figure(cells: dict[str, Cell]) -> Figure:
         ticks = [*TEMPERATURES, 20.0]
         left.set_xticks(ticks, [*(f"{value:g}" for value in TEMPERATURES), "∞"])
         left.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-        left.set(xlabel="temperature, at weight 9", ylabel="test accuracy (%)")
+        left.set(xlim=(0.9, 23.0), xlabel="temperature, at weight 9", ylabel="test accuracy (%)")
         for name, colour, marker in (("T=2", orange, "s"), ("adaptive", blue, "D")):
             names = [name if weight == 9.0 else f"{name}, weight {weight:g}" for weight in WEIGHTS]
             draw(right, list(WEIGHTS), names, colour, marker, name)

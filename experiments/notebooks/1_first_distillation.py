@@ -4,6 +4,7 @@
 #     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
+#     language: python
 #     name: python3
 # ---
 
