@@ -37,6 +37,7 @@ STYLE: Any = {
 # Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
 COLOURS = ("#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9")
 _MOST_BANDS = 6  # more of them hide each other
+_WIDE = 20.0  # the ratio from which on a distribution has a logarithmic axis
 _EARLY = 4  # epochs; shorter runs are shown whole
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv"
@@ -160,22 +161,26 @@ def differences(summary: Summary) -> Figure | None:
 def distribution(summary: Summary, metric: str) -> Figure | None:
     """A metric over the training images of the last epoch, and by epoch: mean, and 5 to 95 % of them."""
     looks = _looks(summary.methods)
+    described = {key: found for key, cell in summary.cells.items() if (found := _described(cell, metric))}
+    ends = [
+        edge for found in described.values() for one in found for edge in (one["edges"][0], one["edges"][-1])
+    ]
+    wide = max(ends, default=1.0) > _WIDE * min(ends, default=1.0)
     figure, grid = _figure(summary, rows=2, height=1.9, sharex=False)
     for column, pair in enumerate(summary.pairs):
         shares, epochs = grid[:, column]
         for method in summary.methods:
-            cell = summary.cells.get((method, pair))
-            described = [run.result.get("metrics", {}).get(metric, {}) for run in cell.runs] if cell else []
-            described = [one for one in described if one.get("counts")]
-            if cell is None or not described:
+            if (method, pair) not in described:
                 continue
-            look, label = looks[method], _plain(method)
-            mean = statistics.fmean(one["mean"] for one in described)
-            if all(len(one["counts"]) == 1 for one in described):  # a fixed value: one line says it
+            cell, look, label = summary.cells[method, pair], looks[method], _plain(method)
+            runs = described[method, pair]
+            if all(len(one["counts"]) == 1 for one in runs):  # a fixed value: one line says it
+                mean = statistics.fmean(one["mean"] for one in runs)
                 shares.axvline(mean, color=look.colour, linestyle=look.line, label=label)
             else:
-                edges, counts = _merged(described)
-                density = 100 * counts / counts.sum()
+                edges, counts = _merged(runs)
+                widths = np.diff(np.log10(edges) if wide else edges)
+                density = 100 * counts / counts.sum() / widths
                 shares.stairs(density, edges, color=look.colour, linestyle=look.line, label=label)
                 shares.stairs(density, edges, color=look.colour, fill=True, alpha=0.15)
             curve = _of_training(cell, metric)
@@ -184,12 +189,25 @@ def distribution(summary: Summary, metric: str) -> Figure | None:
             if low.keys() == high.keys():
                 epochs.fill_between(list(low), list(low.values()), list(high.values()), color=look.colour,
                                     alpha=0.15, linewidth=0)  # fmt: skip
-        shares.set(xlabel=f"{_plain(metric)} in the last epoch", ylabel="training images (%)", ylim=(0, None))
+        unit = "decade" if wide else "unit"
+        shares.set(
+            xlabel=f"{_plain(metric)} in the last epoch", ylabel=f"images (% per {unit})", ylim=(0, None)
+        )
+        if wide:
+            shares.set_xscale("log")
+            shares.xaxis.set_major_formatter("{x:g}")  # the usual one is mathematics
+            shares.xaxis.set_minor_formatter("")
         shares.margins(x=0.05)
         epochs.set(xlabel="epoch", ylabel=_plain(metric))
         epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, grid)
     return figure
+
+
+def _described(cell: Cell, metric: str) -> list[Mapping[str, Any]]:
+    """What the finished runs say of a metric that is a distribution."""
+    found = [run.result.get("metrics", {}).get(metric, {}) for run in cell.runs]
+    return [one for one in found if one.get("counts")]
 
 
 def _distributed(summary: Summary) -> list[str]:
