@@ -281,7 +281,7 @@ def parsed(*arguments: object) -> Any:
 def test_a_config_file_resumes_the_run_that_lies_beside_it(tmp_path: Path, whole: Path) -> None:
     file = whole / "config.json"
     stored = json.loads(file.read_text())["config"]
-    assert parsed("distill", "--config", file).as_dict() == {**stored, "run": str(whole)}
+    assert parsed("distill", "--config", file).as_dict() == stored
     changed = parsed("distill", "--epochs", 3, f"--config={file}", "--flip", True, "--run", "/other")
     assert changed.as_dict() == {**stored, "epochs": 3, "flip": True, "run": "/other"}
     chosen = parsed("distill", "--config", file, "--method", "dkd", "--method.beta=2")

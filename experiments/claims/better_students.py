@@ -66,6 +66,11 @@ METHODS = {
     "normkd": ("normkd", {"scale": 2.0, "weight": 0.9, "ce_weight": 0.1}),
     "ctkd": ("ctkd", {"start": 1.0, "end": 20.0, "decay_epochs": 1, "weight": 0.9, "ce_weight": 0.1}),
     "mse": ("mse", {"over_classes": "mean", "weight": 1.0, "ce_weight": 0.0}),
+    "rld": (
+        "rld",
+        {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "confidence_temperature": 1.0, "weight": 1.0,
+         "ce_weight": 1.0, "warmup_epochs": 0},
+    ),
 }  # fmt: skip
 SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
 

@@ -328,7 +328,7 @@ def _looks(names: Sequence[str]) -> dict[str, _Look]:
     """A look for each method: a known one always has its own, and others get what is left."""
     order = [ALONE, *methods.names()]
     free = [_Look(COLOURS[i % 7], _LINES[i // 7 % 4], _MARKERS[i % 5]) for i in range(28)]
-    looks = {name: free[order.index(name)] for name in names if name in order}
+    looks = {name: free[order.index(name) % len(free)] for name in names if name in order}
     left = [look for look in free if look not in looks.values()] or free
     for name in names:
         if name not in looks:

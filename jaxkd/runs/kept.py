@@ -9,23 +9,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxkd.differences import describe_differences, differing_keys
+from jaxkd.files import records
+from jaxkd.files.whole import DamagedError, write_text
 from jaxkd.runs.config import DistillConfig, TrainConfig
-from jaxkd.runs.record import Record, Result
-from jaxkd.storage import read_json, write_text
-
-FILES = ("config.json", "metrics.jsonl", "result.json")  # in the order of writing: the result says "done"
+from jaxkd.runs.record import CONFIG, RESULT, Result, read_either
 
 
 def keep(run: Path, folder: Path) -> None:
-    """Copies the record of a finished run.
+    """Copies the record of a finished run, without the place that the run had.
 
     Args:
       run: the run's folder.
       folder: of the record; it is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        write_text(folder / name, (run / name).read_text())
+    contents = records.read(run / "config.json", CONFIG)
+    options = {name: value for name, value in contents["config"].items() if name != "run"}
+    records.write(folder / "config.json", CONFIG, {**contents, "config": options})
+    write_text(folder / "metrics.jsonl", (run / "metrics.jsonl").read_text())
+    # The last one: it says that the others are whole.
+    records.write(folder / "result.json", RESULT, records.read(run / "result.json", RESULT))
 
 
 def find_kept(config: TrainConfig | DistillConfig, folder: Path, teacher_digest: str | None) -> Result | None:
@@ -42,15 +45,17 @@ def find_kept(config: TrainConfig | DistillConfig, folder: Path, teacher_digest:
     Raises:
       ValueError: the record is of a run with other options or another teacher.
     """
-    if not (folder / "config.json").is_file() or (done := Record(folder).result()) is None:
-        return None
-    contents = read_json(folder / "config.json")
     try:
-        stored = type(config)(**contents["config"])
+        contents = read_either(folder / "config.json", CONFIG)
+        done = read_either(folder / "result.json", RESULT)
+    except (FileNotFoundError, DamagedError):
+        return None
+    try:
+        stored, identity = type(config)(**contents["config"]), contents["identity"]
     except (KeyError, TypeError):
         raise ValueError(f"{folder} records a run of another command or version; remove it") from None
     different = differing_keys(
-        {**stored.decisive(), "teacher_digest": contents["identity"].get("teacher_digest")},
+        {**stored.decisive(), "teacher_digest": identity.get("teacher_digest")},
         {**config.decisive(), "teacher_digest": teacher_digest},
     )
     if different:

@@ -323,9 +323,9 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             identity["forked_from"], found = open_fork(config.fork, folder)
             if found is not None:
                 forked = graft(found, start(), identity, task)
-        # Without its own folder: a record says the same wherever it lies.
-        options = {name: value for name, value in config.as_dict().items() if name != "run"}
-        notes = record.open(options, identity, devices, objects=list(parts.objects), sources=sources(task))
+        notes = record.open(
+            config.as_dict(), identity, devices, objects=list(parts.objects), sources=sources(task)
+        )
         for note in notes:
             say(f"note: {note}")
         if (done := record.result()) is not None:

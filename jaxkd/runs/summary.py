@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd import teachers
-from jaxkd.runs.record import read_metrics
+from jaxkd.runs.record import CONFIG, RESULT, read_either, read_metrics
 from jaxkd.runs.statistics import Difference, Spread, paired_difference, sampling_error, spread
-from jaxkd.storage import read_json
 
 ALONE = "alone"  # the row of students trained on labels
 # What two runs that differ by chance alone may differ in.
@@ -127,7 +126,7 @@ def _read(folder: Path) -> RunRecord | Pretrained:
         raise FileNotFoundError(
             f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
         )
-    stored = read_json(folder / "config.json")
+    stored = read_either(folder / "config.json", CONFIG)
     if stored.get("config") is None:
         raise ValueError(f"{folder / 'config.json'} is not a run's")
     result = folder / "result.json"
@@ -135,7 +134,7 @@ def _read(folder: Path) -> RunRecord | Pretrained:
         name=folder.name,
         config=stored["config"],
         identity=stored.get("identity", {}),
-        result=read_json(result) if result.is_file() else {},
+        result=read_either(result, RESULT) if result.is_file() else {},
         lines=read_metrics(folder),
     )
 
