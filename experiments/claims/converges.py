@@ -83,8 +83,8 @@ def main(
       student: architecture of the students.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder for the runs, the tables and the figures.
-      records: folder of the records of finished runs.
+      out: folder for the runs.
+      records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, with the teacher that comes with jaxkd.
     """
     options: dict[str, Any] = {**RECIPE, "data_dir": data_dir, "seeds": seeds}
@@ -100,7 +100,7 @@ def main(
         baseline="limit",
         **options,
     )
-    print(f"\n{table}\ntable and figures: {out / 'report'}")
+    print(f"\n{table}\ntable and figures: {(records or out) / 'report'}")
 
 
 if __name__ == "__main__":

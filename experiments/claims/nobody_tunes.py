@@ -120,8 +120,8 @@ def main(
       student: architecture of the students.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder for the runs, the tables and the figures.
-      records: folder of the records of finished runs.
+      out: folder for the runs.
+      records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, one temperature, with the teacher that comes with jaxkd.
     """
     options: dict[str, Any] = {**RECIPE, "data_dir": data_dir, "seeds": seeds}
@@ -139,10 +139,9 @@ def main(
         baseline="adaptive",
         **options,
     )
-    folders = [path for path in (out, records) if path and any(path.glob("*/config.json"))]
-    cells = {name: cell for (name, _), cell in summarise(read(folders)).cells.items()}
-    figures.save(figure(cells), out / "report", "nobody_tunes")
-    print(f"\n{table}\ntable and figures: {out / 'report'}")
+    cells = {name: cell for (name, _), cell in summarise(read([records or out])).cells.items()}
+    figures.save(figure(cells), (records or out) / "report", "nobody_tunes")
+    print(f"\n{table}\ntable and figures: {(records or out) / 'report'}")
 
 
 if __name__ == "__main__":

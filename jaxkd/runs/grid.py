@@ -43,13 +43,14 @@ def grid(
     All methods of the first seed come first, then those of the second: a table is there as early as can be.
 
     Args:
-      folder: of the runs and, under `report`, of the table and the figures.
+      folder: of the runs.
       pairs: teachers (names or folders) and students (names).
       methods: a run's name to the options of `DistillConfig` that make it: `{"kd": {"method": "kd"}}`; the
         method may be a `Method`, too.
       alone: whether every student is also trained on labels alone.
       records: a folder that gets the record of each finished run (config.json, metrics.jsonl, result.json); a
-        run whose record is there already is not made again.
+        run whose record is there already is not made again.  In it, or else in `folder`, `report` has the
+        tables and figures.
       baseline: see `report`.
       cache: where the teachers' logits come from, as for `DistillConfig`; with "fill", the first run of a
         seed keeps them for the others.
@@ -88,7 +89,7 @@ def grid(
         if place:
             keep(config.folder, place)
     folders = [place or folder for folder, place in places.items()]
-    return report([*map(teachers.locate, known), *folders], folder / "report", baseline)
+    return report([*map(teachers.locate, known), *folders], Path(records or folder) / "report", baseline)
 
 
 def _plan(
