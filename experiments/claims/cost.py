@@ -11,7 +11,7 @@ given (as from a cache), beside the teacher itself, a ResNet-56, which every met
 All programs of a table run in turn, round after round, so that a change of the load meets them all.
 Each row is the median of the CPU time of a call (over all threads; other work on the machine does not
 count), its ratio to kd in the same round (the median of the ratios), and the temporary memory that the
-compiled program asks for.
+compiled program asks for.  The largest size needs 16 GB; `--sizes 256 100 256 1000` leaves it out.
 """
 
 from __future__ import annotations

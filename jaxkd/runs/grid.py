@@ -6,6 +6,7 @@ list of methods adds to what is there.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ def grid(
     methods: Mapping[str, Mapping[str, Any]],
     alone: bool = True,
     records: str | Path | None = None,
+    reuse: Sequence[Path] = (),
     baseline: str | None = None,
     cache: str = "auto",
     say: Say = print_line,
@@ -51,6 +53,7 @@ def grid(
       records: a folder that gets the record of each finished run (config.json, metrics.jsonl, result.json); a
         run whose record is there already is not made again.  In it, or else in `folder`, `report` has the
         tables and figures.
+      reuse: folders of other grids' records: a run with the same options and teacher is taken from there.
       baseline: see `report`.
       cache: where the teachers' logits come from, as for `DistillConfig`; with "fill", the first run of a
         seed keeps them for the others.
@@ -71,13 +74,16 @@ def grid(
     places = {
         run.config.folder: Path(records) / run.config.folder.name if records else None for run in planned
     }
-    done = {
-        run.config.folder
-        for run in planned
-        if (place := places[run.config.folder]) and find_kept(run.config, place, _digest(run.config, known))
-    }
-    for config, method in planned:
-        place = places[config.folder]
+    done = set()
+    for run in planned:
+        place = places[run.config.folder]
+        if place and find_kept(run.config, place, _digest(run, known), run.method):
+            done.add(run.config.folder)
+    for run in planned:
+        config, place = run.config, places[run.config.folder]
+        if place and config.folder not in done and (twin := _twin(run, reuse, _digest(run, known))):
+            keep(twin, place)
+            done.add(config.folder)
         if config.folder in done:
             say(Lasting(f"{place} is done already"))
             continue
@@ -85,11 +91,12 @@ def grid(
         if isinstance(config, TrainConfig):
             train(config, say=say)
         else:
-            distill(config, method=method, say=say)
+            distill(config, method=run.method, say=say)
         if place:
             keep(config.folder, place)
     folders = [place or folder for folder, place in places.items()]
-    return report([*map(teachers.locate, known), *folders], Path(records or folder) / "report", baseline)
+    out = Path(records or folder) / "report"
+    return report([*map(teachers.locate, known), *folders], out, baseline, by_name=True)
 
 
 def _plan(
@@ -133,5 +140,14 @@ def _check(planned: Sequence[Planned], known: Mapping[str, teachers.Teacher]) ->
         teacher.require_fit(dataset)
 
 
-def _digest(config: TrainConfig | DistillConfig, known: Mapping[str, teachers.Teacher]) -> str | None:
-    return known[config.teacher].digest if isinstance(config, DistillConfig) else None
+def _twin(run: Planned, folders: Sequence[Path], digest: str | None) -> Path | None:
+    """A record of a run with the same options and teacher, in one of several folders of records."""
+    for record in (record for folder in folders for record in sorted(folder.glob("*/"))):
+        with contextlib.suppress(ValueError):
+            if find_kept(run.config, record, digest, run.method):
+                return record
+    return None
+
+
+def _digest(run: Planned, known: Mapping[str, teachers.Teacher]) -> str | None:
+    return known[run.config.teacher].digest if isinstance(run.config, DistillConfig) else None

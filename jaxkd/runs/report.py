@@ -14,7 +14,9 @@ from jaxkd.runs import tables
 from jaxkd.runs.summary import Pretrained, RunRecord, Summary, read, summarise
 
 
-def report(runs: Sequence[str | Path], out: str | Path, baseline: str | None = None) -> str:
+def report(
+    runs: Sequence[str | Path], out: str | Path, baseline: str | None = None, *, by_name: bool = False
+) -> str:
     """Writes `report.md`, the table as `table.tex` and `table.csv`, and each figure as PNG and PDF.
 
     Args:
@@ -22,6 +24,7 @@ def report(runs: Sequence[str | Path], out: str | Path, baseline: str | None = N
       out: the folder for the files; it is made.
       baseline: the method that others are compared with, by its name in the table; by default kd, or the
         students alone.
+      by_name: see `summary.summarise`.
 
     Returns:
       The Markdown tables: methods by pairs of networks, then all runs.
@@ -33,7 +36,7 @@ def report(runs: Sequence[str | Path], out: str | Path, baseline: str | None = N
     from jaxkd.runs import figures  # matplotlib takes a while to load
 
     records = read(runs)
-    summary = summarise(records, baseline)
+    summary = summarise(records, baseline, by_name=by_name)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     pictures = figures.save_all(summary, out)

@@ -247,12 +247,16 @@ class Summary:
         return found
 
 
-def summarise(records: Iterable[RunRecord | Pretrained], baseline: str | None = None) -> Summary:
+def summarise(
+    records: Iterable[RunRecord | Pretrained], baseline: str | None = None, *, by_name: bool = False
+) -> Summary:
     """Puts runs in order.
 
     Args:
       records: of runs; pretrained teachers are passed over.
       baseline: the method to compare with, by its name in the table; by default kd, or the students alone.
+      by_name: whether rows have the names of runs, without networks and seed, as in a grid; by default those
+        of methods, where one method is there once.
 
     Raises:
       ValueError: no run is of that method.
@@ -270,7 +274,7 @@ def summarise(records: Iterable[RunRecord | Pretrained], baseline: str | None = 
             known[run.seed] = run
     cells = [Cell(tuple(group.values())) for group in groups.values()]
     pairs = tuple(dict.fromkeys(_pair(cell) for cell in cells if _pair(cell).teacher is not None))
-    labels = _labels(cells)
+    labels = _labels(cells, by_name)
     table: dict[tuple[str, Pair], Cell] = {}
     for cell, label in zip(cells, labels, strict=True):
         own = _pair(cell)
@@ -303,7 +307,7 @@ def _pair(cell: Cell) -> Pair:
     return Pair(run.teacher, run.student, run.data, run.epochs)
 
 
-def _labels(cells: Sequence[Cell]) -> list[str]:
+def _labels(cells: Sequence[Cell], by_name: bool) -> list[str]:
     """The name of each cell's row: its method, or its runs' name where a pair has the method twice."""
     plain = [ALONE if cell.runs[0].method == "labels" else cell.runs[0].method for cell in cells]
     places = list(zip(plain, map(_pair, cells), strict=True))
@@ -313,7 +317,7 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
         several = sum(1 for label, _ in places if label == method) > len(
             {p for m, p in places if m == method}
         )
-        label = _run_name(cell.runs[0], pair) if several else method
+        label = _run_name(cell.runs[0], pair) if several or (by_name and method != ALONE) else method
         number = 1
         while (label, pair) in taken:
             number += 1

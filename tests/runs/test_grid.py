@@ -72,6 +72,20 @@ def test_records_stand_for_runs_on_another_machine(
     assert summarise(read([records])).methods == ("alone", "kd")
 
 
+def test_a_run_of_another_grid_is_taken_where_its_options_are_the_same(
+    made: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    methods = {"another name": {"method": "kd"}}
+    places = {"records": tmp_path / "records", "reuse": [made / "records"]}
+    grid(tmp_path / "all", say=said.append, **{**options, "methods": methods}, **places)
+    assert not (tmp_path / "all").exists()
+    assert all("is done already" in line for line in said)
+    names = {path.name for path in (tmp_path / "records").iterdir()}
+    assert names == {"report", *(f"{n}-seed{s}" for n in ("alone", "another name") for s in (0, 1))}
+    assert "| another name " in (tmp_path / "records" / "report" / "report.md").read_text()
+
+
 def _doubled(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: 2 * leaf, tree)
 
