@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -25,3 +26,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> s
         + " |\n"
         for line in lines
     )
+
+
+# What Markdown, the mathematics in it, or HTML would read as its own; `_` inside a word is plain already.
+_SPECIAL = re.compile(r"[\\`*$<>\[\]|&~]|(?<!\w)_|_(?!\w)")
+
+
+def escape(text: str) -> str:
+    r"""Any text, as one line of Markdown that shows it.
+
+    >>> print(escape("a|b\n$x$ <b>max_logit</b>"))
+    a\|b \$x\$ \<b\>max_logit\</b\>
+    """
+    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))

@@ -133,6 +133,8 @@ class Histogram:
 
     def __str__(self) -> str:
         numbers = self.compute()
+        if np.count_nonzero(self.counts) < 2:  # one value falls into one bin
+            return f"{numbers['']:.2f}"
         return f"{numbers['']:.2f} ({numbers['p5']:.2f}-{numbers['p95']:.2f})"
 
     def quantile(self, fraction: float) -> float:

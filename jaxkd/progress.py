@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,9 +10,51 @@ from typing import Any
 Say = Callable[[str], None]
 
 
+class Lasting(str):
+    """A line that stays where others are written over: what a run ended with."""
+
+    __slots__ = ()
+
+
 def print_line(text: str) -> None:
-    """Where progress goes unless told otherwise."""
-    print(text, flush=True)
+    """Where progress goes unless told otherwise: printed; in a notebook, one line is updated in place."""
+    shell = _notebook()
+    if shell is None:
+        print(text, flush=True)
+    else:
+        _in_place(text, shell.execution_count)
+
+
+def _notebook() -> Any:
+    """IPython's shell, if it is a notebook's."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell if hasattr(shell, "kernel") else None
+
+
+class _InPlace:
+    """The output of a notebook's cell: the lines that last, and the newest other one."""
+
+    def __init__(self) -> None:
+        self._cell: int | None = None
+        self._lasting: list[str] = []
+        self._shown: Any = None
+
+    def __call__(self, text: str, cell: int) -> None:
+        from IPython.display import display
+
+        if cell != self._cell:
+            self._cell, self._lasting, self._shown = cell, [], None
+        output = {"text/plain": "\n".join([*self._lasting, text])}
+        if isinstance(text, Lasting):
+            self._lasting.append(text)
+        if self._shown is None:
+            self._shown = display(output, raw=True, display_id=True)
+        else:
+            self._shown.update(output, raw=True)
+
+
+_in_place = _InPlace()
 
 
 class ProgressLines:

@@ -93,7 +93,8 @@ def test_a_recipe_trains_its_networks_and_reports_them(tmp_path: Path) -> None:
     resumed = parsed("distill", "--config", tmp_path / "all" / "kd" / "config.json")
     assert (resumed.method, resumed.epochs, resumed.seed) == ("kd", 2, 0)
     report = (tmp_path / "all" / "report" / "report.md").read_text()
-    rows = [line.split("|")[1:4] for line in report.splitlines() if line.startswith("| ")][2:]
+    lines = report[report.index("| run ") :].splitlines()
+    rows = [line.split("|")[1:4] for line in lines if line.startswith("| ")][2:]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["digits-resnet20", "resnet20", "pretrained"],
         ["alone", "resnet8", "labels"],

@@ -201,7 +201,7 @@ def _models(config: ModelsConfig) -> None:
 def _report(config: ReportConfig) -> None:
     from jaxkd.runs.report import report
 
-    table = report(config.runs, config.out)
+    table = report(config.runs, config.out, config.baseline)
     print_line(f"{table}\ntable and figures: {config.out}")
 
 

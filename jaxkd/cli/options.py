@@ -111,12 +111,15 @@ class ModelsConfig(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
-    """A table and figures of some runs, finished or not."""
+    """Tables and figures of some runs, finished or not: means, deviations, differences and intervals."""
 
     runs: Positional[tuple[Path, ...]]
-    """Folders of runs, in the order of the table."""
+    """Folders of runs, or of several of these, in the order of the table."""
     out: Path = Path("report")
-    """Folder for report.md and the figures."""
+    """Folder for report.md, table.tex, table.csv and the figures."""
+    baseline: str | None = None
+    """The method that others are compared with, by its name in the table. Default: kd, or the students
+    alone."""
 
     def check(self) -> None:
         """See `Options`."""

@@ -1,218 +1,146 @@
-"""From run records to a Markdown table and figures that can go into a paper.
+"""From run records to tables and figures that can go into a paper.
 
 Only the files of runs are read; a run that is still going on is reported as far as it is.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxkd import _markdown
-from jaxkd._extras import require
-
-require("train", "matplotlib")
-
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-
-from jaxkd import teachers  # noqa: E402
-from jaxkd.runs.record import CONFIG, RESULT, read_either, read_metrics  # noqa: E402
-
-_LONG = 12  # epochs
-# Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+from jaxkd.runs import tables
+from jaxkd.runs.summary import Pretrained, RunRecord, Summary, read, summarise
 
 
-def report(runs: Sequence[str | Path], out: str | Path) -> str:
-    """Writes `report.md`, `accuracy.png`, and a figure of each metric that is a distribution.
+def report(
+    runs: Sequence[str | Path], out: str | Path, baseline: str | None = None, *, by_name: bool = False
+) -> str:
+    """Writes `report.md`, the table as `table.tex` and `table.csv`, and each figure as PNG and PDF.
 
     Args:
       runs: folders of runs, of pretrained teachers, or of several of these, in the order of the table.
       out: the folder for the files; it is made.
+      baseline: the method that others are compared with, by its name in the table; by default kd, or the
+        students alone.
+      by_name: see `summary.summarise`.
 
     Returns:
-      The Markdown table.
+      The Markdown tables: methods by pairs of networks, then all runs.
 
     Raises:
-      ValueError: no run is named.
+      ValueError: no run is named, or none is of the baseline.
       FileNotFoundError: a folder is neither.
     """
-    if not runs:
-        raise ValueError("no run is named; name the folders of one or more runs")
-    records = [_read(folder) for run in runs for folder in _folders(Path(run))]
+    from jaxkd.runs import figures  # matplotlib takes a while to load
+
+    records = read(runs)
+    summary = summarise(records, baseline, by_name=by_name)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-
-    text = table(records)
-    figures = ["accuracy.png"]
-    _accuracy(records).savefig(out / figures[0], dpi=160)
-    for name in _metrics(records):
-        if any("counts" in record["result"].get("metrics", {}).get(name, {}) for record in records):
-            figures.append(f"{name}.png")
-            _distribution(records, name).savefig(out / figures[-1], dpi=160)
-    pictures = "\n".join(f"![{Path(name).stem}]({name})" for name in figures)
-    notes = _sampling_error(records) + (
-        "Accuracy is top-1 on the whole test split, in percent, after the last epoch; the best epoch, chosen "
-        "on the test split itself, is given for comparison only. The method's metrics (temperature, "
-        "correlation of student and teacher logits, ...) are means over the last epoch's training images, "
-        "with 5 and 95 % quantiles where they are distributions. images/s: training, without compilation and "
-        "evaluation."
+    pictures = figures.save_all(summary, out)
+    overview = f"{tables.markdown(summary)}\n" if summary.cells else ""
+    text = f"{overview}{runs_table(records)}"
+    shown = "\n".join(
+        f"![{name}]({name}.png)\n\n{_CAPTIONS.get(name, _OF_DISTRIBUTION)}\n" for name in pictures
     )
-    (out / "report.md").write_text(f"{text}\n{notes}\n\n{pictures}\n")
+    notes = "\n".join(f"- {note}" for note in _notes(summary))
+    (out / "report.md").write_text(f"{overview}{notes}\n\n{runs_table(records)}\n{_OF_RUNS}\n\n{shown}\n")
+    (out / "table.tex").write_text(tables.latex(summary))
+    (out / "table.csv").write_text(tables.as_csv(summary))
     return text
 
 
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """The Markdown table of some runs' records; runs that differ in the seed alone stand together.
-
-    After them comes a row with mean and standard deviation (of the sample: divided by n - 1) of those that
-    are finished.
-    """
-    metrics = _metrics(records)
-    head = ["run", "model", "method", "epochs", "accuracy", "best", *metrics, "images/s"]
-    rows: list[list[str]] = []
-    for group in _groups(records):
-        rows += [_row(record, metrics) for record in group]
-        rows += [_row_of_seeds(group, metrics)] if len(group) > 1 else []
-    return _markdown.table(head, rows, left=3)
-
-
-def _metrics(records: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of all metrics that some run's method reports."""
-    return list(dict.fromkeys(name for record in records for name in record["result"].get("metrics", {})))
-
-
-def _folders(folder: Path) -> list[Path]:
-    """The folder itself; or, if it is neither of a run nor of a teacher, those in it that are."""
-    if _is_one(folder) or not folder.is_dir():
-        return [folder]
-    return sorted(inner for inner in folder.iterdir() if _is_one(inner)) or [folder]
+_CAPTIONS = {
+    "accuracy": (
+        "Test accuracy by epoch, and its difference to the baseline: means over the seeds; of few methods, "
+        "bands from the lowest to the highest seed. The height is that of the later half of the epochs."
+    ),
+    "differences": (
+        "Difference to the baseline after the last epoch: dots are seeds, bars mean and 95 % interval. Grey: "
+        "what the choice of the test images alone may make, if the networks erred independently."
+    ),
+}
+_OF_DISTRIBUTION = (
+    "Distribution over the training images in the last epoch, all seeds together; below, the mean by epoch "
+    "and 5 to 95 % of the images, shaded."
+)
+_OF_RUNS = (
+    "The best epoch, chosen on the test split itself, is given for comparison only. The method's metrics "
+    "(temperature, correlation of student and teacher logits, ...) are means over the last epoch's training "
+    "images, with 5 and 95 % quantiles where they are distributed. images/s: training, without compilation "
+    "and evaluation."
+)
 
 
-def _is_one(folder: Path) -> bool:
-    return (folder / "teacher.json").is_file() or (folder / "config.json").is_file()
-
-
-def _groups(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Runs of one configuration and several seeds, in the order of the first of each; others alone."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        identity = {key: value for key, value in record.get("identity", {}).items() if key != "seed"}
-        key = json.dumps(identity, sort_keys=True) if identity else record["name"]
-        groups.setdefault(key, []).append(record)
-    return [
-        part for group in groups.values() for part in ([group] if _are_seeds(group) else [[r] for r in group])
-    ]
-
-
-def _are_seeds(group: Sequence[dict[str, Any]]) -> bool:
-    """Whether there are finished runs of several seeds, and none of them twice."""
-    seeds = [record.get("identity", {}).get("seed") for record in group if record["result"]]
-    return len(seeds) > 1 and None not in seeds and len(set(seeds)) == len(seeds)
-
-
-def _row_of_seeds(group: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[str]:
-    done = [record for record in group if record["result"]]
-    names = {re.sub(r"-?seed\d+$", "", record["name"]) for record in group}
-    name = f"{names.pop()}, mean" if len(names) == 1 else "mean"
-
-    def spread(values: list[Any], digits: int = 2) -> str:
-        if len(values) < 2 or None in values:
-            return "-"
-        return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-    first = _row(group[0], ())
-    results = [record["result"] for record in done]
-    return [
-        f"**{name} of {len(done)} seeds**",
-        *first[1:3],
-        first[3],
-        spread([result["last_accuracy"] for result in results]),
-        spread([result["best_accuracy"] for result in results]),
-        *(
-            spread([result.get("metrics", {}).get(name, {}).get("mean") for result in results], 3)
-            for name in metrics
-        ),
-        "-",
-    ]
-
-
-def _sampling_error(records: Sequence[dict[str, Any]]) -> str:
-    """A sentence on how far accuracies can differ by the choice of the test images alone."""
-    results = [record["result"] for record in records if record["result"]]
-    if not results:
-        return ""
-    count = min(result["test_examples"] for result in results)
-    share = sum(result["last_accuracy"] for result in results) / len(results) / 100
-    error = 100 * math.sqrt(share * (1 - share) / count)
-    return (
-        f"With {count:,} test images, one standard error of these accuracies is {error:.2f} points, and runs "
-        "with other seeds differ besides: smaller differences say nothing. "
-    )
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    if (folder / "teacher.json").is_file():
-        return _read_teacher(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
+def _notes(summary: Summary) -> list[str]:
+    """What the table's numbers mean, and what they do not say."""
+    notes = ["Accuracy: top-1 on the whole test split, in percent, after the last epoch."]
+    counts = sorted({cell.spread.number for cell in summary.cells.values() if cell.spread})
+    if counts[-1:] > [1]:
+        notes.append(
+            f"Mean ± standard deviation (of the sample, divided by n - 1) over {counts[-1]} seeds"
+            + (", or over n seeds where that is given." if len(counts) > 1 else ".")
         )
-    stored = read_either(folder / "config.json", CONFIG)
-    config, identity = stored.get("config"), stored.get("identity", {})
-    if config is None:
-        raise ValueError(f"{folder / 'config.json'} is not a run's")
-    result_file = folder / "result.json"
-    result = read_either(result_file, RESULT) if result_file.is_file() else {}
-    tests = [line for line in read_metrics(folder) if line["kind"] == "test"]
-    return {"name": folder.name, "config": config, "identity": identity, "result": result, "tests": tests}
+    for pair in summary.pairs:
+        about = f"{_markdown.escape(pair.title)}, {_markdown.escape(pair.data)}"
+        about += f", {pair.epochs} epochs" if pair.epochs else ""
+        if (error := summary.sampling_error(pair)) is not None:
+            notes.append(
+                f"{about}: one standard error of an accuracy by the choice of the test images is "
+                f"{error:.2f} points."
+            )
+        if verdicts := summary.verdicts(pair):
+            words = (
+                f"{verdict}: {', '.join(map(_markdown.escape, names))}" for verdict, names in verdicts.items()
+            )
+            notes.append(f"{about}, against {_markdown.escape(summary.baseline or '')}: {'; '.join(words)}.")
+    if summary.baseline is not None:
+        notes.append(
+            "Differences are paired by seed, with the 95 % interval of Student's t over the seeds. Each "
+            "interval is of one comparison: of twenty methods as good as the baseline, one is expected to "
+            "have an interval without 0."
+        )
+    if summary.repeated:
+        names = ", ".join(map(_markdown.escape, summary.repeated))
+        notes.append(f"Left out above, since they repeat a configuration and seed: {names}.")
+    return notes
 
 
-def _read_teacher(folder: Path) -> dict[str, Any]:
-    entry = teachers.describe(folder)
-    return {
-        "name": entry.name,
-        "config": {"model": entry.description.model, "method": "pretrained"},
-        "result": {},
-        "tests": [],
-        "pretrained_accuracy": entry.description.test_accuracy,
-    }
+def runs_table(records: Sequence[RunRecord | Pretrained]) -> str:
+    """The Markdown table of all runs, a row each."""
+    runs = [record for record in records if isinstance(record, RunRecord)]
+    metrics = list(dict.fromkeys(name for run in runs for name in run.result.get("metrics", {})))
+    head = [
+        "run",
+        "model",
+        "method",
+        "epochs",
+        "accuracy",
+        "best",
+        *map(_markdown.escape, metrics),
+        "images/s",
+    ]
+    return _markdown.table(head, [_row(record, metrics) for record in records], left=3)
 
 
-def _row(record: dict[str, Any], metrics: Sequence[str]) -> list[str]:
-    if "pretrained_accuracy" in record:
-        accuracy = record["pretrained_accuracy"]
-        shown = "-" if accuracy is None else f"{accuracy:.2f}"
-        return [
-            record["name"],
-            record["config"]["model"],
-            "pretrained",
-            "-",
-            shown,
-            "-",
-            *["-"] * len(metrics),
-            "-",
-        ]
-    config, result, tests = record["config"], record["result"], record["tests"]
-    accuracies = [line["accuracy"] for line in tests]
-    epoch = tests[-1]["epoch"] if tests else 0
-    running = "" if result else " (running)"
+def _row(record: RunRecord | Pretrained, metrics: Sequence[str]) -> list[str]:
+    name = _markdown.escape(record.name)
+    if isinstance(record, Pretrained):
+        shown = "-" if record.accuracy is None else f"{record.accuracy:.2f}"
+        return [name, _markdown.escape(record.model), "pretrained", "-", shown, *["-"] * (len(metrics) + 2)]
+    accuracies = record.tests
+    speed = record.result.get("images_per_second")
     return [
-        record["name"] + running,
-        config.get("model") or config.get("student", "?"),
-        config.get("method", "labels"),
-        str(epoch),
-        f"{accuracies[-1]:.2f}" if accuracies else "-",
-        f"{max(accuracies):.2f}" if accuracies else "-",
-        *(_shown(result.get("metrics", {}).get(name)) for name in metrics),
-        f"{result['images_per_second']:.0f}" if result.get("images_per_second") else "-",
+        name if record.result else f"{name} (running)",
+        _markdown.escape(record.student),
+        _markdown.escape(record.method),
+        str(max(accuracies, default=0)),
+        f"{accuracies[max(accuracies)]:.2f}" if accuracies else "-",
+        f"{max(accuracies.values()):.2f}" if accuracies else "-",
+        *(_shown(record.result.get("metrics", {}).get(metric)) for metric in metrics),
+        f"{speed:.0f}" if speed else "-",
     ]
 
 
@@ -225,85 +153,3 @@ def _shown(metric: dict[str, Any] | None) -> str:
     if len(metric["counts"]) == 1:  # one value falls into one bin
         return f"{metric['mean']:.2f}"
     return f"{metric['mean']:.2f} ({metric['p5']:.2f}-{metric['p95']:.2f})"
-
-
-def _accuracy(records: Sequence[dict[str, Any]]) -> Figure:
-    figure, axes = _figure()
-    groups = _groups(records)
-    for group, colour in zip(groups, _cycle(len(groups)), strict=True):
-        label = _row_of_seeds(group, ())[0].strip("*") if len(group) > 1 else group[0]["name"]
-        accuracies = [accuracy for record in group if (accuracy := _last_accuracy(record)) is not None]
-        if accuracies:
-            label += f": {statistics.mean(accuracies):.2f} %"
-        for record in group:
-            if record.get("pretrained_accuracy") is not None:
-                axes.axhline(record["pretrained_accuracy"], color=colour, linestyle="--", label=label)
-            else:
-                epochs = [line["epoch"] for line in record["tests"]]
-                values = [line["accuracy"] for line in record["tests"]]
-                marker = "o" if len(epochs) < _LONG else ""
-                axes.plot(epochs, values, color=colour, label=label, marker=marker, alpha=len(group) ** -0.5)
-            label = ""  # one line in the legend for all seeds
-    # In a long run the first epochs would squeeze what the figure is for into its upper edge.
-    late = [line["accuracy"] for r in records for line in r["tests"][_early_epochs(r) :]]
-    known = late + [r["pretrained_accuracy"] for r in records if r.get("pretrained_accuracy") is not None]
-    low, high = min(known, default=0.0), max(known, default=100.0)
-    axes.set_ylim(low - 0.15 * (high - low) - 0.5, high + 0.1 * (high - low) + 0.5)
-    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    return figure
-
-
-def _last_accuracy(record: dict[str, Any]) -> float | None:
-    tests = record["tests"]
-    return tests[-1]["accuracy"] if tests else record.get("pretrained_accuracy")
-
-
-def _early_epochs(record: dict[str, Any]) -> int:
-    count = len(record["tests"])
-    return count // 3 if count >= _LONG else 0
-
-
-def _distribution(records: Sequence[dict[str, Any]], name: str) -> Figure:
-    figure, axes = _figure()
-    groups = _groups(records)
-    for group, colour in zip(groups, _cycle(len(groups)), strict=True):
-        # One seed stands for the others: their distributions hardly differ, and would hide each other.
-        record = next((r for r in group if r["result"].get("metrics", {}).get(name)), group[0])
-        metric = record["result"].get("metrics", {}).get(name, {})
-        if not metric.get("counts"):
-            continue
-        label = f"{record['name']}: mean {metric['mean']:.2f}"
-        if len(metric["counts"]) == 1:  # a fixed value: one line says it
-            axes.axvline(metric["mean"], color=colour, linestyle="--", label=label)
-            continue
-        edges, counts = _merged(metric["edges"], metric["counts"])
-        density = [100 * count / sum(counts) for count in counts]
-        axes.stairs(density, edges, color=colour, fill=True, alpha=0.45, label=label)
-    title = f"{name.capitalize()} in the last epoch"
-    axes.set(xlabel=name, ylabel="share of training images (%)", title=title)
-    axes.margins(x=0.05)
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    return figure
-
-
-def _merged(
-    edges: Sequence[float], counts: Sequence[float], most: int = 40
-) -> tuple[list[float], list[float]]:
-    """Joins neighbouring bins until at most `most` are left."""
-    width = -(-len(counts) // most)
-    starts = range(0, len(counts), width)
-    return [*(edges[i] for i in starts), edges[-1]], [sum(counts[i : i + width]) for i in starts]
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]

@@ -23,7 +23,7 @@ from jaxkd.data.datasets import hold_out
 from jaxkd.devices import choose_devices, share
 from jaxkd.methods import Method
 from jaxkd.models.network import AXIS
-from jaxkd.progress import Say, print_line
+from jaxkd.progress import Lasting, Say, print_line
 from jaxkd.runs import processes
 from jaxkd.runs.announce import announce, cost
 from jaxkd.runs.checkpoint import describe_newest, saved_steps
@@ -277,7 +277,8 @@ def _of_seeds(runs: list[Result], say: Say) -> Result:
     """The result of several runs that differ in the seed."""
     accuracies = [run["last_accuracy"] for run in runs]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
-    say(f"{len(runs)} seeds: last accuracy {mean:.2f} +- {deviation:.2f} % (mean and standard deviation)")
+    about = f"last accuracy {mean:.2f} +- {deviation:.2f} % (mean and standard deviation)"
+    say(Lasting(f"{len(runs)} seeds: {about}"))
     return Result(
         {
             "seeds": [run["seed"] for run in runs],
@@ -328,7 +329,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
         for note in notes:
             say(f"note: {note}")
         if (done := record.result()) is not None:
-            say(f"{folder} is done already: last accuracy {done['last_accuracy']:.2f} %")
+            say(Lasting(f"{folder} is done already: last accuracy {done['last_accuracy']:.2f} %"))
             return Result(done)
         checkpoints = processes.open_checkpoints(folder / "checkpoints", identity, record.config)
         state = start()
@@ -396,7 +397,8 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             }
         )
         record.finish(result)
-    say(f"{folder}: done, last accuracy {tests[-1]['accuracy']:.2f} % (best {best['accuracy']:.2f} %)")
+    last = f"last accuracy {tests[-1]['accuracy']:.2f} % (best {best['accuracy']:.2f} %)"
+    say(Lasting(f"{folder}: done, {last}"))
     with processes.peers_needed():
         signal_name = processes.agreed_signal(stop.signal_name)
     if signal_name:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxkd.runs.report import report
+from jaxkd.runs import tables
+from jaxkd.runs.report import report, runs_table
+from jaxkd.runs.summary import read, summarise
 
 
 def write_run(
@@ -17,9 +23,10 @@ def write_run(
     result: dict[str, Any] | None,
     tail: str = "",
     identity: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Path:
     folder.mkdir()
-    config = {"student": "resnet8", "method": "atkd"}
+    config = config or {"student": "resnet8", "method": "atkd", "teacher": "big"}
     (folder / "config.json").write_text(json.dumps({"config": config, "identity": identity or {}}))
     lines = [
         {"kind": kind, "step": 10 * epoch, "epoch": epoch, "accuracy": accuracy}
@@ -50,44 +57,173 @@ RESULT = {
 }
 
 
+def table(text: str, number: int = -1) -> list[list[str]]:
+    """The cells below the head of one of the tables of a text."""
+    lines = text.strip().split("\n\n")[number].splitlines()
+    assert len({len(line) for line in lines}) == 1
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
 def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "done", [50.0, 71.25, 70.5], RESULT),
         write_run(tmp_path / "going", [40.0], None, tail='{"kind": "te'),
         write_run(tmp_path / "begun", [], None),
     ]
-    rows = [line.split("|")[1:-1] for line in report(runs, tmp_path / "out").splitlines()]
-    cells = [[cell.strip() for cell in row] for row in rows]
-    assert cells[2] == ["done", "resnet8", "atkd", "3", "70.50", "71.25", "6.50 (5.00-8.25)", "0.912", "123"]
-    assert cells[3] == ["going (running)", "resnet8", "atkd", "1", "40.00", "40.00", "-", "-", "-"]
-    assert cells[4] == ["begun (running)", "resnet8", "atkd", "0", "-", "-", "-", "-", "-"]
-    assert (
-        "With 400 test images, one standard error of these accuracies is 2.00 points"
-        in (tmp_path / "out" / "report.md").read_text()
-    )
-    assert len({len(line) for line in report(runs, tmp_path / "out").splitlines()}) == 1
+    cells = table(report(runs, tmp_path / "out"))
+    assert cells[0] == ["done", "resnet8", "atkd", "3", "70.50", "71.25", "6.50 (5.00-8.25)", "0.912", "123"]
+    assert cells[1] == ["going (running)", "resnet8", "atkd", "1", "40.00", "40.00", "-", "-", "-"]
+    assert cells[2] == ["begun (running)", "resnet8", "atkd", "0", "-", "-", "-", "-", "-"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "one standard error of an accuracy by the choice of the test images is 2.00 points" in text
+    # `jaxkd report runs/*` passes over the report of before.
+    assert [record.name for record in read([*runs, tmp_path / "out"])] == ["done", "going", "begun"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "report.md",
-        "accuracy.png",
-        "temperature.png",
+        "report.md", "table.tex", "table.csv",
+        "accuracy.png", "accuracy.pdf", "temperature.png", "temperature.pdf",
+    }  # fmt: skip
+
+
+def write_grid(
+    folder: Path, accuracies: dict[str, list[float]], pair: tuple[str, str] = ("big", "resnet8")
+) -> None:
+    """Finished runs of 10,000 test images: the accuracies of seeds 0, 1 and so on by method."""
+    folder.mkdir(exist_ok=True)
+    for method, values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            teacher = {} if method == "labels" else {"teacher": pair[0]}
+            result = {"last_accuracy": accuracy, "best_accuracy": accuracy, "test_examples": 10_000}
+            write_run(
+                folder / f"{'-'.join(pair)}-{method}-seed{seed}",
+                [accuracy],
+                {**result, **({"teacher": pair[0], "teacher_accuracy": 90.0} if teacher else {})},
+                identity={
+                    "method": method,
+                    "seed": seed,
+                    **teacher,
+                    "student": pair[1],
+                    "data": "d",
+                    "epochs": 1,
+                },
+                config={"student": pair[1], "method": method.partition("+")[0], **teacher},
+            )
+
+
+def test_methods_are_compared_over_the_same_seeds(tmp_path: Path) -> None:
+    write_grid(
+        tmp_path / "runs",
+        {
+            "labels": [40.0, 41.0, 42.0],
+            "kd": [50.0, 51.0, 52.0],
+            "atkd": [54.0, 56.0, 58.0],  # +4, +5, +6: mean 5, deviation 1, and t is 4.303 for three seeds
+            "dkd": [50.4, 51.5, 52.6],  # +0.5 and 0.1: the interval is +-0.248
+            "mse": [53.0, 48.0, 52.0],
+            "ttm": [60.0],
+        },
+    )
+    text = report([tmp_path / "runs"], tmp_path / "out")
+    rows = {row[0]: row[1:] for row in table(text, 0)}
+    assert rows["teacher"] == ["90.00", ""]
+    assert list(rows)[:2] == ["teacher", "alone"]
+    assert rows["kd"] == ["51.00 ± 1.00", ""]
+    half = 4.302653 / math.sqrt(3)
+    assert rows["atkd"] == ["56.00 ± 2.00", f"+5.00 (+{5 - half:.2f} to +{5 + half:.2f})"]
+    assert rows["ttm"] == ["60.00 (n=1)", "+10.00"]
+    notes = (tmp_path / "out" / "report.md").read_text()
+    for words in (
+        "lower: alone;",
+        "higher: atkd;",
+        "higher on these test images, by less than their sampling error: dkd;",
+        "says nothing (the interval holds 0): mse;",
+        "one seed, no interval: ttm.",
+    ):
+        assert words in notes
+    against_alone = summarise(read([tmp_path / "runs"]), "alone")
+    rows = {row[0]: row[1:] for row in table(tables.markdown(against_alone))}
+    assert rows["kd"][1] == "+10.00 (+10.00 to +10.00)"
+    with pytest.raises(ValueError, match="no run is of the baseline dtkd; there are alone, atkd"):
+        report([tmp_path / "runs"], tmp_path / "out", "dtkd")
+
+
+def test_pairs_are_columns_and_a_method_twice_has_its_runs_names(tmp_path: Path) -> None:
+    write_grid(
+        tmp_path / "runs", {"labels": [1.0, 2.0], "kd": [3.0, 4.0], "kd+z": [5.0, 6.0]}, ("big", "small")
+    )
+    write_grid(tmp_path / "runs", {"kd": [7.0, 8.0]}, ("huge", "small"))
+    summary = summarise(read([tmp_path / "runs"]))
+    assert [(pair.teacher, pair.student) for pair in summary.pairs] == [("big", "small"), ("huge", "small")]
+    assert summary.methods == ("alone", "kd+z", "kd")  # by folder, the students alone first
+    # The student alone is the same in both columns.
+    means = {
+        (method, pair.teacher): cell.spread.mean
+        for (method, pair), cell in summary.cells.items()
+        if cell.spread
     }
+    assert means == {
+        ("alone", "big"): 1.5, ("alone", "huge"): 1.5, ("kd", "big"): 3.5, ("kd+z", "big"): 5.5,
+        ("kd", "huge"): 7.5,
+    }  # fmt: skip
 
 
-def test_runs_that_differ_in_the_seed_alone_are_summarised(tmp_path: Path) -> None:
-    runs = []
-    for seed, accuracy in ((0, 70.0), (1, 73.0), (2, 71.0)):
-        result = RESULT | {"last_accuracy": accuracy, "best_accuracy": accuracy + 1}
-        runs.append(
-            write_run(tmp_path / f"a-seed{seed}", [accuracy], result, identity={"lr": 1, "seed": seed})
+def test_a_run_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    write_grid(tmp_path / "a", {"kd": [1.0, 2.0]})
+    write_grid(tmp_path / "b", {"kd": [1.0]})
+    text = report([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert table(text, 0)[1] == ["kd", "1.50 ± 0.71"]
+    assert (
+        "they repeat a configuration and seed: big-resnet8-kd-seed0."
+        in (tmp_path / "out/report.md").read_text()
+    )
+
+
+HOSTILE = [
+    "a|b$c_d", "_x_", "<b>*y*</b>", "two\nlines", '100% #1 {&} ~^\\ "q"', '=1+1,";\r', "$\\frac$ é",
+]  # fmt: skip
+
+
+def write_hostile(folder: Path, name: str) -> list[Path]:
+    """Runs of two seeds, in which a student, a teacher, a method and the data have a name."""
+    folder.mkdir()
+    return [
+        write_run(
+            folder / f"{seed}{number}",
+            [50.0 + seed, 60.0],
+            {**RESULT, "teacher": name, "last_accuracy": 60.0 + seed, "best_accuracy": 61.0},
+            identity={"method": method, "seed": seed, "epochs": 2, "data": name},
+            config={"student": name, "method": method, "teacher": name},
         )
-    runs.insert(1, write_run(tmp_path / "b", [60.0], RESULT, identity={"lr": 2, "seed": 0}))
-    runs.append(write_run(tmp_path / "a-seed3", [], None, identity={"lr": 1, "seed": 3}))
-    rows = [line.split("|")[1:-1] for line in report(runs, tmp_path / "out").splitlines()[2:]]
-    cells = [[cell.strip() for cell in row] for row in rows]
-    assert [row[0] for row in cells] == [
-        "a-seed0", "a-seed1", "a-seed2", "a-seed3 (running)", "**a, mean of 3 seeds**", "b",
-    ]  # fmt: skip
-    assert cells[4][4:] == ["71.33 ± 1.53", "72.33 ± 1.53", "6.500 ± 0.000", "0.912 ± 0.000", "-"]
+        for seed in (0, 1)
+        for number, method in enumerate((name, "kd"))
+    ]
+
+
+def test_names_of_any_characters_break_no_format(tmp_path: Path) -> None:
+    for number, name in enumerate(HOSTILE):
+        records = read(write_hostile(tmp_path / str(number), name))
+        summary = summarise(records)
+        of_methods, of_runs = tables.markdown(summary), runs_table(records)
+        assert [len(row) for row in table(of_methods)] == [3, 3]
+        assert [len(row) for row in table(of_runs)] == [9] * 4
+        assert re.sub(r"\\(.)", r"\1", table(of_methods)[0][0]) == " ".join(name.split())
+        assert not re.search(r"(?<!\\)[<$*]", of_methods + of_runs)
+        body = tables.latex(summary).partition(r"\midrule")[2].partition(r"\bottomrule")[0]
+        assert [len(re.split(r"(?<!\\)&", row)) for row in body.strip().splitlines()] == [3, 3]
+        assert not re.search(r"(?<!\\)[%#_]", body)
+        rows = list(csv.DictReader(io.StringIO(tables.as_csv(summary), newline="")))
+        seen = {(row["method"], row["student"], row["data"]) for row in rows}
+        assert seen == {(name, name, name), ("kd", name, name)}
+
+
+def test_figures_take_names_of_any_characters_and_are_the_same_each_time(tmp_path: Path) -> None:
+    runs = write_hostile(tmp_path / "runs", "_a|b$\\frac$\n<c>")
+    for out in ("one", "two"):
+        report(runs, tmp_path / out)
+    for name in ("accuracy", "differences", "temperature"):
+        assert (tmp_path / "one" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "one" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / "one" / f"{name}.pdf").read_bytes() == (
+            tmp_path / "two" / f"{name}.pdf"
+        ).read_bytes()
 
 
 def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
@@ -98,8 +234,7 @@ def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "big" / "teacher.json").write_text(json.dumps(description))
     text = report([tmp_path / "big", write_run(tmp_path / "run", [50.0], RESULT)], tmp_path / "out")
-    cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
-    assert cells == ["big", "resnet56", "pretrained", "-", "72.63", "-", "-", "-", "-"]
+    assert table(text)[0] == ["big", "resnet56", "pretrained", "-", "72.63", "-", "-", "-", "-"]
 
 
 def test_folders_that_are_not_runs_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Claim: the adaptive temperature plugs into other losses.  CIFAR-100, ResNet-56 to ResNet-8, short schedule.
+
+    python experiments/claims/plugs_in.py           # hours; it goes on where it was stopped
+    python experiments/claims/plugs_in.py --small   # the digits, one loss
+
+Each loss that has a temperature, three times with the same weight: on logits with its authors' temperature,
+on z-scores with that temperature, and on z-scores with the adaptive one.  So what z-scores do is told apart
+from what the temperature does: the difference is to the second.  The recipe and the teacher are those of
+`better_students.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxkd.cli import run
+from jaxkd.runs import grid
+
+RECIPE = {
+    "data": "cifar100",
+    "epochs": 8,
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "schedule": "steps",  # times 0.1 after 62.5, 75 and 87.5 %: epochs 5, 6 and 7
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "crop_padding": 4,
+    "flip": True,
+}
+SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
+# Some of the runs are there already.
+BETTER_STUDENTS = (
+    Path(__file__).parents[1] / "results/claims/better_students/cifar100-resnet56-resnet8-8-epochs"
+)
+# A loss, its authors' temperature, and what else it takes.
+LOSSES: dict[str, tuple[float, dict[str, float]]] = {
+    "kd": (4.0, {"weight": 9.0, "ce_weight": 0.1}),
+    "dkd": (4.0, {"weight": 1.0, "ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "warmup_epochs": 0}),
+    "dist": (4.0, {"weight": 1.0, "ce_weight": 1.0, "beta": 1.0, "gamma": 1.0}),
+    "dtkd": (4.0, {"weight": 1.0, "ce_weight": 1.0, "alpha": 3.0, "beta": 1.0, "warmup_epochs": 0}),
+}
+
+
+def main(
+    teacher: str = "cifar100-resnet56",
+    student: str = "resnet8",
+    seeds: int = 3,
+    data_dir: Path | None = None,
+    out: Path = Path("runs/claims/plugs_in"),
+    records: Path | None = Path(__file__).parents[1] / "results/claims/plugs_in",
+    small: bool = False,
+) -> None:
+    """Losses with their own temperature and with the adaptive one.
+
+    Args:
+      teacher: name or folder of a network trained on CIFAR-100.
+      student: architecture of the students.
+      seeds: number of seeds, from 0.
+      data_dir: folder of prepared TensorFlow Datasets (array_record).
+      out: folder for the runs.
+      records: folder of the records of finished runs, of the tables and the figures.
+      small: the digits for two epochs instead, one loss, with the teacher that comes with jaxkd.
+    """
+    options: dict[str, Any] = {**RECIPE, "data_dir": data_dir, "seeds": seeds}
+    chosen = LOSSES
+    if small:
+        teacher, records, options = "digits-resnet20", None, {**RECIPE, **SMALL, "seeds": 2}
+        chosen = {"dkd": LOSSES["dkd"]}
+    for loss, (own, others) in chosen.items():
+        kinds = {
+            loss: {"temperature": own, "standardize": False},
+            f"{loss} on z-scores": {"temperature": own, "standardize": True},
+            f"{loss}, adaptive": {"temperature": "max_logit", "standardize": True},
+        }
+        methods = {
+            name: {"method": loss, "method_options": {**others, **kind}} for name, kind in kinds.items()
+        }
+        table = grid(
+            out / loss,
+            pairs=[(teacher, student)],
+            methods=methods,
+            alone=False,
+            records=records and records / loss,
+            reuse=[BETTER_STUDENTS],
+            cache="auto" if small else "fill",
+            baseline=f"{loss} on z-scores",
+            **options,
+        )
+        print(f"\n{table}\ntable and figures: {(records or out) / loss / 'report'}")
+
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(main))

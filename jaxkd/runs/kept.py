@@ -1,0 +1,86 @@
+"""Records of finished runs, kept apart from their checkpoints: small enough for a repository.
+
+A kept record is a run's config.json, metrics.jsonl and result.json.  It stands for the run: a grid that finds
+it does not make the run again, on whatever machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxkd import methods
+from jaxkd.differences import describe_differences, differing_keys
+from jaxkd.files import records
+from jaxkd.files.whole import DamagedError, write_text
+from jaxkd.methods import Method
+from jaxkd.runs.config import DistillConfig, TrainConfig
+from jaxkd.runs.identity import as_json
+from jaxkd.runs.record import CONFIG, RESULT, Result, read_either
+
+
+def keep(run: Path, folder: Path) -> None:
+    """Copies the record of a finished run, without the place that the run had.
+
+    Args:
+      run: the run's folder, or that of its record.
+      folder: of the record; it is made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = read_either(run / "config.json", CONFIG)
+    options = {name: value for name, value in contents["config"].items() if name != "run"}
+    records.write(folder / "config.json", CONFIG, {**contents, "config": options})
+    write_text(folder / "metrics.jsonl", (run / "metrics.jsonl").read_text())
+    # The last one: it says that the others are whole.
+    records.write(folder / "result.json", RESULT, read_either(run / "result.json", RESULT))
+
+
+def find_kept(
+    config: TrainConfig | DistillConfig,
+    folder: Path,
+    teacher_digest: str | None,
+    method: Method | None = None,
+) -> Result | None:
+    """What a run ended with, from its kept record.
+
+    Args:
+      config: the run's options.
+      folder: of the record.
+      teacher_digest: of the teacher; None without one.
+      method: the run's, if it is an object.
+
+    Returns:
+      The result; None if no finished run is recorded there.
+
+    Raises:
+      ValueError: the record is of a run with other options or another teacher.
+    """
+    try:
+        contents = read_either(folder / "config.json", CONFIG)
+        done = read_either(folder / "result.json", RESULT)
+    except (FileNotFoundError, DamagedError):
+        return None
+    try:
+        stored, identity = type(config)(**contents["config"]).decisive(), contents["identity"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder} records a run of another command or version; remove it") from None
+    wanted = config.decisive()
+    if isinstance(config, DistillConfig):
+        # What its options meant then, and mean now: a default may have changed, or have been given.
+        made = method or methods.create(config.method, **config.method_options)
+        now = {name: as_json(value) for name, value in methods.options(made).items()}
+        stored["method_options"] = {
+            name.removeprefix("method."): value
+            for name, value in identity.items()
+            if name.startswith("method.")
+        }
+        wanted["method_options"] = {name: now.get(name) for name in stored["method_options"]}
+    different = differing_keys(
+        {**stored, "teacher_digest": identity.get("teacher_digest")},
+        {**wanted, "teacher_digest": teacher_digest},
+    )
+    if different:
+        raise ValueError(
+            f"{folder} records another run; {describe_differences(different)}. Name another folder for the "
+            "records, or remove that one"
+        )
+    return Result(done)

@@ -1,0 +1,333 @@
+"""Records of runs, read and put in order: pairs of networks as columns, methods as rows, seeds together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxkd import teachers
+from jaxkd.runs.record import CONFIG, RESULT, read_either, read_metrics
+from jaxkd.runs.statistics import Difference, Spread, paired_difference, sampling_error, spread
+
+ALONE = "alone"  # the row of students trained on labels
+# What two runs that differ by chance alone may differ in.
+_BY_CHANCE = ("seed", "teacher_logits")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run's folder says of it.
+
+    Attributes:
+      name: of the folder.
+      config: the run's options.
+      identity: what decides on its result.
+      result: what it ended with; empty if it has not ended.
+      lines: of metrics.jsonl.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    result: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
+
+    @property
+    def student(self) -> str:
+        """The architecture that was trained."""
+        return str(self.config.get("model") or self.config.get("student", "?"))
+
+    @property
+    def teacher(self) -> str | None:
+        """The teacher's name; None for a run on labels."""
+        named = self.result.get("teacher") or self.config.get("teacher")
+        return named and Path(named).name
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.config.get("method", "labels"))
+
+    @property
+    def data(self) -> str:
+        """The data set's name."""
+        return str(self.identity.get("data") or self.config.get("data", "?"))
+
+    @property
+    def epochs(self) -> int | None:
+        """The number of epochs that the run has in all."""
+        return self.identity.get("epochs") or self.config.get("epochs")
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return int(self.identity.get("seed", 0))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Top-1 on the test split after the last epoch, in percent; None until the run has ended."""
+        return self.result.get("last_accuracy")
+
+    def of(self, kind: str) -> list[Mapping[str, Any]]:
+        """The lines of a kind, "train" or "test"."""
+        return [line for line in self.lines if line["kind"] == kind]
+
+    @property
+    def tests(self) -> dict[int, float]:
+        """Test accuracy by epoch, in percent."""
+        return {line["epoch"]: line["accuracy"] for line in self.of("test")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A teacher's folder that is reported beside runs."""
+
+    name: str
+    model: str
+    accuracy: float | None
+
+
+def read(folders: Sequence[str | Path]) -> list[RunRecord | Pretrained]:
+    """The records in some folders: of runs, of pretrained teachers, or of several of these.
+
+    Raises:
+      ValueError: no folder is named.
+      FileNotFoundError: a folder is neither.
+    """
+    if not folders:
+        raise ValueError("no run is named; name the folders of one or more runs")
+    return [_read(one) for folder in folders for one in _folders(Path(folder))]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folder itself; or, if it is neither of a run nor of a teacher, those in it that are."""
+    if _is_one(folder) or not folder.is_dir():
+        return [folder]
+    if (folder / "report.md").is_file():
+        return []  # of an earlier report, met in `runs/*`
+    return sorted(inner for inner in folder.iterdir() if _is_one(inner)) or [folder]
+
+
+def _is_one(folder: Path) -> bool:
+    return (folder / "teacher.json").is_file() or (folder / "config.json").is_file()
+
+
+def _read(folder: Path) -> RunRecord | Pretrained:
+    if (folder / "teacher.json").is_file():
+        entry = teachers.describe(folder)
+        return Pretrained(entry.name, entry.description.model, entry.description.test_accuracy)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
+        )
+    stored = read_either(folder / "config.json", CONFIG)
+    if stored.get("config") is None:
+        raise ValueError(f"{folder / 'config.json'} is not a run's")
+    result = folder / "result.json"
+    return RunRecord(
+        name=folder.name,
+        config=stored["config"],
+        identity=stored.get("identity", {}),
+        result=read_either(result, RESULT) if result.is_file() else {},
+        lines=read_metrics(folder),
+    )
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Pair:
+    """A column: networks, data and length of the runs that can be compared.
+
+    Attributes:
+      teacher: its name; None where a student was trained on labels alone.
+      student: its architecture.
+      data: the data set's name.
+      epochs: of each run.
+    """
+
+    teacher: str | None
+    student: str
+    data: str
+    epochs: int | None
+
+    @property
+    def title(self) -> str:
+        """The networks, in words."""
+        return self.student if self.teacher is None else f"{self.teacher} to {self.student}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The runs of a method on a pair that differ by chance alone: at most one for each seed."""
+
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """Accuracy of the finished runs by seed, in percent."""
+        return {run.seed: run.accuracy for run in self.runs if run.accuracy is not None}
+
+    @property
+    def spread(self) -> Spread | None:
+        """Of the accuracies; None if no run has finished."""
+        return spread(list(self.accuracies.values())) if self.accuracies else None
+
+    @property
+    def test_examples(self) -> int | None:
+        """The number of test images."""
+        return next((run.result["test_examples"] for run in self.runs if "test_examples" in run.result), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A table of runs.
+
+    Attributes:
+      pairs: the columns.
+      methods: the rows, the students alone first.
+      cells: by row and column; absent where there is no run.
+      teachers: the teachers' accuracies by column, where they are known.
+      baseline: the row that others are compared with; None if there is nothing to compare.
+      repeated: names of runs that repeat another one's configuration and seed; they are left out.
+    """
+
+    pairs: tuple[Pair, ...]
+    methods: tuple[str, ...]
+    cells: Mapping[tuple[str, Pair], Cell]
+    teachers: Mapping[Pair, float]
+    baseline: str | None
+    repeated: tuple[str, ...] = ()
+
+    def difference(self, method: str, pair: Pair) -> Difference | None:
+        """A method's accuracy less the baseline's, over the seeds that both have; None if there are none."""
+        if self.baseline is None or method == self.baseline:
+            return None
+        one, other = self.cells.get((method, pair)), self.cells.get((self.baseline, pair))
+        return paired_difference(one.accuracies, other.accuracies) if one and other else None
+
+    def sampling_error(self, pair: Pair) -> float | None:
+        """One standard error of an accuracy of this column, by the choice of the test images; in points."""
+        cells = [cell for (_, column), cell in self.cells.items() if column == pair and cell.spread]
+        counts = [cell.test_examples for cell in cells if cell.test_examples]
+        if not counts:
+            return None
+        return sampling_error(
+            statistics.fmean(cell.spread.mean for cell in cells if cell.spread), min(counts)
+        )
+
+    def difference_by_sampling(self, pair: Pair) -> float | None:
+        """How far two accuracies of this column differ by the choice of the test images, 95 times of 100.
+
+        `1.96 sqrt(2)` standard errors: as if the networks erred independently, which is more than they do.
+        """
+        error = self.sampling_error(pair)
+        return None if error is None else 1.96 * math.sqrt(2) * error
+
+    def verdicts(self, pair: Pair) -> dict[str, list[str]]:
+        """What the differences to the baseline say: a verdict to the methods that get it."""
+        found: dict[str, list[str]] = {}
+        within = self.difference_by_sampling(pair) or 0.0
+        for method in self.methods:
+            if (difference := self.difference(method, pair)) is None:
+                continue
+            if difference.interval is None:
+                verdict = "one seed, no interval"
+            elif not difference.excludes_zero:
+                verdict = "says nothing (the interval holds 0)"
+            else:
+                verdict = "higher" if difference.mean > 0 else "lower"
+                if abs(difference.mean) < within:
+                    verdict += " on these test images, by less than their sampling error"
+            found.setdefault(verdict, []).append(method)
+        return found
+
+
+def summarise(
+    records: Iterable[RunRecord | Pretrained], baseline: str | None = None, *, by_name: bool = False
+) -> Summary:
+    """Puts runs in order.
+
+    Args:
+      records: of runs; pretrained teachers are passed over.
+      baseline: the method to compare with, by its name in the table; by default kd, or the students alone.
+      by_name: whether rows have the names of runs, without networks and seed, as in a grid; by default those
+        of methods, where one method is there once.
+
+    Raises:
+      ValueError: no run is of that method.
+    """
+    runs = [record for record in records if isinstance(record, RunRecord)]
+    groups: dict[str, dict[int, RunRecord]] = {}
+    repeated = []
+    for run in runs:
+        decisive = {key: value for key, value in run.identity.items() if key not in _BY_CHANCE}
+        key = json.dumps(decisive, sort_keys=True) if decisive else run.name
+        known = groups.setdefault(key, {})
+        if run.seed in known and (known[run.seed].result or not run.result):
+            repeated.append(run.name)
+        else:
+            known[run.seed] = run
+    cells = [Cell(tuple(group.values())) for group in groups.values()]
+    pairs = tuple(dict.fromkeys(_pair(cell) for cell in cells if _pair(cell).teacher is not None))
+    labels = _labels(cells, by_name)
+    table: dict[tuple[str, Pair], Cell] = {}
+    for cell, label in zip(cells, labels, strict=True):
+        own = _pair(cell)
+        # A student alone stands in the column of each of its teachers.
+        alike = [pair for pair in pairs if dataclasses.replace(pair, teacher=None) == own]
+        for pair in [own] if own.teacher is not None else alike or [own]:
+            table[label, pair] = cell
+    methods = sorted(dict.fromkeys(labels), key=lambda label: label != ALONE)
+    compared = [name for name in (baseline, "kd", ALONE) if name in methods]
+    if baseline is not None and baseline not in methods:
+        raise ValueError(f"no run is of the baseline {baseline}; there are {', '.join(methods) or 'none'}")
+    accuracies = {
+        _pair(cell): run.result["teacher_accuracy"]
+        for cell in cells
+        for run in cell.runs
+        if run.result.get("teacher_accuracy") is not None
+    }
+    return Summary(
+        pairs=tuple(dict.fromkeys(pair for _, pair in table)),
+        methods=tuple(methods),
+        cells=table,
+        teachers=accuracies,
+        baseline=compared[0] if compared and len(methods) > 1 else None,
+        repeated=tuple(repeated),
+    )
+
+
+def _pair(cell: Cell) -> Pair:
+    run = cell.runs[0]
+    return Pair(run.teacher, run.student, run.data, run.epochs)
+
+
+def _labels(cells: Sequence[Cell], by_name: bool) -> list[str]:
+    """The name of each cell's row: its method, or its runs' name where a pair has the method twice."""
+    plain = [ALONE if cell.runs[0].method == "labels" else cell.runs[0].method for cell in cells]
+    places = list(zip(plain, map(_pair, cells), strict=True))
+    taken: set[tuple[str, Pair]] = set()
+    labels = []
+    for cell, (method, pair) in zip(cells, places, strict=True):
+        several = sum(1 for label, _ in places if label == method) > len(
+            {p for m, p in places if m == method}
+        )
+        label = _run_name(cell.runs[0], pair) if several or (by_name and method != ALONE) else method
+        number = 1
+        while (label, pair) in taken:
+            number += 1
+            label = f"{label.removesuffix(f' ({number - 1})')} ({number})"
+        taken.add((label, pair))
+        labels.append(label)
+    return labels
+
+
+def _run_name(run: RunRecord, pair: Pair) -> str:
+    """A run's name without its seed and its networks."""
+    name = re.sub(r"-?seed\d+$", "", run.name)
+    return name.removeprefix(f"{pair.teacher}-").removeprefix(f"{pair.student}-") or run.name

@@ -1,0 +1,102 @@
+"""Grids: the order of runs, and records of finished runs that stand for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import helpers
+import jax
+import pytest
+
+from jaxkd.runs import grid
+from jaxkd.runs.summary import read, summarise
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("grid")
+    dataset = helpers.tiny_dataset()
+    helpers.write_npz(folder / "tiny.npz", dataset)
+    teacher = helpers.untrained_teacher(folder / "teacher", dataset)
+    return {
+        "pairs": [(str(teacher), "resnet8")],
+        "methods": {"kd": {"method": "kd"}},
+        "data": str(folder / "tiny.npz"),
+        "epochs": 1,
+        "batch_size": 16,
+        "devices": 1,
+        "seeds": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def made(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished grid, with its records in `records`."""
+    folder = tmp_path_factory.mktemp("made")
+    grid(folder / "all", records=folder / "records", say=lambda _: None, **options)
+    return folder
+
+
+def test_all_methods_of_a_seed_come_first(made: Path) -> None:
+    finished = sorted((made / "all").glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert [path.parent.name for path in finished] == [
+        f"{name}-seed{seed}" for seed in (0, 1) for name in ("alone", "kd")
+    ]
+
+
+def test_records_stand_for_runs_on_another_machine(
+    made: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    records = shutil.copytree(made / "records", tmp_path / "records")
+    names = {path.name.removesuffix(".sha256") for path in (records / "kd-seed1").iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "result.json"}
+    assert str(made) not in (records / "kd-seed1" / "config.json").read_text()
+    shutil.rmtree(records / "alone-seed0")
+    (records / "kd-seed1" / "result.json").unlink()  # as if a copy had been cut off
+    said: list[str] = []
+    table = grid(tmp_path / "all", records=records, say=said.append, **options)
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {"kd-seed1", "alone-seed0"}
+    assert (records / "report" / "table.tex").is_file()
+    assert sum("is done already" in line for line in said) == 2
+    for name in ("kd-seed1", "alone-seed0"):
+        before, after = (
+            json.loads((r / name / "result.json").read_text()) for r in (made / "records", records)
+        )
+        assert {k: v for k, v in before.items() if k not in ("seconds", "images_per_second")} == {
+            k: v for k, v in after.items() if k not in ("seconds", "images_per_second")
+        }
+    assert table == (grid(tmp_path / "all", records=records, say=said.append, **options))
+    assert summarise(read([records])).methods == ("alone", "kd")
+
+
+def test_a_run_of_another_grid_is_taken_where_its_options_are_the_same(
+    made: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    methods = {"another name": {"method": "kd"}}
+    places = {"records": tmp_path / "records", "reuse": [made / "records"]}
+    grid(tmp_path / "all", say=said.append, **{**options, "methods": methods}, **places)
+    assert not (tmp_path / "all").exists()
+    assert all("is done already" in line for line in said)
+    names = {path.name for path in (tmp_path / "records").iterdir()}
+    assert names == {"report", *(f"{n}-seed{s}" for n in ("alone", "another name") for s in (0, 1))}
+    assert "| another name " in (tmp_path / "records" / "report" / "report.md").read_text()
+
+
+def _doubled(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: 2 * leaf, tree)
+
+
+def test_a_record_of_another_run_is_refused_before_anything_is_trained(
+    made: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    records = shutil.copytree(made / "records", tmp_path / "records")
+    with pytest.raises(ValueError, match=r"records another run; different: epochs \(there 1, here 2\)"):
+        grid(tmp_path / "all", records=records, **{**options, "epochs": 2})
+    other = helpers.untrained_teacher(tmp_path / "other", helpers.tiny_dataset(), change=_doubled)
+    with pytest.raises(ValueError, match="records another run; different: teacher_digest"):
+        grid(tmp_path / "all", records=records, **{**options, "pairs": [(str(other), "resnet8")]})
+    assert not (tmp_path / "all").exists()

@@ -1,0 +1,60 @@
+"""Where progress goes: a line at a time, or in a notebook one line that is updated in place."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from jaxkd.progress import Lasting, print_line
+
+
+class Cell:
+    """A stand-in for IPython: what each output of the cells shows at the end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.outputs: list[str] = []
+        self.shell = types.SimpleNamespace(kernel=object(), execution_count=1)
+        ipython, shown = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+        ipython.get_ipython = lambda: self.shell  # type: ignore[attr-defined]
+        shown.display = self.display  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        monkeypatch.setitem(sys.modules, "IPython.display", shown)
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> Any:
+        assert raw
+        assert display_id
+        place = len(self.outputs)
+        self.outputs.append(data["text/plain"])
+
+        def update(data: dict[str, str], *, raw: bool) -> None:
+            self.outputs[place] = data["text/plain"]
+
+        return types.SimpleNamespace(update=update)
+
+
+def test_a_notebook_shows_one_line_and_what_lasts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = Cell(monkeypatch)
+    for text in ("compiling", "epoch 1", Lasting("one: done"), "compiling", "epoch 1"):
+        print_line(text)
+    assert cell.outputs == ["one: done\nepoch 1"]
+    print_line(Lasting("two: done"))
+    assert cell.outputs == ["one: done\ntwo: done"]
+    cell.shell.execution_count = 2
+    print_line("compiling")
+    assert cell.outputs == ["one: done\ntwo: done", "compiling"]
+    assert capsys.readouterr().out == ""
+
+
+def test_elsewhere_lines_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = Cell(monkeypatch)
+    del cell.shell.kernel  # IPython in a terminal
+    print_line("epoch 1")
+    print_line(Lasting("done"))
+    assert capsys.readouterr().out == "epoch 1\ndone\n"
