@@ -81,7 +81,8 @@ def why_not(task: Task, dataset: data.Dataset) -> str | None:
     if not task.method.reads:
         return "the method reads nothing of a teacher"
     if more := sorted(set(task.method.reads) - CACHEABLE):
-        return f"the method reads {', '.join(more)} of the teacher, and a cache holds {' and '.join(sorted(CACHEABLE))}"
+        held = " and ".join(sorted(CACHEABLE))
+        return f"the method reads {', '.join(more)} of the teacher, and a cache holds {held}"
     if list(views) != [MAIN]:
         return f"the method has the views {', '.join(views)}, and a cache holds {MAIN} alone"
     if not is_numbered(views[MAIN]):
