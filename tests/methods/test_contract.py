@@ -178,7 +178,14 @@ ALL = {**{name: methods.create(name, **OPTIONS.get(name, {})) for name in method
 OF_BATCH = {"dist", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
 OF_BATCH |= {"fitnet", "ofd", "reviewkd", "rkd", "pkt", "sp", "cc", "itrd", "crd", "simkd"}
 
+# One of each kind: what they see, learn, hold and answer; the others are the same code with another loss.
+KINDS = {"kd", "atkd", "dist", "mlkd", "ctkd", "fitnet", "vid", "ofd", "reviewkd", "simkd", "crd", "mekd"}
+KINDS |= {"labels", *OWN}
+
 every_method = pytest.mark.parametrize("name", ALL)
+every_kind = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in ALL]
+)
 
 
 def test_every_registered_method_is_under_contract() -> None:
@@ -212,17 +219,20 @@ def task(dataset: data.Dataset, method: Method, **changes: Any) -> Task:
     )
 
 
-def steps(made: Task, dataset: data.Dataset, order: np.ndarray, num_devices: int = 1) -> TrainState:
-    """The state after updates with the batches `order` `[S, B]`."""
-    devices = jax.local_devices()[:num_devices]
+def begin(made: Task, dataset: data.Dataset) -> tuple[TrainState, Frozen, Any]:
+    """The state at step 0, what is frozen, and the training images."""
     teacher = teacher_of(dataset)
     constants = dict(made.method.constants(teacher, made.student, dataset))
     variables = teacher.frozen[1] if made.teacher is not None else None
     start = initial_state(made, dataset.image_shape, teacher=variables, constants=constants)
     train = dataset.splits["train"]
-    state, frozen, resident = replicate(
-        (jax.device_get(start), Frozen(variables, constants), (train.images, train.labels)), devices
-    )
+    return jax.device_get(start), Frozen(variables, constants), (train.images, train.labels)
+
+
+def steps(made: Task, dataset: data.Dataset, order: np.ndarray, num_devices: int = 1) -> TrainState:
+    """The state after updates with the batches `order` `[S, B]`."""
+    devices = jax.local_devices()[:num_devices]
+    state, frozen, resident = replicate(begin(made, dataset), devices)
     step = mapped_train_step(made, devices)
     for ids in order:
         state = step(state, frozen, resident, Batch(share(ids[None], num_devices)))
@@ -244,82 +254,29 @@ def learned(state: TrainState) -> Any:
     return state.params, state.network, state.method
 
 
-@pytest.fixture(scope="module")
-def whole() -> dict[str, TrainState]:
-    """The state of each method after one epoch on one device, computed once."""
-    dataset = helpers.tiny_dataset()
-    return Lazily(lambda name: steps(task(dataset, ALL[name]), dataset, first_epoch()))
-
-
-class Lazily(dict):
-    def __init__(self, make: Any) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, name: str) -> Any:
-        self[name] = self._make(name)
-        return self[name]
-
-
 @every_method
-def test_padding_never_counts(name: str, dataset: data.Dataset) -> None:
-    """A batch of 8 examples and 8 places without one gives the update of the batch of 8."""
-    padded = first_epoch()[2:]
-    assert (padded < 0).sum() == 8
-    made = task(dataset, ALL[name])
-    one, other = steps(made, dataset, padded), steps(made, dataset, padded[:, :8])
-    assert_close(learned(one), learned(other))
-    assert_close(one.tally, other.tally)
+def test_an_update_is_that_of_all_real_examples_and_of_nothing_else(name: str, dataset: data.Dataset) -> None:
+    """Padding never counts, two devices compute what one does, what learns moves, and metrics are of all."""
+    made, order = task(dataset, ALL[name]), first_epoch()
+    partial = order[:1].copy()
+    partial[0, 12:] = -1  # the second device gets four examples and four places without one
+    one, two = steps(made, dataset, partial[:, :12]), steps(made, dataset, partial, num_devices=2)
+    assert_close(learned(two), learned(one))
+    assert_close(two.tally, one.tally, atol=1e-3)
 
-
-@every_method
-def test_two_devices_compute_what_one_does(name: str, dataset: data.Dataset, whole: Any) -> None:
-    two = steps(task(dataset, ALL[name]), dataset, first_epoch(), num_devices=2)
-    assert_close(learned(two), learned(whole[name]))
-    assert_close(two.tally, whole[name].tally, atol=1e-3)
-
-
-@every_method
-def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: Any) -> None:
-    """To the same update, unless the method sees the batch as a whole."""
-    cut = steps(task(dataset, ALL[name], accumulate=2), dataset, first_epoch())
-    assert int(cut.tally.nonfinite_step) == -1
-    if name not in OF_BATCH:
-        assert_close(learned(cut), learned(whole[name]))
-    counts = {float(metric.count) for metric in cut.tally.losses.values()}
-    assert counts == {40.0}
-
-
-@every_method
-def test_everything_that_learns_moves_and_what_is_frozen_does_not(name: str, whole: Any) -> None:
-    dataset = helpers.tiny_dataset()
-    made, teacher = task(dataset, ALL[name]), teacher_of(dataset)
-    constants = dict(ALL[name].constants(teacher, made.student, dataset))
-    variables = teacher.frozen[1] if made.teacher is not None else None
-    start = initial_state(made, (8, 8, 1), teacher=variables, constants=constants)
-    after = whole[name]
+    start, _, _ = begin(made, dataset)
+    after = steps(made, dataset, order, num_devices=2)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), learned(start), learned(after))
     still = [path for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf]
     # A bias before batch norm has no gradient, and SimKD's kind never trains the student's own head.
     without_head = ("head", "memory", "simkd")
     allowed = "['student']['Dense_0']" if name in without_head else "-"
-    assert all(
-        allowed in jax.tree_util.keystr(path) or "bias" in jax.tree_util.keystr(path) for path in still
-    )
+    for path in still:
+        assert allowed in jax.tree_util.keystr(path) or "bias" in jax.tree_util.keystr(path)
+    check_metrics(name, after.tally)
 
 
-@every_method
-def test_activations_of_sixteen_bits_leave_everything_else_alone(name: str, dataset: data.Dataset) -> None:
-    state = steps(task(dataset, ALL[name], dtype=jnp.bfloat16), dataset, first_epoch())
-    assert int(state.tally.nonfinite_step) == -1
-    assert all(np.isfinite(value) for value in numbers(state.tally.all).values())
-    for leaf in jax.tree.leaves((learned(state), state.opt_state)):
-        assert leaf.dtype in (np.float32, np.int32)
-
-
-@every_method
-def test_metrics_of_every_kind_are_of_all_examples(name: str, whole: Any) -> None:
-    tally = whole[name].tally
+def check_metrics(name: str, tally: Any) -> None:
     shown = numbers(tally.all)
     assert all(np.isfinite(value) for value in shown.values())
     assert {"loss", "accuracy"} < tally.losses.keys()
@@ -334,6 +291,26 @@ def test_metrics_of_every_kind_are_of_all_examples(name: str, whole: Any) -> Non
         assert shown["penalty"] == pytest.approx((16 * 16 + 16 * 16 + 8 * 8) / 40 / 100)
 
 
+@every_kind
+def test_micro_batches_add_up(name: str, dataset: data.Dataset) -> None:
+    """To the same update, unless the method sees the batch as a whole."""
+    cut = steps(task(dataset, ALL[name], accumulate=2), dataset, first_epoch())
+    assert int(cut.tally.nonfinite_step) == -1
+    if name not in OF_BATCH:
+        assert_close(learned(cut), learned(steps(task(dataset, ALL[name]), dataset, first_epoch())))
+    counts = {float(metric.count) for metric in cut.tally.losses.values()}
+    assert counts == {40.0}
+
+
+@every_kind
+def test_activations_of_sixteen_bits_leave_everything_else_alone(name: str, dataset: data.Dataset) -> None:
+    state = steps(task(dataset, ALL[name], dtype=jnp.bfloat16), dataset, first_epoch())
+    assert int(state.tally.nonfinite_step) == -1
+    assert all(np.isfinite(value) for value in numbers(state.tally.all).values())
+    for leaf in jax.tree.leaves((learned(state), state.opt_state)):
+        assert leaf.dtype in (np.float32, np.int32)
+
+
 def start_run(folder: Path, dataset: data.Dataset, name: str, **options: Any) -> Any:
     return jaxkd.distill(
         teacher=teacher_of(dataset),
@@ -345,7 +322,7 @@ def start_run(folder: Path, dataset: data.Dataset, name: str, **options: Any) ->
     )
 
 
-@every_method
+@every_kind
 def test_runs_stop_resume_and_take_logits_from_a_cache(
     name: str, dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
