@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import data, models, teachers
@@ -19,6 +22,38 @@ from jaxkd.models.torch_names import to_flax, to_torch
 
 def silent(_: str) -> None:
     """A `say` for runs whose progress nobody reads."""
+
+
+class Tiny(nn.Module):
+    """A network of two stages without batch norm, whose update does not depend on how a batch is cut."""
+
+    width: int = 6
+    dtype: Any = jnp.float32
+
+    @property
+    def preact_norms(self) -> dict[str, tuple[str, ...]]:
+        return {stage: (f"{stage}_norm",) for stage in ("stage1", "stage2")}
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x, features = images, {}
+        for stage in self.preact_norms:
+            x = nn.Conv(self.width, (3, 3), strides=2, dtype=self.dtype)(x)
+            before = nn.LayerNorm(dtype=self.dtype, name=f"{stage}_norm")(x)
+            x = nn.relu(before)
+            features |= {f"{stage}_preact": before, stage: x}
+        pooled = x.mean((1, 2), dtype=jnp.float32)
+        dense = nn.Dense(3, name="Dense_0")
+        logits = dense(pooled)
+        activation = x.astype(jnp.float32) @ dense.variables["params"]["kernel"]
+        return logits, {**features, "last": x, "pooled": pooled, "cam": activation}
+
+
+def tiny_teacher(dataset: data.Dataset) -> teachers.Teacher:
+    """An untrained teacher whose features are wider than `Tiny`'s."""
+    network = models.from_linen(Tiny(width=9), name="teacher")
+    variables = network.init(7, dataset.image_shape)
+    return teachers.from_network(network, variables, image_shape=dataset.image_shape, mean=(0.3,), std=(0.2,))
 
 
 def tiny_dataset(
@@ -88,13 +123,19 @@ def deterministic_variables(model: str, num_classes: int = 100, **options: Any) 
     return to_flax({name: deterministic_weight(name, w.shape) for name, w in names.items()}, shapes)
 
 
+def environment(devices: int = 1) -> dict[str, str]:
+    """That of a child process with some devices, which compiles as fast as this one."""
+    flags = re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags}
+
+
 def start_jaxkd(
     *arguments: object, devices: int = 1, own_group: bool = False, folder: Path | None = None
 ) -> subprocess.Popen[str]:
     """Starts the command line in a child process; if asked, in its own process group, in another folder."""
     return subprocess.Popen(
         [sys.executable, "-m", "jaxkd", *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        env=environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

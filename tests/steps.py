@@ -50,15 +50,9 @@ def plain(**changes: Any) -> dict[str, Any]:
     return {"augmentations": (("main", data.Identity()),), **changes}
 
 
-def teacher_variables(dataset: data.Dataset) -> dict[str, Any]:
-    return models.initialize(
-        models.create("resnet14", dataset.num_classes), seed=9, image_shape=dataset.image_shape
-    )
-
-
 def start(made: Task, dataset: data.Dataset) -> tuple[Any, Frozen]:
     """The state at step 0, and what does not change."""
-    teacher = teacher_variables(dataset) if made.teacher is not None else None
+    teacher = None if made.teacher is None else made.teacher.init(9, dataset.image_shape)
     state = initial_state(made, dataset.image_shape, teacher=teacher)
     return jax.device_get(state), Frozen(teacher)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("flax")
+
+import helpers
 
 import jaxkd
 from jaxkd import data, methods, models, teachers
@@ -42,9 +43,13 @@ exec(compile(program, {PAGE.name!r}, "exec"), scope)
 print()
 print(json.dumps([scope[name] for name in {names!r}]))
 """
-    one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=one, capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, "-c", code],
+        env=helpers.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])
@@ -150,7 +155,6 @@ def test_own_optimisers_data_and_callbacks_are_taken() -> None:
 
 def test_other_objects_are_refused_and_changed_code_is_told(tmp_path: Path) -> None:
     import flax.linen as nn
-    import helpers
     import optax
 
     class Mine(nn.Module):

@@ -16,7 +16,6 @@ from flax import nnx
 
 import jaxkd
 from jaxkd import data, models, teachers
-from jaxkd.config import DistillConfig
 
 SHAPE = (8, 8, 1)
 
@@ -92,6 +91,12 @@ def with_logits() -> teachers.Teacher:
     return teachers.from_function(HuggingFaceLike(), num_classes=3, image_shape=SHAPE)
 
 
+def distill(teacher: teachers.Teacher, dataset: data.Dataset, run: Path, **options: Any) -> dict[str, Any]:
+    """One epoch of a small student."""
+    common: dict[str, Any] = {"student": helpers.Tiny(), "epochs": 1, "batch_size": 16, "devices": 1}
+    return jaxkd.distill(teacher=teacher, data=dataset, run=run, say=helpers.silent, **{**common, **options})
+
+
 @pytest.mark.parametrize("make", [linen, from_nnx, plain, ensemble, remote, with_logits])
 def test_any_function_can_teach(make: Any, dataset: data.Dataset, tmp_path: Path) -> None:
     teacher = make()
@@ -100,8 +105,7 @@ def test_any_function_can_teach(make: Any, dataset: data.Dataset, tmp_path: Path
     assert logits.shape == (4, 3)
     np.testing.assert_allclose(teacher.logits(images / np.float32(255)), logits, rtol=1e-5, atol=1e-6)
 
-    config = DistillConfig(teacher=teacher.name, run=tmp_path / "run", epochs=1, batch_size=16, devices=2)
-    result = jaxkd.distill(config, dataset, teacher=teacher, say=lambda _: None)
+    result = distill(teacher, dataset, tmp_path / "run", devices=2)
     assert result["teacher"] == teacher.name
     assert np.isfinite(result["last_ce"])
 
@@ -137,8 +141,7 @@ def test_a_function_teaches_what_the_same_network_teaches(tmp_path: Path, datase
     lines = []
     for teacher in (known, same):
         run = tmp_path / f"from-{teacher.name}"
-        config = DistillConfig(teacher=teacher.name, run=run, epochs=1, batch_size=16, devices=1, log_every=1)
-        jaxkd.distill(config, dataset, teacher=teacher, say=lambda _: None)
+        distill(teacher, dataset, run, log_every=1)
         lines.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0]))
     for term in ("kd", "ce", "temperature", "correlation"):
         assert lines[0][term] == pytest.approx(lines[1][term], rel=1e-4)
@@ -171,10 +174,7 @@ def test_an_ensemble_of_loaded_teachers_teaches(tmp_path: Path, dataset: data.Da
         std=dataset.std,
         name="ensemble",
     )
-    jaxkd.distill(
-        teacher=ensemble, data=dataset, run=tmp_path / "run", epochs=1, batch_size=16, devices=1,
-        say=lambda _: None,
-    )  # fmt: skip
+    distill(ensemble, dataset, tmp_path / "run")
     images = dataset.splits["test"].images
     expected = (members[0].logits(images) + members[1].logits(images)) / 2
     np.testing.assert_allclose(ensemble.logits(images), expected, atol=1e-5)

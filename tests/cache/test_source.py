@@ -17,10 +17,10 @@ import numpy as np
 import optax
 import pytest
 from helpers import silent
-from steps import run, task, teacher_variables
+from steps import run, task
 
 import jaxkd
-from jaxkd import data, teachers
+from jaxkd import data, models, teachers
 from jaxkd.cache import build_cache
 from jaxkd.cache import compute as precompute
 from jaxkd.cache.compute import epoch_codes, wanted_codes
@@ -28,10 +28,21 @@ from jaxkd.cache.source import CachedLogits, find_cache
 from jaxkd.cache.store import CacheKey, TeacherCache
 from jaxkd.config import CacheConfig, DistillConfig
 from jaxkd.metrics import numbers
+from jaxkd.models.network import AXIS
 from jaxkd.runs import Stopped
+from jaxkd.training import Task
 from jaxkd.training.optimizers import sgd
 
-SMALL_RATE = sgd(optax.constant_schedule(0.003))
+
+def small_task(dataset: data.Dataset) -> Task:
+    """Of small networks, with a small rate: rounding does not grow."""
+    student, teacher = (models.from_linen(helpers.Tiny(width=width)) for width in (6, 9))
+    return task(
+        dataset,
+        optimizer=sgd(optax.constant_schedule(0.003)),
+        student=student.normalized(dataset.mean, dataset.std).on_axis(AXIS),
+        teacher=teacher.normalized((0.4,), (0.3,)),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +54,16 @@ def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def live(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset, teacher: Path) -> dict[str, Any]:
     """The result of a run without a cache."""
     folder = tmp_path_factory.mktemp("live") / "run"
-    return jaxkd.distill(config(folder, teacher, cache="off"), dataset, say=silent)
+    return distill(config(folder, teacher, cache="off"), dataset)
 
 
 def config(folder: Path, teacher: Path, **changes: Any) -> DistillConfig:
     common = {"run": folder, "epochs": 2, "batch_size": 16, "devices": 1, "log_every": 2, **changes}
-    return DistillConfig(teacher=str(teacher), student="resnet8", **common)
+    return DistillConfig(teacher=str(teacher), **common)
+
+
+def distill(config: DistillConfig, dataset: data.Dataset, say: Any = silent) -> dict[str, Any]:
+    return jaxkd.distill(config, dataset, student=helpers.Tiny(), say=say)
 
 
 def test_codes_tell_what_an_epoch_shows(dataset: data.Dataset) -> None:
@@ -88,7 +103,7 @@ def test_rows_are_the_teachers_logits(
 
 def made_cache(folder: Path, dtype: str, dataset: data.Dataset, num_epochs: int) -> CachedLogits:
     """The cache of what `steps.run` trains on."""
-    made = task(dataset)
+    made = small_task(dataset)
     assert made.teacher is not None
     key = CacheKey("t", "resnet14", (0.4,), (0.3,), "train", "d", 40, 3, "crop")
     cache = TeacherCache.create(folder, key, dtype)
@@ -96,7 +111,7 @@ def made_cache(folder: Path, dtype: str, dataset: data.Dataset, num_epochs: int)
     filler = precompute.Filler(
         cache,
         made.teacher,
-        teacher_variables(dataset),
+        made.teacher.init(9, dataset.image_shape),
         split,
         dataset.augmentation,
         devices=jax.local_devices(),
@@ -125,7 +140,7 @@ class ByEpoch:
 def test_losses_are_those_of_the_live_teacher(
     tmp_path: Path, dataset: data.Dataset, dtype: str, first: float, all_of_them: float
 ) -> None:
-    made = task(dataset, optimizer=SMALL_RATE)
+    made = small_task(dataset)
     _, live = run(made, dataset, 1, 9)
     _, cached = run(made, dataset, 1, 9, cached=ByEpoch(made_cache(tmp_path, dtype, dataset, 3)))
     assert cached[0] == pytest.approx(live[0], rel=first)
@@ -136,7 +151,7 @@ def test_losses_are_those_of_the_live_teacher(
 def test_devices_and_calls_share_the_rows_rightly(
     tmp_path: Path, dataset: data.Dataset, devices: int, per_call: int
 ) -> None:
-    made = task(dataset, optimizer=SMALL_RATE)
+    made = small_task(dataset)
     one, _ = run(made, dataset, 1, 6, cached=ByEpoch(made_cache(tmp_path, "float32", dataset, 2)))
     other, _ = run(
         made, dataset, devices, 6, per_call, cached=ByEpoch(made_cache(tmp_path, "float32", dataset, 2))
@@ -144,6 +159,10 @@ def test_devices_and_calls_share_the_rows_rightly(
     found, expected = numbers(other.tally.all), numbers(one.tally.all)
     for name in ("loss", "kd", "temperature", "correlation"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+def digest(folder: Path) -> str:
+    return teachers.load(folder, network=helpers.Tiny()).digest
 
 
 def source(folder: Path) -> str:
@@ -155,14 +174,14 @@ def test_a_run_finds_its_cache_and_says_so(
 ) -> None:
     said: list[str] = []
     cache = build_cache(CacheConfig(teacher=str(teacher), epochs=2, dtype="float32"), dataset, say=silent)
-    found = jaxkd.distill(config(tmp_path / "found", teacher), dataset, say=said.append)
+    found = distill(config(tmp_path / "found", teacher), dataset, say=said.append)
     assert f"its logits from {cache.folder} (float32)" in said[0]
     assert source(tmp_path / "found") == "float32"
     for name in ("correlation", "temperature"):
         assert found["metrics"][name]["mean"] == pytest.approx(live["metrics"][name]["mean"], rel=1e-3)
     # Once it is done, it does not matter any more whether the cache is still there.
     cache.folder.rename(tmp_path / "away")
-    assert jaxkd.distill(config(tmp_path / "found", teacher), dataset, say=silent) == found
+    assert distill(config(tmp_path / "found", teacher), dataset) == found
 
 
 class StopWhen:
@@ -181,20 +200,20 @@ def test_a_run_goes_on_with_what_it_began_with(
 ) -> None:
     begin = StopWhen("compiling")
     with pytest.raises(Stopped):
-        jaxkd.distill(config(tmp_path / "cut", teacher), dataset, say=begin)
+        distill(config(tmp_path / "cut", teacher), dataset, say=begin)
     build_cache(CacheConfig(teacher=str(teacher)), dataset, say=silent)
-    resumed = jaxkd.distill(config(tmp_path / "cut", teacher), dataset, say=silent)
+    resumed = distill(config(tmp_path / "cut", teacher), dataset)
     assert source(tmp_path / "cut") == "live"  # the cache that has come since is not used
     assert resumed["last_ce"] == live["last_ce"]
 
     with pytest.raises(Stopped):
-        jaxkd.distill(config(tmp_path / "cached", teacher), dataset, say=begin)
+        distill(config(tmp_path / "cached", teacher), dataset, say=begin)
     assert source(tmp_path / "cached") == "float16"
     with pytest.raises(ValueError, match=r"different: teacher_logits \(there float16, here live\)"):
-        jaxkd.distill(config(tmp_path / "cached", teacher, cache="off"), dataset, say=silent)
+        distill(config(tmp_path / "cached", teacher, cache="off"), dataset)
     (tmp_path / "cache" / "jaxkd" / "logits").rename(tmp_path / "away")
     with pytest.raises(FileNotFoundError, match="no teacher cache in"):
-        jaxkd.distill(config(tmp_path / "cached", teacher), dataset, say=silent)
+        distill(config(tmp_path / "cached", teacher), dataset)
 
 
 def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path, dataset: data.Dataset, teacher: Path) -> None:
@@ -210,9 +229,9 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path, dataset: data.Data
     ):
         refused = dataclasses.replace(config(tmp_path / "run", teacher, **named), **changed)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            jaxkd.distill(refused, dataset, say=silent)
+            distill(refused, dataset)
     with pytest.raises(ValueError, match="different: images"):
-        jaxkd.distill(config(tmp_path / "run", teacher, **named), helpers.tiny_dataset(seed=1), say=silent)
+        distill(config(tmp_path / "run", teacher, **named), helpers.tiny_dataset(seed=1), say=silent)
     assert not (tmp_path / "run" / "config.json").exists()
 
     # Without being named, it is left aside, and that is said.
@@ -228,15 +247,15 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path, dataset: data.Data
 def test_filling_while_training_is_training_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: data.Dataset, teacher: Path
 ) -> None:
-    jaxkd.distill(config(tmp_path / "first", teacher, cache="fill"), dataset, say=silent)
-    jaxkd.distill(config(tmp_path / "second", teacher), dataset, say=silent)
+    distill(config(tmp_path / "first", teacher, cache="fill"), dataset)
+    distill(config(tmp_path / "second", teacher), dataset)
     assert source(tmp_path / "second") == "float16"
-    assert teachers.load(tmp_path / "first").digest == teachers.load(tmp_path / "second").digest
+    assert digest(tmp_path / "first") == digest(tmp_path / "second")
 
     (tmp_path / "cache" / "jaxkd" / "logits").rename(tmp_path / "away")
     monkeypatch.setattr(precompute.FillProgress, "__call__", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="stopped by SIGTERM after step 0 of 6"):
-        jaxkd.distill(config(tmp_path / "cut", teacher, cache="fill"), dataset, say=silent)
+        distill(config(tmp_path / "cut", teacher, cache="fill"), dataset)
     assert (next((tmp_path / "cache" / "jaxkd" / "logits").iterdir()) / "segments.jsonl").is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import helpers
 import jax
@@ -13,7 +14,6 @@ from helpers import silent
 
 import jaxkd
 from jaxkd import data, teachers
-from jaxkd.config import TrainConfig
 from jaxkd.data.batch import fetch
 from jaxkd.data.feed import open_feed
 from jaxkd.data.order import batches
@@ -39,25 +39,27 @@ def test_streamed_batches_are_the_resident_ones() -> None:
 
 
 def test_a_run_may_change_from_resident_to_streamed_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    dataset = helpers.tiny_dataset()
-    common = {"model": "resnet8", "epochs": 2, "batch_size": 16, "devices": 2, "log_every": 2}
+    common: dict[str, Any] = {"model": helpers.Tiny(), "data": helpers.tiny_dataset(), "say": silent}
+    common |= {"epochs": 2, "batch_size": 16, "devices": 2, "log_every": 2}
     results = {
-        run: jaxkd.train(TrainConfig(run=tmp_path / run, **common, **more), dataset, say=silent)  # type: ignore[arg-type]
+        run: jaxkd.train(run=tmp_path / run, **common, **more)
         for run, more in {
             "resident": {},
             "streamed": {"stream": True},
             "several": {"stream": True, "steps_per_call": 2},
         }.items()
     }
-    digests = [teachers.load(tmp_path / run).digest for run in ("resident", "streamed")]
+    digests = [
+        teachers.load(tmp_path / run, network=helpers.Tiny()).digest for run in ("resident", "streamed")
+    ]
     assert digests[0] == digests[1]
     assert results["resident"]["last_ce"] == results["streamed"]["last_ce"]
     assert results["several"]["last_ce"] == pytest.approx(results["resident"]["last_ce"], rel=0.02)
 
 
-def test_evaluation_is_exact_for_ten_thousand_images_on_eight_devices(tmp_path: Path) -> None:
+def test_evaluation_is_exact_for_ten_thousand_images_on_eight_devices() -> None:
     dataset = helpers.tiny_dataset(num_train=8, num_test=10_000)
-    teacher = teachers.load(helpers.untrained_teacher(tmp_path / "teacher", dataset))
+    teacher = helpers.tiny_teacher(dataset)
     test = dataset.splits["test"]
     assert isinstance(test, data.Split)
     logits = np.concatenate([np.asarray(teacher.logits(part)) for part in np.split(test.images, 4)])

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import Tiny, tiny_teacher
 
 import jaxkd
-from jaxkd import data, losses, methods, models, teachers
+from jaxkd import data, losses, methods, models
 from jaxkd.data.batch import Batch
 from jaxkd.data.order import batches
 from jaxkd.devices import replicate, share
@@ -40,31 +41,6 @@ from jaxkd.training.mapped import mapped_train_step
 from jaxkd.training.optimizers import sgd
 
 BATCH = 16  # of 40 images: the third batch of an epoch holds 8 examples, and one of two devices none
-
-
-class Tiny(nn.Module):
-    """A network of two stages without batch norm, whose update does not depend on how a batch is cut."""
-
-    width: int = 6
-    dtype: Any = jnp.float32
-
-    @property
-    def preact_norms(self) -> dict[str, tuple[str, ...]]:
-        return {stage: (f"{stage}_norm",) for stage in ("stage1", "stage2")}
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x, features = images, {}
-        for stage in self.preact_norms:
-            x = nn.Conv(self.width, (3, 3), strides=2, dtype=self.dtype)(x)
-            before = nn.LayerNorm(dtype=self.dtype, name=f"{stage}_norm")(x)
-            x = nn.relu(before)
-            features |= {f"{stage}_preact": before, stage: x}
-        pooled = x.mean((1, 2), dtype=jnp.float32)
-        dense = nn.Dense(3, name="Dense_0")
-        logits = dense(pooled)
-        activation = x.astype(jnp.float32) @ dense.variables["params"]["kernel"]
-        return logits, {**features, "last": x, "pooled": pooled, "cam": activation}
 
 
 class Memory(Method):
@@ -178,50 +154,56 @@ ALL = {**{name: methods.create(name, **OPTIONS.get(name, {})) for name in method
 OF_BATCH = {"dist", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
 OF_BATCH |= {"fitnet", "ofd", "reviewkd", "rkd", "pkt", "sp", "cc", "itrd", "crd", "simkd"}
 
+# One optimiser, augmentation and length for all: so the steps below and the runs share compiled programs.
+OPTIMIZER = sgd(optax.constant_schedule(0.05))
+FLIP = data.CropFlip(padding=0, flip=True)
+EPOCHS = 2
+
+
 # One of each kind: what they see, learn, hold and answer; the others are the same code with another loss.
 KINDS = {"kd", "atkd", "dist", "mlkd", "ctkd", "fitnet", "vid", "ofd", "reviewkd", "simkd", "crd", "mekd"}
 KINDS |= {"labels", *OWN}
 
-every_method = pytest.mark.parametrize("name", ALL)
+# pytest runs all properties of a method before those of the next, so that they share compiled programs.
+every_method = pytest.mark.parametrize("name", ALL, scope="module")
 every_kind = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in ALL]
+    "name",
+    [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in ALL],
+    scope="module",
 )
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    return dataclasses.replace(helpers.tiny_dataset(), augmentation=FLIP)
 
 
 def test_every_registered_method_is_under_contract() -> None:
     assert set(methods.names()) <= ALL.keys()
 
 
-def teacher_of(dataset: data.Dataset) -> teachers.Teacher:
-    network = models.from_linen(Tiny(width=9), name="teacher")
-    variables = network.init(7, dataset.image_shape)
-    return teachers.from_network(network, variables, image_shape=dataset.image_shape, mean=(0.3,), std=(0.2,))
-
-
 def task(dataset: data.Dataset, method: Method, **changes: Any) -> Task:
     dtype = changes.pop("dtype", jnp.float32)
-    flip = data.CropFlip(padding=0, flip=True)
-    views = {view: method.augmentation(view, flip) for view in method.views}
-    if "main" in views:
-        views["main"] = data.Identity()
+    # RandAugment's code takes longer to compile than all the rest: it is for the runs below.
+    plain = "main", "strong"
+    views = {view: FLIP if view in plain else method.augmentation(view, FLIP) for view in method.views}
     student = models.from_linen(Tiny(dtype=dtype)).normalized(dataset.mean, dataset.std).on_axis(AXIS)
     return Task(
         student=student,
-        teacher=teacher_of(dataset).frozen[0] if method.reads else None,
+        teacher=tiny_teacher(dataset).frozen[0] if method.reads else None,
         method=method,
-        optimizer=sgd(optax.constant_schedule(0.05)),
-        # Random crops are for the runs below: their code takes as long to compile as all the rest.
+        optimizer=OPTIMIZER,
         augmentations=tuple(views.items()),
         seed=0,
-        num_epochs=10,
+        num_epochs=EPOCHS,
         steps_per_epoch=3,
-        **changes,
+        **{"average": True, **changes},
     )
 
 
 def begin(made: Task, dataset: data.Dataset) -> tuple[TrainState, Frozen, Any]:
     """The state at step 0, what is frozen, and the training images."""
-    teacher = teacher_of(dataset)
+    teacher = tiny_teacher(dataset)
     constants = dict(made.method.constants(teacher, made.student, dataset))
     variables = teacher.frozen[1] if made.teacher is not None else None
     start = initial_state(made, dataset.image_shape, teacher=variables, constants=constants)
@@ -254,29 +236,40 @@ def learned(state: TrainState) -> Any:
     return state.params, state.network, state.method
 
 
+@pytest.fixture(scope="module")
+def whole(name: str, dataset: data.Dataset) -> TrainState:
+    """The state of a method after one epoch on two devices, as the runs below have them."""
+    return steps(task(dataset, ALL[name]), dataset, first_epoch(), num_devices=2)
+
+
 @every_method
 def test_an_update_is_that_of_all_real_examples_and_of_nothing_else(name: str, dataset: data.Dataset) -> None:
-    """Padding never counts, two devices compute what one does, what learns moves, and metrics are of all."""
-    made, order = task(dataset, ALL[name]), first_epoch()
-    partial = order[:1].copy()
+    """Padding never counts, and two devices compute what one does."""
+    made, partial = task(dataset, ALL[name]), first_epoch()[:1].copy()
     partial[0, 12:] = -1  # the second device gets four examples and four places without one
     one, two = steps(made, dataset, partial[:, :12]), steps(made, dataset, partial, num_devices=2)
     assert_close(learned(two), learned(one))
     assert_close(two.tally, one.tally, atol=1e-3)
 
-    start, _, _ = begin(made, dataset)
-    after = steps(made, dataset, order, num_devices=2)
-    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), learned(start), learned(after))
+
+@every_method
+def test_everything_that_learns_moves_and_what_is_frozen_does_not(
+    name: str, dataset: data.Dataset, whole: TrainState
+) -> None:
+    start, _, _ = begin(task(dataset, ALL[name]), dataset)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), learned(start), learned(whole))
     still = [path for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf]
     # A bias before batch norm has no gradient, and SimKD's kind never trains the student's own head.
     without_head = ("head", "memory", "simkd")
     allowed = "['student']['Dense_0']" if name in without_head else "-"
-    for path in still:
-        assert allowed in jax.tree_util.keystr(path) or "bias" in jax.tree_util.keystr(path)
-    check_metrics(name, after.tally)
+    assert all(
+        allowed in jax.tree_util.keystr(path) or "bias" in jax.tree_util.keystr(path) for path in still
+    )
 
 
-def check_metrics(name: str, tally: Any) -> None:
+@every_method
+def test_metrics_of_every_kind_are_of_all_examples(name: str, whole: TrainState) -> None:
+    tally = whole.tally
     shown = numbers(tally.all)
     assert all(np.isfinite(value) for value in shown.values())
     assert {"loss", "accuracy"} < tally.losses.keys()
@@ -287,17 +280,17 @@ def check_metrics(name: str, tally: Any) -> None:
             assert metric.counts.sum() == 40
             assert metric.quantile(0.05) <= metric.quantile(0.95)
     if name == "function":
-        assert shown["tau"] == pytest.approx(2.1)
+        assert shown["tau"] == pytest.approx(2.0 + 1 / EPOCHS)
         assert shown["penalty"] == pytest.approx((16 * 16 + 16 * 16 + 8 * 8) / 40 / 100)
 
 
 @every_kind
-def test_micro_batches_add_up(name: str, dataset: data.Dataset) -> None:
+def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: TrainState) -> None:
     """To the same update, unless the method sees the batch as a whole."""
     cut = steps(task(dataset, ALL[name], accumulate=2), dataset, first_epoch())
     assert int(cut.tally.nonfinite_step) == -1
     if name not in OF_BATCH:
-        assert_close(learned(cut), learned(steps(task(dataset, ALL[name]), dataset, first_epoch())))
+        assert_close(learned(cut), learned(whole))
     counts = {float(metric.count) for metric in cut.tally.losses.values()}
     assert counts == {40.0}
 
@@ -313,13 +306,14 @@ def test_activations_of_sixteen_bits_leave_everything_else_alone(name: str, data
 
 def start_run(folder: Path, dataset: data.Dataset, name: str, **options: Any) -> Any:
     return jaxkd.distill(
-        teacher=teacher_of(dataset),
+        teacher=tiny_teacher(dataset),
         student=models.from_linen(Tiny()),
         method=ALL[name],
         data=dataset,
         run=folder,
-        **{"epochs": 2, "batch_size": BATCH, "log_every": 1, "devices": 2, "say": helpers.silent, **options},
-    )
+        **{"epochs": EPOCHS, "batch_size": BATCH, "log_every": 1, "devices": 2, "say": helpers.silent,
+           "optimizer": OPTIMIZER, **options},
+    )  # fmt: skip
 
 
 @every_kind
@@ -355,7 +349,7 @@ def test_runs_stop_resume_and_take_logits_from_a_cache(
 def test_a_prediction_of_a_methods_own_is_what_is_evaluated(dataset: data.Dataset, tmp_path: Path) -> None:
     result = start_run(tmp_path / "head", dataset, "head", epochs=8, optimizer=optax.adam(1e-2))
     state = read_newest(tmp_path / "head" / "checkpoints")[0].state
-    test, teacher = dataset.splits["test"], teacher_of(dataset)
+    test, teacher = dataset.splits["test"], tiny_teacher(dataset)
     network = models.from_linen(Tiny()).normalized(dataset.mean, dataset.std)
     student, _ = network.apply({"params": state["params"]["student"]}, jnp.asarray(test.images))
     constants = ALL["head"].constants(teacher, network, dataset)
@@ -375,10 +369,10 @@ def test_names_that_are_taken_are_refused(dataset: data.Dataset) -> None:
 
     made = task(dataset, methods.from_function(twice, name="twice"))
     with pytest.raises(ValueError, match="two terms or metrics the name loss; rename one"):
-        initial_state(made, dataset.image_shape, teacher=teacher_of(dataset).frozen[1])
+        initial_state(made, dataset.image_shape, teacher=tiny_teacher(dataset).frozen[1])
     made = task(dataset, methods.from_function(lambda x: Terms({}), name="nothing"))
     with pytest.raises(ValueError, match="returns no term: there is nothing to learn"):
-        initial_state(made, dataset.image_shape, teacher=teacher_of(dataset).frozen[1])
+        initial_state(made, dataset.image_shape, teacher=tiny_teacher(dataset).frozen[1])
     with pytest.raises(ValueError, match="two terms have the same name: kd"):
         Terms({"kd": (jnp.ones(2), 1.0)}) + Terms({"kd": (jnp.ones(2), 1.0)})
 
