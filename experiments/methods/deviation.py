@@ -26,13 +26,13 @@ COLUMNS = ("value", "gradient", "adapters", "statistics")
 
 
 def main() -> None:
-    keys = {tuple(f"{key}//".split("/")[:3]) for key in parity.FIXTURES.files}
+    keys = sorted({tuple(f"{key}//".split("/")[:3]) for key in parity.FIXTURES.files})
     rows = []
     for name, names in parity.METHODS.items():
-        cases = [parity.adapters(name, pair) for kind, pair, _ in sorted(keys)
-                 if kind == name and pair != "margin_table"]  # fmt: skip
-        cases += [parity.whole_networks(name, pair) for kind, pair, of in sorted(keys)
-                  if (kind, of) == ("net", name)]  # fmt: skip
+        drawn = sorted({pair for kind, pair, _ in keys if kind == name} - {"margin_table"})
+        whole = [pair for kind, pair, of in keys if (kind, of) == ("net", name)]
+        cases = [parity.adapters(name, pair) for pair in drawn]
+        cases += [parity.whole_networks(name, pair) for pair in whole]
         steps = [parity.recipe(key) for key, (of, *_) in parity.RECIPES.items() if of == name]
         losses = [f"{step.pop('value'):.0e}" for step in steps]  # a run's own sums are float32
         found = {column: max((case[column] for case in cases + steps if column in case), default=None)

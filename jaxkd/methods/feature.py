@@ -37,8 +37,13 @@ class Feature(Method):
     weight: float = 1.0
     ce_weight: float = 1.0
 
+    lowest: ClassVar[Mapping[str, float]] = {}  # what other attributes must be at least
+
     def __post_init__(self) -> None:
         check_weights(self)
+        for name, low in self.lowest.items():
+            if not low <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least {low:g} and finite, got {getattr(self, name)}")
         super().__post_init__()
 
     def _terms(self, x: Inputs, **terms: tuple[jax.Array, jax.typing.ArrayLike]) -> Terms:
@@ -105,6 +110,7 @@ class AT(Feature):
     power: float = 2.0
 
     reads: ClassVar = ("stages",)
+    lowest: ClassVar = {"power": 1}
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
@@ -145,11 +151,7 @@ class VID(Feature):
 
     reads: ClassVar = ("stages",)
     learns: ClassVar = "regressors and variances"
-
-    def __post_init__(self) -> None:
-        if not 1e-3 <= self.variance < float("inf"):
-            raise ValueError(f"variance must be at least 0.001 and finite, got {self.variance}")
-        super().__post_init__()
+    lowest: ClassVar = {"variance": 0.001}
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
@@ -252,6 +254,7 @@ class RKD(Feature):
     angle_weight: float = 50.0
 
     reads: ClassVar = ("pooled",)
+    lowest: ClassVar = {"distance_weight": 0, "angle_weight": 0}
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
@@ -319,6 +322,7 @@ class CC(Feature):
 
     reads: ClassVar = ("pooled",)
     learns: ClassVar = "two embeddings"
+    lowest: ClassVar = {"dim": 1}
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
@@ -347,6 +351,7 @@ class ITRD(Feature):
 
     reads: ClassVar = ("pooled",)
     learns: ClassVar = "an embedding"
+    lowest: ClassVar = {"correlation_weight": 0, "mutual_weight": 0, "alpha": 0.5}
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:

@@ -37,11 +37,7 @@ class ReviewKD(Feature):
 
     reads: ClassVar = ("preacts", "pooled")
     learns: ClassVar = "fusion modules"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup_epochs < float("inf"):
-            raise ValueError(f"warmup_epochs must be at least 0 and finite, got {self.warmup_epochs}")
-        super().__post_init__()
+    lowest: ClassVar = {"warmup_epochs": 0}
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
