@@ -119,7 +119,8 @@ def main() -> None:
     lines += [
         "",
         f"Methods in turn: {', '.join(METHODS[options.methods])}. The last run leaves {ratio:.3f} times the "
-        f"resident memory of the fifth. jax {jax.__version__}, Python {platform.python_version()}; `experiments/memory/run.py`.",
+        f"resident memory of the fifth. jax {jax.__version__}, Python {platform.python_version()}; "
+        "`experiments/memory/run.py`.",
     ]
     text = "\n".join(lines) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)
