@@ -74,7 +74,7 @@ def tried(do: Callable[[], str]) -> str:
         with quiet():
             return do()
     except (ValueError, OSError) as error:
-        return f"told: {error}".replace("\n", " ")[:160]
+        return f"told: {error}".replace("\n", " ")
     except Exception as error:
         return f"TRACEBACK: {type(error).__name__}: {error}"[:200]
 
