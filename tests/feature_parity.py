@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+import types
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import flax.traverse_util
 import helpers
@@ -17,9 +20,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxkd import data, methods, models, teachers
+from jaxkd import methods, models, teachers
 from jaxkd.data.batch import Batch
-from jaxkd.methods import Inputs, Method
+from jaxkd.methods import Inputs, Method, crd
 from jaxkd.models import Outputs
 from jaxkd.models.network import AXIS
 from jaxkd.models.torch_names import flax_path, to_flax, to_torch, torch_name
@@ -63,6 +66,8 @@ METHODS = {
     "cc": Names("cc", "cc.", lambda name: re.sub(r"(embed_.)\.", r"\1.linear.", name)),
     "vid": Names("vid", "vid.", lambda name: re.sub(r"(regressor|log_scale)s[._](\d+)", r"\2.\1", name)),
 }
+SIMKD = Names("simkd", "simkd.")
+CRD = Names("crd", "crd.", lambda name: re.sub(r"embed_(s|t)[a-z]*", r"embed_\1.linear", name))
 Deviations = dict[str, float]
 
 # Convolutions of float64 take long where the compiler does not optimise, as it does not in tests.
@@ -364,13 +369,52 @@ RECIPES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "itrd": ("itrd", 1, {"weight": 1.0}),
     "ofd_b0.001": ("ofd", 1, {"weight": 0.001}),
     "review_b1_ep20": ("review", 20, {"weight": 1.0}),
+    "simkd": ("simkd", 1, {}),
+    "crd_b0.8": ("crd", 1, {"dimensions": 32}),
+    "ce": ("labels", 1, {}),
+    "kd_T4": ("kd", 1, {}),
+    "lskd_T2": ("lskd", 1, {}),
+    "atkd": ("atkd", 1, {}),
+    "dkd_a1_b8_T4_ep1": ("dkd", 1, {}),
+    "dkd_a1_b8_T4_ep20": ("dkd", 20, {}),
+    "atkd_dkd_a1_b8_ep20": ("atkd_dkd", 20, {}),
+    "ctkd": ("ctkd", 3, {}),
+    "mlkd_T4": ("mlkd", 1, {}),
+    "atkd_mlkd": ("atkd_mlkd", 1, {}),
 }
+
+
+def _bank(number: int) -> np.ndarray:
+    """A bank of CRD at the start of the recipe."""
+    rng = np.random.default_rng(zlib.crc32(f"recipe.A.memory_v{number}".encode()))
+    return ((2 * rng.random((40, 32)) - 1) / np.sqrt(32 / 3)).astype(np.float32).astype(np.float64)
+
+
+# What methods hold at the start, where the rule for weights does not say it.
+_HELD: dict[str, dict[str, np.ndarray]] = {
+    "ctkd": {"theta": np.ones(())},
+    "crd": {
+        **{f"{side}_bank": _bank(number) for number, side in ((1, "student"), (2, "teacher"))},
+        **{f"{side}_total": -np.ones(()) for side in ("student", "teacher")},
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """A view that lies in three of an image's channels."""
+
+    first: int
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """See `jaxkd.data.Augmentation`."""
+        return image[..., self.first : self.first + 3]
 
 
 def recipe(key: str) -> Deviations:
     """Deviations of three steps of SGD by the training step: losses, parameters, adapters, statistics."""
     name, epoch, options = RECIPES[key]
-    names, path = METHODS[name], f"recipe/A/{key}"
+    names, path = {**METHODS, "simkd": SIMKD, "crd": CRD}.get(name, Names(name)), f"recipe/A/{key}"
     found = dict.fromkeys(("value", "gradient", "adapters", "statistics"), 0.0)
     listed = list(FIXTURES[f"{path}/step1/names"])
     kinds = {
@@ -385,12 +429,32 @@ def recipe(key: str) -> Deviations:
         found["value"] = max(found["value"], _relative(total - before, expected))
         tensors = _named(names, state.params, state.network, state.method)
         for kind, chosen in kinds.items():
-            found[kind] = max(found[kind], _table(tensors, f"{path}/step{index}/", chosen, listed))
+            if chosen:
+                found[kind] = max(found[kind], _table(tensors, f"{path}/step{index}/", chosen, listed))
+        if name == "ctkd":
+            theta = state.params["method"]["theta"]
+            found["adapters"] = max(
+                found["adapters"], _relative(theta, FIXTURES[f"{path}/step{index}/theta"])
+            )
         for tensor in ("fc.bias", "bn1.weight", "bn1.running_mean", "bn1.running_var"):
             kind = "statistics" if "running" in tensor else "gradient"
             expected = FIXTURES[f"{path}/step{index}/{tensor}"]
             found[kind] = max(found[kind], _relative(tensors[f"student.{tensor}"], expected))
+    if name == "crd":
+        memory = state.method["memory"]
+        for number, side in ((1, "student"), (2, "teacher")):
+            after = FIXTURES[f"{path}/memory_v{number}_after"]
+            total = FIXTURES[f"{path}/Z"][number - 1]
+            held = max(_relative(memory[f"{side}_bank"], after), _relative(memory[f"{side}_total"], total))
+            found["statistics"] = max(found["statistics"], held)
     return found
+
+
+def _contrast(key: jax.Array, ids: jax.Array, *_: Any, **__: Any) -> tuple[jax.Array, jax.Array]:
+    """CRD's negatives in the recipe, by the ids of the batch."""
+    step = jnp.argmax(jnp.all(jnp.asarray(FIXTURES["recipe/A/crd_index"]) == ids, axis=1))
+    index = jnp.asarray(FIXTURES["recipe/A/crd_contrast_index"])[step]
+    return index, jnp.ones(index.shape, bool)
 
 
 def _steps(names: Names, epoch: int, method: Method) -> Iterator[TrainState]:
@@ -398,19 +462,23 @@ def _steps(names: Names, epoch: int, method: Method) -> Iterator[TrainState]:
     with jax.enable_x64(True):
         (teacher, student), (of_teacher, of_student) = _networks("A")
         made = teachers.from_network(teacher, of_teacher, image_shape=(32, 32, 3))
-        frozen = Frozen(of_teacher, dict(method.constants(made, student, None)))
+        labels_of_all = types.SimpleNamespace(labels=np.zeros(40, np.int32))
+        dataset = types.SimpleNamespace(image_shape=(32, 32, 3), splits={"train": labels_of_all})
+        frozen = Frozen(of_teacher, dict(method.constants(made, student, dataset)))
         task = Task(
             student=student.on_axis(AXIS),
-            teacher=teacher,
+            teacher=teacher if method.reads else None,
             method=method,
             optimizer=sgd(optax.constant_schedule(0.05)),
-            augmentations=(("main", data.Identity()),),
+            augmentations=tuple((view, Channels(3 * i)) for i, view in enumerate(method.views)),
             seed=0,
             num_epochs=240,
             steps_per_epoch=3,
         )
-        start = initial_state(task, (32, 32, 3), teacher=of_teacher, constants=frozen.constants)
-        of_method = adapter(names, {"params": start.params["method"], **start.method}, {})
+        known = of_teacher if method.reads else None
+        start = initial_state(task, (32, 32, 3), teacher=known, constants=frozen.constants)
+        held = _HELD.get(names.method, {})
+        of_method = adapter(names, {"params": start.params["method"], **start.method}, held)
         params = {"student": of_student.pop("params"), "method": of_method.pop("params", {})}
         state: Any = start.replace(  # type: ignore[attr-defined]
             step=jnp.int32(3 * (epoch - 1)),
@@ -429,9 +497,12 @@ def _steps(names: Names, epoch: int, method: Method) -> Iterator[TrainState]:
         )
         step = jax.jit(mapped, compiler_options=FAST)
         for index in range(3):
-            images = draw(f"recipe.A.x{index}", (8, 3, 32, 32))
+            shown = [draw(f"recipe.A.{view}{index}", (8, 3, 32, 32)) for view in ("x", "strong")]
+            images = np.concatenate(shown, axis=-1)
             labels = FIXTURES["recipe/A/labels"][index].astype(np.int32)
-            after = jax.device_get(step(state, frozen, Batch(np.arange(8, dtype=np.int32), images, labels)))
+            ids = FIXTURES["recipe/A/crd_index"][index].astype(np.int32)
+            with mock.patch.object(crd, "contrast", _contrast):
+                after = jax.device_get(step(state, frozen, Batch(ids, images, labels)))
             # The sums of a run are float32; as they come, each step would be compiled anew.
             state = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), after, state)
             yield state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any
 
 import feature_parity as parity
@@ -52,25 +51,47 @@ def test_adapters_are_the_authors_in_single_precision(name: str) -> None:
     assert max(found.values()) < 1e-3, found
 
 
-@pytest.mark.parametrize(("name", "pair"), WHOLE)
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[1] == "A" else ()) for case in WHOLE],
+)
 def test_whole_networks_are_the_authors(name: str, pair: str) -> None:
     """The gradients of all parameters, and the statistics after a pass."""
     found = parity.whole_networks(name, pair)
     assert max(found.values()) < tolerance(name, "f64"), found
 
 
-@pytest.mark.parametrize("key", parity.RECIPES)
+# The others take the same code with other numbers.
+QUICK_RECIPES = {
+    "fitnet_b100",
+    "ofd_b0.001",
+    "review_b1_ep20",
+    "itrd",
+    "simkd",
+    "crd_b0.8",
+    "atkd",
+    "mlkd_T4",
+    "ctkd",
+}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [pytest.param(key, marks=() if key in QUICK_RECIPES else pytest.mark.slow) for key in parity.RECIPES],
+)
 def test_training_steps_are_the_authors(key: str) -> None:
     """Three steps of SGD of student and adapters.  The run's own sums are float32."""
     found = parity.recipe(key)
     assert found.pop("value") < 1e-6
-    assert max(found.values()) < 1e-9, found
+    # The authors have a constant of the adaptive temperature, and CRD's temperature, in float32.
+    assert max(found.values()) < (1e-7 if key.startswith(("atkd", "crd")) else 1e-9), found
 
 
 def test_every_fixture_has_a_test() -> None:
     assert {name for name, _ in CASES} == parity.METHODS.keys()
     stored = {key.split("/")[2] for key in parity.FIXTURES.files if key.startswith("recipe/A/")}
-    assert {key for key in stored if re.match(r"(fitnet|itrd|ofd|review)", key)} == parity.RECIPES.keys()
+    inputs = {"labels", "teacher_logits", "x_check", "crd_index", "crd_contrast_index"}
+    assert stored - inputs == parity.RECIPES.keys()
 
 
 # --- networks of all kinds ---

@@ -1,9 +1,8 @@
-"""SimKD, CAT-KD and CRD against the numbers of their authors' codes (fixtures/features.md)."""
+"""SimKD, CAT-KD and parity.CRD against the numbers of their authors' codes (fixtures/features.md)."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import types
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from jaxkd.methods.simkd import linear_head
 from jaxkd.runs import evaluate
 
 FIXTURES = parity.FIXTURES
-NAMES = parity.Names("simkd", "simkd.")
 
 
 @pytest.fixture
@@ -50,7 +48,9 @@ def test_simkd_projects_and_predicts_as_the_source(pair: str, double: None) -> N
                  "average": np.full((height, across), 1 / (height * across))}  # fmt: skip
     method = methods.create("simkd", ce_weight=1.0)
     labels = jnp.asarray(FIXTURES[f"simkd/{pair}/labels"], jnp.int32)
-    variables = parity.adapter(NAMES, parity.init(method, parity.inputs(seen_s, seen_t), constants), {})
+    variables = parity.adapter(
+        parity.SIMKD, parity.init(method, parity.inputs(seen_s, seen_t), constants), {}
+    )
     params, rest = variables.pop("params"), variables
 
     def loss(features: Any, params: Any) -> Any:
@@ -65,9 +65,9 @@ def test_simkd_projects_and_predicts_as_the_source(pair: str, double: None) -> N
     np.testing.assert_allclose(value, FIXTURES[f"simkd/{pair}/loss_f64"], rtol=1e-9)
     np.testing.assert_allclose(ce, FIXTURES[f"simkd/{pair}/loss_ce_f64"], rtol=1e-9)
     gradient = {"f_s": np.asarray(of_s["last"]).transpose(0, 3, 1, 2)}
-    gradient |= parity.theirs(NAMES, {"params": of_params})
+    gradient |= parity.theirs(parity.SIMKD, {"params": of_params})
     assert arrays(gradient, f"simkd/{pair}/grad.") < 1e-9
-    assert arrays(parity.theirs(NAMES, after), f"simkd/{pair}/after.") < 1e-9
+    assert arrays(parity.theirs(parity.SIMKD, after), f"simkd/{pair}/after.") < 1e-9
     variables = {"params": params, **after, "constants": constants}
     outputs = parity.inputs(seen_s, seen_t).student["main"]
     logits: Any = method.apply(variables, outputs, method="predict")
@@ -102,9 +102,6 @@ def test_class_activation_maps_are_the_last_layer_on_the_last_map() -> None:
     )
 
 
-CRD = parity.Names("crd", "crd.", lambda name: re.sub(r"embed_(s|t)[a-z]*", r"embed_\1.linear", name))
-
-
 @pytest.mark.parametrize("case", ["same", "wider"])
 def test_crd_takes_two_steps_as_the_source(case: str, double: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores, totals, banks and trained embeddings; the negatives are the fixture's."""
@@ -116,7 +113,7 @@ def test_crd_takes_two_steps_as_the_source(case: str, double: None, monkeypatch:
         f"embed_{name}": {"kernel": np.zeros((width, dim)), "bias": np.zeros(dim)}
         for name, width in zip(("student", "teacher"), widths, strict=True)
     }
-    params = parity.adapter(CRD, {"params": layers}, {})["params"]
+    params = parity.adapter(parity.CRD, {"params": layers}, {})["params"]
     velocity = jax.tree.map(np.zeros_like, params)
     memory: Any = {"student_bank": banks[0], "teacher_bank": banks[1]}
     memory |= dict.fromkeys(("student_total", "teacher_total"), -jnp.ones(()))
@@ -145,7 +142,7 @@ def test_crd_takes_two_steps_as_the_source(case: str, double: None, monkeypatch:
             found[f"Z_v{number}.step{step}"] = memory[f"{name}_total"]
             found[f"memory_v{number}.step{step}"] = memory[f"{name}_bank"]
         for kind, tree in (("grad", of_params), ("param", params)):
-            named = parity.theirs(CRD, {"params": tree})
+            named = parity.theirs(parity.CRD, {"params": tree})
             found |= {f"{kind}.{name}.step{step}": leaf for name, leaf in named.items()}
         for name, array in found.items():
             expected = FIXTURES[f"{key}/{name}"]
