@@ -338,6 +338,8 @@ def test_runs_stop_resume_and_take_logits_from_a_cache(
 
     method = ALL[name]
     if method.reads and set(method.reads) <= {"logits", "pooled"} and method.views == ("main",):
+        # In float32: a few steps can make much of what float16 rounds off (ITRD: 5 % of the loss).
+        monkeypatch.setattr("jaxkd.cache.store.DEFAULT_DTYPE", "float32")
         cached = start_run(tmp_path / "cached", dataset, name, cache="fill")
         assert cached["losses"]["loss"] == pytest.approx(live["losses"]["loss"], rel=5e-3)
         assert cached["metrics"].keys() == live["metrics"].keys()
