@@ -62,7 +62,7 @@ class ImportConfig(Options):
     mean: tuple[float, ...] | None = None
     """Mean of each channel in the normalisation of its inputs. Default: the distillation literature's."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel in the normalisation of its inputs. Default: likewise."""
+    """Standard deviation of each channel in the normalisation of its inputs. Default: as the mean."""
     out: Path | None = None
     """Output folder. Default: a folder of the zoo (~/.cache/jaxkd/teachers), named by data set and model."""
 

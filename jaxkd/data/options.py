@@ -61,7 +61,7 @@ class DataOptions(Options):
         return load(self.data, data_dir=self.data_dir, splits=splits)
 
     def augmentation(self, dataset: Dataset) -> Augmentation:
-        """The data set's augmentation, with the options in place of its own."""
+        """The data set's augmentation, changed by the options."""
         own = dataset.augmentation
         if self.crop_padding is None and self.flip is None:
             return own
