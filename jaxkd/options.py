@@ -1,6 +1,6 @@
 """Options: small frozen dataclasses beside the code that reads them; commands inherit from several.
 
-A field says itself whether it is one of the few that matter (`main`), and whether runs that differ in it end
+A field declares whether it is one of the few that matter (`main`), and whether runs that differ in it end
 with the same result (`free`).  Values are checked alike on the command line, from Python and from a file.
 """
 

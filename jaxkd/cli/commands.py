@@ -1,4 +1,4 @@
-"""What each command does; every one is a call that Python can make as well."""
+"""The commands; each is a call that Python can make too."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 
 def _data_of_run(folder: Path) -> str | None:
-    """What a run was told of its data: the path of a file, of which its network has the name alone."""
+    """The data option of a run: the path of a file, of which its network has the name alone."""
     from jaxkd.runs.record import recorded
 
     if not (folder / "model").is_dir():

@@ -1,4 +1,4 @@
-"""Options of the commands that are no runs."""
+"""Options of the commands other than runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class EvaluateConfig(Options):
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets (array_record)."""
     split: Literal["test", "train"] = "test"
-    """Which examples."""
+    """Split to evaluate."""
     batch_size: int = 256
-    """Images a step, over all devices together."""
+    """Images in a step, over all devices."""
     devices: int | None = None
-    """How many local devices to use. Default: all."""
+    """Number of local devices. Default: all."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -36,10 +36,10 @@ class EvaluateConfig(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportConfig(Options):
-    """Turn a file of PyTorch weights into a teacher, and evaluate it if the data are at hand.
+    """Import a file of PyTorch weights as a teacher, and evaluate it if the data set is prepared.
 
-    Nothing in the file is executed, and PyTorch is not needed. A file that `jaxkd export` wrote says itself
-    what it is; for any other one give --model and --data.
+    Nothing in the file is executed, and PyTorch is not needed. A file that `jaxkd export` wrote describes
+    itself; any other file needs --model and --data.
     """
 
     file: Positional[Path]
@@ -51,20 +51,20 @@ class ImportConfig(Options):
     """For CIFAR ResNets: A, without weights, as in the original ones; B, with projections, as in the
     distillation literature. Default: B."""
     rename: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """OLD=NEW: a part of a name in the file, and what it is called here; may be given several times."""
+    """OLD=NEW: replaces OLD by NEW in the parameter names of the file; may be given several times."""
     prefix: str | None = None
-    """What stands before the names of the network in the file, if it holds several."""
+    """Prefix of the network's parameter names, if the file holds several networks."""
     data: str | None = None
-    """The data set that it was trained on, as for training: it tells the classes, and the network is
-    evaluated on it. Default: cifar100."""
+    """Data set that the network was trained on, as for training: it gives the number of classes, and the
+    network is evaluated on it. Default: cifar100."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets (array_record)."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel that its inputs were normalised with. Default: the distillation literature's."""
+    """Mean of each channel in the normalisation of its inputs. Default: the distillation literature's."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, likewise."""
+    """Standard deviation of each channel in the normalisation of its inputs. Default: as the mean."""
     out: Path | None = None
-    """Where to put it. Default: the zoo (~/.cache/jaxkd/teachers), under data and model."""
+    """Output folder. Default: a folder of the zoo (~/.cache/jaxkd/teachers), named by data set and model."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -82,7 +82,7 @@ class ExportConfig(Options):
     teacher: Positional[str]
     """The folder of a teacher, or of a run, or a name in the zoo."""
     file: Positional[Path]
-    """Where to: a file whose name ends in .safetensors."""
+    """Output file; its name ends in .safetensors."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -94,7 +94,7 @@ class TeachersConfig(Options):
     """List the teachers in the zoo and those that ship with the package."""
 
     verify: bool = False
-    """Read every teacher's weights and compare them with their digest."""
+    """Read the weights of every teacher and compare them with their checksum."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class ModelsConfig(Options):
     """List the architectures: parameters, batch-norm statistics, multiply-adds of one image, features."""
 
     names: Positional[tuple[str, ...]] = ()
-    """Which ones; their features are listed, too. Default: all, without features."""
+    """Architectures, with their features. Default: all, without features."""
     num_classes: int | None = None
     """Number of logits. Default: 100, or 1000 for ImageNet's networks."""
     image_shape: tuple[int, int, int] | None = None
@@ -111,14 +111,14 @@ class ModelsConfig(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
-    """Tables and figures of some runs, finished or not: means, deviations, differences and intervals."""
+    """Tables and figures of runs, finished or not: means, standard deviations, differences, intervals."""
 
     runs: Positional[tuple[Path, ...]]
-    """Folders of runs, or of several of these, in the order of the table."""
+    """Folders of runs, or folders that hold such folders, in the order of the table."""
     out: Path = Path("report")
     """Folder for report.md, table.tex, table.csv and the figures."""
     baseline: str | None = None
-    """The method that others are compared with, by its name in the table. Default: kd, or the students
+    """Baseline of the comparison: a method, by its name in the table. Default: kd, or the students trained
     alone."""
 
     def check(self) -> None:
@@ -131,4 +131,4 @@ class MethodsConfig(Options):
     """List the distillation methods, or the options of some."""
 
     names: Positional[tuple[str, ...]] = ()
-    """Which ones; their options are listed, too. Default: all, without options."""
+    """Methods, with their options. Default: all, without options."""

@@ -1,4 +1,4 @@
-"""From arguments to a command's options: the help is grouped, and a method has options of its own.
+"""From arguments to a command's options: the help is grouped, and each method has its own options.
 
 A command's options are a flat dataclass that inherits from several.  For the command line, the fields that
 matter stay in front, and the others go into a group for each class that they come from.

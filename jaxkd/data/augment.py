@@ -1,4 +1,4 @@
-"""Augmentations: what training shows of an image, as pure functions of a key.
+"""Augmentations: views of an image for training, as pure functions of a key.
 
 A run maps the names of views to augmentations, and the key of a view is a function of (seed, view, epoch,
 example id).  So the same pixels come out on one device or eight, in a first run or a resumed one, alone or in
@@ -73,7 +73,7 @@ class CropFlip:
             raise ValueError(f"padding must be at least 0 pixels, got {self.padding}")
 
     def changed(self, padding: int | None, flip: bool | None) -> CropFlip:
-        """This augmentation, with what is given in place of its own."""
+        """This augmentation, with the given values."""
         return CropFlip(self.padding if padding is None else padding, self.flip if flip is None else flip)
 
     @property
@@ -141,7 +141,7 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True)
 class Compose:
-    """Augmentations one after the other, each with a key of its own.
+    """Augmentations in sequence, each with its own key.
 
     >>> Compose((CropFlip(1, False), Identity()))(jax.random.key(0), jnp.ones((2, 2, 1), jnp.uint8)).shape
     (2, 2, 1)
@@ -197,7 +197,7 @@ def augment(
     epoch: jax.typing.ArrayLike,
     view: str = MAIN,
 ) -> jax.Array:
-    """What one epoch shows of some images.
+    """The views of some images in one epoch.
 
     Args:
       augmentation: of the view.
@@ -244,7 +244,7 @@ def as_views(
 
     Args:
       given: an augmentation for the view "main", or a mapping of view names to augmentations; None for none.
-      views: the names that are wanted.
+      views: the names of the views.
       default: for the view "main", if there is none for it.
       of_view: gives that of another view without one, from its name and the augmentation of "main".
 

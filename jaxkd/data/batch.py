@@ -15,7 +15,7 @@ class Batch:
 
     Attributes:
       ids: int32 `[B]`; -1 stands for no example.
-      images: uint8 `[B, H, W, C]`; None until `fetch` takes them from where they lie on the device.
+      images: uint8 `[B, H, W, C]`; None until `fetch` takes them from the device's resident split.
       labels: int32 `[B]`, likewise.
       teacher_logits: on the view "main", `[B, K]`, from a cache; None to run the teacher.
       teacher_pooled: the teacher's pooled features `[B, D]` from there, if it holds them.
@@ -34,7 +34,7 @@ class Batch:
 
 
 def fetch(resident: tuple[jax.Array, jax.Array] | None, batch: Batch) -> Batch:
-    """Takes a batch's images and labels from a split that lies on the device.
+    """Takes a batch's images and labels from a split that is resident on the device.
 
     Args:
       resident: the split's images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`; None if the batch brings

@@ -134,7 +134,7 @@ class Dataset:
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` knows, besides paths of `.npz` files."""
+    """The names that `load` accepts, besides paths of `.npz` files."""
     return tuple(_LOADERS)
 
 
@@ -167,7 +167,7 @@ def load(
 
 
 def require_known(name: str) -> None:
-    """Raises ValueError unless `load` knows a name, without reading anything."""
+    """Raises ValueError unless `load` accepts a name, without reading anything."""
     if name not in _LOADERS and Path(name).suffix != ".npz":
         raise unknown("data set", name, _LOADERS, also=", or an .npz file")
 

@@ -1,4 +1,4 @@
-"""What brings batches to the devices: from a split that lies there whole, or streamed from the host."""
+"""Feeds batches to the devices: from a split that is resident there, or streaming from the host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Feed(Protocol):
 
         Args:
           steps: the example ids of each step, over all devices, int32 `[S, B]`; -1 stands for no example.
-          epoch: whose views are wanted, from 1; None for evaluation.
+          epoch: of the views, from 1; None for evaluation.
 
         Yields:
           For each step the shares of this process's devices, `[D, B / D, ...]`.
@@ -38,7 +38,7 @@ class Feed(Protocol):
 
 
 class ResidentFeed:
-    """A split that lies on every device, as uint8; each step sends the ids alone."""
+    """A split resident on every device, as uint8; each step sends the ids alone."""
 
     def __init__(self, split: Split, devices: Sequence[jax.Device]) -> None:
         self.resident = replicate((split.images, split.labels), devices)
@@ -52,7 +52,7 @@ class ResidentFeed:
 
 
 class StreamedFeed:
-    """A split on the host; each step brings its images, and each process reads its own share."""
+    """A split on the host; each step transfers its images, and each process reads its own share."""
 
     resident = None
 

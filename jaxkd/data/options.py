@@ -1,4 +1,4 @@
-"""Options of the data, and the data set that they ask for."""
+"""Options of the data, and the data set that they name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class DataOptions(Options):
     """Images"""
 
     data: str = option("digits", main=True)
-    """Data set: digits (needs no download), cifar10, cifar100, imagenet2012, imagenet_resized/64x64, or the
-    path of an .npz file with train_images, train_labels, test_images and test_labels."""
+    """Data set: digits (no download), cifar10, cifar100, imagenet2012, imagenet_resized/64x64, or the path of
+    an .npz file with train_images, train_labels, test_images and test_labels."""
     data_dir: Path | None = option(None, free=True)
     """Folder of prepared TensorFlow Datasets (array_record). Default: ~/tensorflow_datasets."""
     crop_padding: int | None = None
@@ -28,8 +28,8 @@ class DataOptions(Options):
     flip: bool | None = None
     """Random horizontal flips. Default: the data set's (CIFAR yes, digits no)."""
     holdout: float | None = None
-    """Fraction of the training images that is held out and evaluated in place of the test split, for choices
-    that must not be made on the test split. The same images for every seed. Default: none."""
+    """Fraction of the training images for validation: they are held out and evaluated in place of the test
+    split. Every seed holds out the same images. Default: none."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -61,7 +61,7 @@ class DataOptions(Options):
         return load(self.data, data_dir=self.data_dir, splits=splits)
 
     def augmentation(self, dataset: Dataset) -> Augmentation:
-        """The data set's augmentation, with the options in place of its own."""
+        """The data set's augmentation, changed by the options."""
         own = dataset.augmentation
         if self.crop_padding is None and self.flip is None:
             return own

@@ -44,7 +44,7 @@ class StreamedSplit:
     Attributes:
       source: the examples; an example's id is its index.
       image_shape: height, width, channels of the images after the views below.
-      digest: what tells the source from others, for the run's identity.
+      digest: identifies the source in the run's identity.
       train_view: `(image, *, seed, epoch, example_id) -> image`, on the host, for training; by default
         nothing is done there.
       eval_view: `image -> image`, likewise, for evaluation.
@@ -80,7 +80,7 @@ class StreamedSplit:
         Args:
           ids: example ids, `[S, B]`; -1 stands for no example.
           seed: the run's seed.
-          epoch: whose views are wanted, from 1; None for evaluation.
+          epoch: of the views, from 1; None for evaluation.
 
         Yields:
           Images, uint8 `[B, H, W, C]`, and labels, int32 `[B]`; zeros where there is no example.

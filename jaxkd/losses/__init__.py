@@ -1,7 +1,7 @@
 """Distillation losses: pure functions of logits or features, one value per example.
 
-Nothing here knows of networks, optimisers or data.  Only jax, `jaxkd.logits` and `jaxkd.temperature` may be
-imported.  What all losses share is said here once; each loss then names only what is its own.  In the
+Nothing here depends on networks, optimisers or data.  Only jax, `jaxkd.logits` and `jaxkd.temperature` may be
+imported.  What all losses share is said here once; each loss names only its own arguments.  In the
 formulas s and t are the logits of student and teacher, `p = softmax(t / T)`, `q = softmax(s / T)`, i counts
 examples and k the K classes.
 

@@ -1,6 +1,6 @@
-"""What the losses do before their formula: checks, axes, masks, temperatures.
+"""What precedes the formula of every loss: checks, axes, masks, temperatures.
 
-Private to `jaxkd.losses`.  Nothing here has a formula of a method in it.
+Private to `jaxkd.losses`.  No formula of a method is here.
 """
 
 from __future__ import annotations

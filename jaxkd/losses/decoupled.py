@@ -113,7 +113,7 @@ def rld(
 
     `L_i = alpha T_c^2 KL(b || b') + beta T_i^2 KL(p~ || q~)`, with `b = (max p, 1 - max p)` and
     `b' = (q_y, 1 - q_y)` at the temperature T_c, y the label; and p~ and q~ the softmaxes over the classes
-    whose teacher logit lies below the label's.  So a teacher that is wrong never teaches a wrong class.
+    whose teacher logit lies below the label's.  So a wrong prediction of the teacher is not a target.
     Where it ranks the label last the second part is 0.
 
     Args:

@@ -35,7 +35,7 @@ def kd_from_hidden(
     there.  That is all the work if the loss is then summed or averaged over the tokens (of which some may be
     masked); if the tokens are weighted unevenly, the logits are computed again for the gradient of the head.
 
-    The gradient is a reverse-mode rule of its own.  `jax.jvp` and with it forward mode, `jax.linearize` and
+    The gradient is a custom reverse-mode rule.  `jax.jvp` and with it forward mode, `jax.linearize` and
     Hessians are not available (TypeError).  There is no mask of classes.
 
     Args:
@@ -128,7 +128,7 @@ def _network(name: str, hidden: ArrayLike, head: ArrayLike) -> tuple[jax.Array, 
 
 
 def _chunked(rule: _temperature.Rule | None, standardize: bool):  # type: ignore[no-untyped-def]
-    """The loss on chunked arrays, `[chunks, tokens, ...]`, as a function with a gradient of its own."""
+    """The loss on chunked arrays, `[chunks, tokens, ...]`, as a function with a custom gradient."""
 
     def logits(h: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.matmul(h, w, preferred_element_type=jnp.promote_types(jnp.float32, h.dtype))

@@ -1,6 +1,6 @@
-"""Losses on logits that look at one example at a time.
+"""Losses on logits, of each example by itself.
 
-For what all of them share, see `jaxkd.losses`.
+`jaxkd.losses` says what all of them share.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def kd(
     which is close to one minus the correlation of the two.
 
     Args:
-      chunk_size: how many examples are worked on at a time, or None for all at once.  For logits of hundreds
-        of megabytes on a CPU: a few megabytes of temporary memory (8 examples of 32,000 classes) in place of
-        several times the logits.  The gradient computes each chunk twice, which the caches make up for in
-        the plain loss and not quite in the adaptive one.  A temperature rule sees one example, `[K]`.
+      chunk_size: number of examples in a chunk, or None for all at once.  For logits of hundreds of megabytes
+        on a CPU: temporary memory is a few megabytes (8 examples of 32,000 classes) and not several times
+        the logits.  The gradient computes each chunk twice: no slower in the plain loss, a little slower in
+        the adaptive one.  A temperature rule is called with one example, `[K]`.
 
     Raises:
       ValueError: the chunk size is below 1.
@@ -94,10 +94,10 @@ def reverse_kl(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """The KL divergence the other way round, from softened student to teacher, times T squared.
+    """Reverse KL divergence, from softened student to softened teacher, times T squared.
 
-    `L_i = T_i^2 sum_k q_ik (log q_ik - log p_ik)`.  It makes the student avoid what the teacher finds
-    improbable, where `kd` makes it cover all that the teacher finds probable.
+    `L_i = T_i^2 sum_k q_ik (log q_ik - log p_ik)`.  It is mode-seeking: the student avoids
+    classes that the teacher finds improbable, where `kd` covers all classes that it finds probable.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -233,8 +233,8 @@ def dtkd(
     """DTKD: KL divergence with a temperature for each network, in the ratio of their largest logits.
 
     `L_i = alpha T_i T'_i KL(softmax(t_i / T_i) || softmax(s_i / T'_i)) + beta kd_i(T)`, where T_i and T'_i
-    are `jaxkd.temperature.max_ratio` with the reference T.  It tells the networks' overall sharpness apart
-    from their opinion.  Where a largest logit is not positive, both temperatures are the reference.
+    are `jaxkd.temperature.max_ratio` with the reference T: the largest logits, divided by them, are equal.
+    Where a largest logit is not positive, both temperatures are the reference.
 
     Args:
       temperature: the reference T, in the common forms.
@@ -271,7 +271,7 @@ def ttm(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """TTM: the student, at temperature 1, learns the teacher's probabilities raised to a power.
+    """TTM: KL divergence at temperature 1 from the teacher's probabilities, raised to a power.
 
     `L_i = KL(r_i || softmax(s_i))`, with `r = p^l / sum_k p_k^l`, `p = softmax(t)` and l the exponent.  The
     transform is a temperature 1 / l on the teacher's side alone; there is no factor T^2 and, since the
@@ -305,7 +305,7 @@ def wttm(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """WTTM: TTM with each example weighted by how soft its teacher is.
+    """WTTM: TTM with a weight for each example, larger where the teacher is less certain.
 
     `L_i = U_i KL(r_i || softmax(s_i))`, with r, p and l as in `ttm` and `U = sum_k p_k^l`, which lies between
     1 (a certain teacher) and K^(1 - l) (a uniform one) for l below 1.

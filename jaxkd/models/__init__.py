@@ -1,4 +1,4 @@
-"""Student and teacher networks: in Flax Linen by name, or made of anybody's module.
+"""Student and teacher networks: in Flax Linen by name, or from any module.
 
 Images come in as normalised floats, NHWC; an `Outputs` with logits and named features comes out.  Modules
 carry the names that the PyTorch code of the field gives them (`layer1.0.conv1` is `layer1_0/conv1`), so

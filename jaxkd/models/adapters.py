@@ -120,7 +120,7 @@ def _linen_batch_norm(
     where: jax.Array | None,
     axis_name: str | None,
 ) -> jax.Array:
-    """Flax's own batch norm, with the statistics of the real examples of all devices in place of its own."""
+    """Flax's own batch norm, with batch statistics of the real examples of all devices."""
     frozen = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
     frozen = norm.use_running_average if frozen is None else frozen
     if frozen:
@@ -221,7 +221,7 @@ _share: contextvars.ContextVar[tuple[jax.Array | None, str | None]] = contextvar
 
 
 class _CountingBatchNorm(nnx.BatchNorm):
-    """NNX's batch norm, with the statistics of the real examples of all devices in place of its own."""
+    """NNX's batch norm, with batch statistics of the real examples of all devices."""
 
     def __call__(self, x: jax.Array, use_running_average: bool | None = None, **options: Any) -> Any:
         frozen = self.use_running_average if use_running_average is None else use_running_average

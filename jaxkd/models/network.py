@@ -48,7 +48,7 @@ class Forward(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What tells it from others besides its name and the shapes of its variables, ready for JSON."""
+        """Identifies it, besides its name and the shapes of its variables; ready for JSON."""
         ...
 
 

@@ -30,7 +30,7 @@ _MODELS: dict[str, Callable[..., Classifier]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` knows.
+    """The names that `create` accepts.
 
     >>> from jaxkd import models
     >>> "resnet56" in models.names()

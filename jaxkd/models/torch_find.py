@@ -1,4 +1,4 @@
-"""Finds a network's weights in what a file holds: under which prefix they lie, and by which names.
+"""Finds a network's weights in the contents of a file: their prefix and their names.
 
 One rule: the names of nested dictionaries are joined with dots, and a prefix fits if what is under it is
 exactly the network.  So it does not matter whether a training script wrapped the weights in "state_dict" or
@@ -35,7 +35,7 @@ def find(
       like: shapes of the network's variables, in the order in which its layers are made.
       rename: whole words of names (or words joined with dots) to what they become, all at once; the empty
         text removes them.
-      prefix: where the weights lie; by default the only place where they fit.
+      prefix: of the weights' names; by default the only one under which they fit.
 
     Returns:
       Arrays by the names for `to_flax`, which lists what is missing if nothing fits.
@@ -196,7 +196,7 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _counts(weights: Mapping[str, np.ndarray]) -> collections.Counter[str]:
-    """How many weights lie under each prefix."""
+    """The number of weights under each prefix."""
     names = (name for name in weights if not is_counter(name))
     return collections.Counter(prefix for name in names for prefix in _prefixes(name))
 
