@@ -121,8 +121,8 @@ def main() -> None:
     lines += [
         "",
         f"Methods in turn: {', '.join(METHODS[options.methods])}. After the last run "
-        f"there is {ratio:.3f} times the resident memory of run {first}. jax {jax.__version__}, Python {platform.python_version()}; "
-        "`experiments/memory/run.py`.",
+        f"there is {ratio:.3f} times the resident memory of run {first}. jax {jax.__version__}, "
+        f"Python {platform.python_version()}; `experiments/memory/run.py`.",
     ]
     text = "\n".join(lines) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)
