@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_teachers_are_listed_and_verified(
     shutil.rmtree(tmp_path / "mine" / "variables")
     code, output, errors = run_jaxkd("teachers", "--verify")
     assert code == 1
-    assert f"{tmp_path / 'mine' / 'variables'} cannot be restored" in output
+    assert re.search(rf"{tmp_path}/mine/variables/\S+ is damaged: it is absent", output)
     assert "| digits-resnet20" in output
     assert "1 of 2 teachers are damaged" in errors
     helpers.untrained_teacher(tmp_path / "flipped", helpers.tiny_dataset())
