@@ -28,8 +28,8 @@ from jaxkd import distill, methods, teachers
 from jaxkd.cli import run
 from jaxkd.data.order import epoch_order
 from jaxkd.methods.black_box import as_pixels
-from jaxkd.runs import report
 from jaxkd.runs.generator import load_generator, train_generator
+from jaxkd.runs.report import report
 
 FRACTION = 0.1
 GENERATOR = {"epochs": 150, "width": 64, "batch_size": 64, "learning_rate": 2e-4, "weight": 0.5}

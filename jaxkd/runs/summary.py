@@ -96,13 +96,16 @@ class Pretrained:
 def read(folders: Sequence[str | Path]) -> list[RunRecord | Pretrained]:
     """The records in some folders: of runs, of pretrained teachers, or of several of these.
 
+    A generator (the first stage of MEKD) among them has no accuracy, and is left out.
+
     Raises:
       ValueError: no folder is named.
       FileNotFoundError: a folder is neither.
     """
     if not folders:
         raise ValueError("no run is named; name the folders of one or more runs")
-    return [_read(one) for folder in folders for one in _folders(Path(folder))]
+    found = [_read(one) for folder in folders for one in _folders(Path(folder))]
+    return [one for one in found if isinstance(one, Pretrained) or "stage" not in one.identity]
 
 
 def _folders(folder: Path) -> list[Path]:

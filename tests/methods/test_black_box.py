@@ -24,6 +24,7 @@ from jaxkd.models.torch_names import torch_name
 from jaxkd.runs import Stopped
 from jaxkd.runs import generator as stage
 from jaxkd.runs.generator import Game, load_generator, train_generator
+from jaxkd.runs.report import report
 
 FIXTURES = np.load(Path(__file__).parents[1] / "fixtures" / "features.npz")
 LOSSES = np.load(Path(__file__).parents[1] / "fixtures" / "losses.npz")
@@ -203,6 +204,9 @@ def test_a_generator_stops_and_resumes_to_the_same_bits(
     )
     assert result["losses"].keys() == {"loss", "accuracy", "image", "kl"}
     assert 0 <= result["metrics"]["agreement"]["mean"] <= 100
+    table = report([tmp_path / "cut", tmp_path / "student"], tmp_path / "report")
+    assert "mekd" in table
+    assert "cut" not in table
     with pytest.raises(ValueError, match="mekd needs the generator of its first stage"):
         jaxkd.distill(
             teacher=str(teacher), data=dataset, method="mekd", run=tmp_path / "none", say=helpers.silent
