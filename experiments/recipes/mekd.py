@@ -32,7 +32,7 @@ from jaxkd.runs.generator import load_generator, train_generator
 from jaxkd.runs.report import report
 
 FRACTION = 0.1
-GENERATOR = {"epochs": 150, "width": 64, "batch_size": 64, "learning_rate": 2e-4, "weight": 0.5}
+GENERATOR = {"epochs": 600, "width": 64, "batch_size": 64, "learning_rate": 2e-4, "weight": 0.5}
 STUDENT = {
     "student": "resnet8",
     "epochs": 80,
