@@ -134,12 +134,13 @@ def rld(
     _logits.require_positive("confidence_temperature", confidence_temperature)
     x = prepare(student, teacher, axis, where)
     is_target = one_hot_labels(labels, x)
-    x = x.standardized() if standardize else x
-    tau = x.temperature(temperature, standardize)
+    # The order is that of the logits as they are: z-scores may be computed twice, and rounded differently.
     of_label = jnp.sum(jnp.where(is_target, x.teacher, 0.0), axis=-1, keepdims=True)
     below = x.teacher < of_label
     seen = x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
     is_largest = jax.nn.one_hot(jnp.argmax(seen, axis=-1), x.teacher.shape[-1], dtype=bool)
+    x = x.standardized() if standardize else x
+    tau = x.temperature(temperature, standardize)
     sharp = x.over(*[jnp.full_like(tau, confidence_temperature)] * 2)
     confidence = confidence_temperature**2 * _of_two(sharp, is_largest, is_target)
     order = tau[..., 0] ** 2 * _of_some(x.over(tau, tau), below)
