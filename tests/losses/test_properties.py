@@ -225,7 +225,9 @@ def test_scale_invariance(name):
 def test_zero_at_equality(name):
     s, _, y = data()
     values, gradient, _ = compiled(name)(s, s, y)
-    tolerance = {"exact": 0.0, "close": 2e-5}[ROWS[name].zero]
+    row = ROWS[name]
+    # Z-scores of equal logits may be computed twice, and rounded differently, as the compiler sees fit.
+    tolerance = 0.0 if row.zero == "exact" and not row.scale else 2e-5
     np.testing.assert_allclose(values, 0, atol=tolerance)
     np.testing.assert_allclose(gradient, 0, atol=2e-5)
 
