@@ -109,7 +109,10 @@ def replacing(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pat
     'whole'
     """
     folder = folder.resolve() if folder.is_symlink() else folder
-    _require_replaceable(folder, replaceable)
+    with contextlib.suppress(
+        FileNotFoundError
+    ):  # another writer replaces it: the look under the lock decides
+        _require_replaceable(folder, replaceable)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(folder)
     new.mkdir()
