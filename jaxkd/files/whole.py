@@ -109,11 +109,9 @@ def replacing(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pat
     'whole'
     """
     folder = folder.resolve() if folder.is_symlink() else folder
-    with contextlib.suppress(
-        FileNotFoundError
-    ):  # another writer replaces it: the look under the lock decides
-        _require_replaceable(folder, replaceable)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent):  # or it could look while another writer is between its renames
+        _require_replaceable(folder, replaceable)
     new = _beside(folder)
     new.mkdir()
     try:
