@@ -24,6 +24,7 @@ minutes a run, and 45 for the logits of a seed.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -75,15 +76,38 @@ METHODS = {
          "ce_weight": 1.0, "warmup_epochs": 20},
     ),
 }  # fmt: skip
+EPOCHS = 8
 SQUEEZED = {"warmup_epochs": 0, "decay_epochs": 1}  # the least that each may be
 RECORDS = Path(__file__).parents[1] / "results/claims/better_students"
 SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
+# The records of this claim's first pair, which other claims take for their own where they fit.
+FIRST_PAIR = RECORDS / f"cifar100-resnet56-resnet8-{EPOCHS}-epochs"
+
+
+def setting(
+    teacher: str,
+    records: Path | None,
+    *,
+    epochs: int = EPOCHS,
+    seeds: int,
+    data_dir: Path | None,
+    small: bool,
+) -> tuple[str, Path | None, dict[str, Any]]:
+    """The teacher, the folder of the records and the options of all runs of a claim on CIFAR-100.
+
+    Where it is small, those of the digits; nothing is recorded then.
+    """
+    if small:
+        return "digits-resnet20", None, {**RECIPE, **SMALL, "seeds": 2, "cache": "auto"}
+    # The first run of a seed keeps the teacher's logits for the others.
+    options = {"epochs": epochs, "data_dir": data_dir, "seeds": seeds, "cache": "fill"}
+    return teacher, records, {**RECIPE, **options}
 
 
 def main(
     teacher: str = "cifar100-resnet56",
     student: str = "resnet8",
-    epochs: int = 8,
+    epochs: int = EPOCHS,
     methods: tuple[str, ...] = tuple(METHODS),
     seeds: int = 3,
     data_dir: Path | None = None,
@@ -102,11 +126,11 @@ def main(
       out: folder for the runs.
       small: the digits for two epochs instead, two methods, with the teacher that comes with jaxkd.
     """
-    options = {**RECIPE, "epochs": epochs, "data_dir": data_dir, "seeds": seeds}
     place = f"{Path(teacher).name}-{student}-{epochs}-epochs"
-    records: Path | None = RECORDS / place
+    teacher, records, options = setting(
+        teacher, RECORDS / place, epochs=epochs, seeds=seeds, data_dir=data_dir, small=small
+    )
     if small:
-        teacher, records, options = "digits-resnet20", None, {**RECIPE, **SMALL, "seeds": 2}
         methods = ("kd", "atkd")
     chosen = {}
     for name in methods:
@@ -114,7 +138,6 @@ def main(
         for key in SQUEEZED.keys() & values.keys():
             values = {**values, key: max(SQUEEZED[key], int(values[key] * epochs / FULL))}
         chosen[name] = {"method": kind, "method_options": values}
-    cache = "auto" if small else "fill"  # the first run of a seed keeps the teacher's logits for the others
     out = out if small else out / place
     table = grid(
         out,
@@ -122,7 +145,6 @@ def main(
         methods=chosen,
         records=records,
         baseline="kd",
-        cache=cache,
         **options,
     )
     print(f"\n{table}\ntable and figures: {(records or out) / 'report'}")

@@ -12,30 +12,17 @@ image, how far one is from the other: |adaptive - limit| / limit.  The recipe an
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import tyro
+from better_students import setting
 
 from jaxkd import losses, methods, temperature
 from jaxkd.cli import run
 from jaxkd.metrics import Bins, Histogram
 from jaxkd.runs import grid
 
-RECIPE = {
-    "data": "cifar100",
-    "epochs": 8,
-    "batch_size": 64,
-    "optimizer": "sgd",
-    "learning_rate": 0.05,
-    "schedule": "steps",  # times 0.1 after 62.5, 75 and 87.5 %: epochs 5, 6 and 7
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "crop_padding": 4,
-    "flip": True,
-}
-SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
 WEIGHT, CE_WEIGHT = 9.0, 0.1
 APART = Bins(1e-5, 10.0, 6 * 64)
 
@@ -87,16 +74,13 @@ def main(
       records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, with the teacher that comes with jaxkd.
     """
-    options: dict[str, Any] = {**RECIPE, "data_dir": data_dir, "seeds": seeds}
-    if small:
-        teacher, records, options = "digits-resnet20", None, {**RECIPE, **SMALL, "seeds": 2}
+    teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
     table = grid(
         out,
         pairs=[(teacher, student)],
         methods={by: {"method": Watched(by=by)} for by in ("adaptive", "limit")},
         alone=False,
         records=records,
-        cache="auto" if small else "fill",
         baseline="limit",
         **options,
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib as mpl
 import tyro
+from better_students import FIRST_PAIR, setting
 from matplotlib.figure import Figure
 
 from jaxkd.cli import run
@@ -23,26 +24,9 @@ from jaxkd.runs import figures, grid
 from jaxkd.runs.statistics import spread
 from jaxkd.runs.summary import Cell, read, summarise
 
-RECIPE = {
-    "data": "cifar100",
-    "epochs": 8,
-    "batch_size": 64,
-    "optimizer": "sgd",
-    "learning_rate": 0.05,
-    "schedule": "steps",  # times 0.1 after 62.5, 75 and 87.5 %: epochs 5, 6 and 7
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "crop_padding": 4,
-    "flip": True,
-}
-SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 WEIGHTS = (1.0, 3.0, 9.0, 27.0)
 CE_WEIGHT = 0.1
-# Some of the runs are there already.
-BETTER_STUDENTS = (
-    Path(__file__).parents[1] / "results/claims/better_students/cifar100-resnet56-resnet8-8-epochs"
-)
 
 
 def methods_of(temperatures: tuple[float, ...], weights: tuple[float, ...]) -> dict[str, dict[str, Any]]:
@@ -128,10 +112,9 @@ def main(
       records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, one temperature, with the teacher that comes with jaxkd.
     """
-    options: dict[str, Any] = {**RECIPE, "data_dir": data_dir, "seeds": seeds}
+    teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
     methods = methods_of(TEMPERATURES, WEIGHTS)
     if small:
-        teacher, records, options = "digits-resnet20", None, {**RECIPE, **SMALL, "seeds": 2}
         methods = methods_of((2.0,), ())
     table = grid(
         out,
@@ -139,8 +122,7 @@ def main(
         methods=methods,
         alone=False,
         records=records,
-        reuse=[BETTER_STUDENTS],
-        cache="auto" if small else "fill",
+        reuse=[FIRST_PAIR],
         baseline="adaptive",
         **options,
     )

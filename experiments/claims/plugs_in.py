@@ -12,30 +12,13 @@ from what the temperature does: the difference is to the second.  The recipe and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import tyro
+from better_students import FIRST_PAIR, setting
 
 from jaxkd.cli import run
 from jaxkd.runs import grid
 
-RECIPE = {
-    "data": "cifar100",
-    "epochs": 8,
-    "batch_size": 64,
-    "optimizer": "sgd",
-    "learning_rate": 0.05,
-    "schedule": "steps",  # times 0.1 after 62.5, 75 and 87.5 %: epochs 5, 6 and 7
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "crop_padding": 4,
-    "flip": True,
-}
-SMALL = {"data": "digits", "epochs": 2, "crop_padding": 1, "flip": False}
-# Some of the runs are there already.
-BETTER_STUDENTS = (
-    Path(__file__).parents[1] / "results/claims/better_students/cifar100-resnet56-resnet8-8-epochs"
-)
 # A loss, its authors' temperature, and what else it takes.
 LOSSES: dict[str, tuple[float, dict[str, float]]] = {
     "kd": (4.0, {"weight": 9.0, "ce_weight": 0.1}),
@@ -65,10 +48,9 @@ def main(
       records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, one loss, with the teacher that comes with jaxkd.
     """
-    options: dict[str, Any] = {**RECIPE, "data_dir": data_dir, "seeds": seeds}
+    teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
     chosen = LOSSES
     if small:
-        teacher, records, options = "digits-resnet20", None, {**RECIPE, **SMALL, "seeds": 2}
         chosen = {"dkd": LOSSES["dkd"]}
     for loss, (own, others) in chosen.items():
         kinds = {
@@ -85,8 +67,7 @@ def main(
             methods=methods,
             alone=False,
             records=records and records / loss,
-            reuse=[BETTER_STUDENTS],
-            cache="auto" if small else "fill",
+            reuse=[FIRST_PAIR],
             baseline=f"{loss} on z-scores",
             **options,
         )

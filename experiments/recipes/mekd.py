@@ -26,9 +26,8 @@ import tyro
 from jaxkd import data as datasets
 from jaxkd import distill, methods, teachers
 from jaxkd.cli import run
-from jaxkd.data.order import epoch_order
 from jaxkd.methods.black_box import as_pixels
-from jaxkd.runs.generator import load_generator, train_generator
+from jaxkd.runs.generator import at_hand, load_generator, train_generator
 from jaxkd.runs.report import report
 
 FRACTION = 0.1
@@ -130,7 +129,7 @@ def kd() -> methods.Method:
 def part(dataset: datasets.Dataset, seed: int) -> datasets.Dataset:
     """The same tenth of the images that the generator is trained on."""
     train, test = dataset.splits["train"], dataset.splits["test"]
-    ids = np.sort(epoch_order(len(train), seed=seed, epoch=0)[: max(round(len(train) * FRACTION), 2)])
+    ids = at_hand(len(train), FRACTION, seed)
     return datasets.from_arrays(
         (train.images[ids], train.labels[ids]), (test.images, test.labels), num_classes=dataset.num_classes,
         augmentation=dataset.augmentation, mean=dataset.mean, std=dataset.std, name=f"{dataset.name}-tenth",

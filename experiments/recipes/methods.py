@@ -13,23 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import tyro
+from digits import RECIPE
 
 from jaxkd import methods
 from jaxkd.cli import run
 from jaxkd.runs import grid
 
-RECIPE = {
-    "data": "digits",
-    "epochs": 10,
-    "batch_size": 64,
-    "optimizer": "sgd",
-    "learning_rate": 0.05,
-    "schedule": "steps",
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "crop_padding": 1,
-    "flip": False,
-}
 OTHERS = ("labels", "mekd")  # "alone" in the table, and the recipe of two stages
 SUMS = ("atkd+simkd", "kd+crd")
 SMALL = ("atkd", "simkd", "crd")
