@@ -307,8 +307,7 @@ def from_network(
     """
     made = models.as_network(network, 2)
     channels = image_shape[-1]
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    outputs = jax.eval_shape(lambda v, x: made.apply(v, x)[0], dict(variables), images)
+    outputs = made.output_shapes(dict(variables), image_shape)
     description = Description(
         model=made.name,
         num_classes=outputs.logits.shape[-1],

@@ -79,8 +79,7 @@ def cache_key(
 
 def _num_pooled(teacher: teachers.Teacher, dataset: data.Dataset) -> int:
     network, variables = teacher.frozen
-    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-    outputs = jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
+    outputs = network.output_shapes(variables, dataset.image_shape)
     if "pooled" not in outputs.features:
         raise ValueError(f'{teacher.name} has no feature "pooled", which a cache could hold')
     return int(outputs.features["pooled"].shape[-1])

@@ -71,8 +71,8 @@ class CachedLogits:
 
     def of_batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """What a `Batch` takes of the cache."""
-        pooled = {"teacher_pooled": self.cache.pooled(self._rows[ids])} if self.cache.has_pooled else {}
-        return {"teacher_logits": self(ids), **pooled}
+        logits, pooled = self.cache.fetch(self._rows[ids])
+        return {"teacher_logits": logits, **({"teacher_pooled": pooled} if self.cache.has_pooled else {})}
 
 
 def why_not(task: Task, dataset: data.Dataset) -> str | None:

@@ -80,12 +80,7 @@ class CacheKey:
     @property
     def digest(self) -> str:
         """A short hash, for the name of a folder."""
-        return hashlib.sha256(json.dumps(self.as_dict()).encode()).hexdigest()[:12]
-
-    def as_dict(self) -> dict[str, Any]:
-        """What cache.json says; `pooled` where there are such features."""
-        fields = dataclasses.asdict(self)
-        return fields if self.pooled else {n: value for n, value in fields.items() if n != "pooled"}
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:12]
 
 
 class TeacherCache:
@@ -105,7 +100,7 @@ class TeacherCache:
           DamagedError: its cache.json is damaged; `create` makes it again.
         """
         about = _read_about(folder)
-        if different := differing_keys(about["key"], key.as_dict()):
+        if different := differing_keys(about["key"], dataclasses.asdict(key)):
             raise ValueError(
                 f"the teacher cache {folder} does not fit; {describe_differences(different)}. "
                 "Make one that does with `jaxkd cache`"
@@ -215,13 +210,17 @@ class TeacherCache:
         places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         return np.where(self._codes[places] == codes, self._rows[places], -1)
 
+    def fetch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The logits `[..., K]` and pooled features `[..., D]` of some rows, in the stored precision.
+
+        D is 0 if there are no such features.
+        """
+        logits, pooled = np.split(self._logits[rows], [self._num_classes], axis=-1)
+        return logits, pooled
+
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """The logits of some rows, `[..., K]` in the stored precision."""
-        return self._logits[rows][..., : self._num_classes]
-
-    def pooled(self, rows: np.ndarray) -> np.ndarray:
-        """The pooled features of some rows, `[..., D]`; D is 0 if there are none."""
-        return self._logits[rows][..., self._num_classes :]
+        return self.fetch(rows)[0]
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -332,7 +331,7 @@ _DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowErr
 
 def _about(key: CacheKey, dtype: str) -> dict[str, Any]:
     """What cache.json says, as JSON gives it back."""
-    return json.loads(json.dumps({"format": _FORMAT, "key": key.as_dict(), "dtype": dtype}))
+    return json.loads(json.dumps({"format": _FORMAT, "key": dataclasses.asdict(key), "dtype": dtype}))
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd.losses._inputs import boolean_mask
+
 _EPS = 1e-7
 
 
@@ -37,9 +39,7 @@ def nce(scores: ArrayLike, *, num_examples: int, where: ArrayLike | None = None)
     if p.ndim != 2 or p.shape[1] < 2:
         raise ValueError(f"scores must be [B, 1 + m], a positive and at least one negative, got {p.shape}")
     p = p.astype(jnp.promote_types(p.dtype, jnp.float32))
-    keep = jnp.ones(p.shape, bool) if where is None else jnp.asarray(where)
-    if keep.dtype != bool:
-        raise TypeError(f"where must be boolean, got dtype {keep.dtype}; write where=(mask != 0)")
+    keep = jnp.ones(p.shape, bool) if where is None else boolean_mask(where)
     if keep.shape != p.shape:
         raise ValueError(f"where must have the shape of the scores, {p.shape}, got {keep.shape}")
     noise = jnp.sum(keep[:, 1:], axis=1, keepdims=True).astype(p.dtype) / num_examples

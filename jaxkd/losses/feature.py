@@ -1,16 +1,16 @@
 """Losses on features: maps `[B, H, W, C]` or vectors `[B, D]` of student and teacher.
 
-For all of them: features are floating; the teacher's get no gradient (but for `cc`); sums are float32, or
-float64 for float64 features.  A channel, a row or a map of zeros (a dead ReLU) has a gradient of 0 where
-the formula divides by its norm.
+For all of them: features are floating (or else a TypeError) and of one batch (or else a ValueError); the
+teacher's get no gradient (but for `cc`); sums are float32, or float64 for float64 features.  A channel, a row
+or a map of zeros (a dead ReLU) has a gradient of 0 where the formula divides by its norm.
 
 **Losses of an example** (`hint`, `attention`, `class_activation`, `nst`, `vid`, `ofd`, `hcl`) return `[B]`;
 published numbers are the mean over the batch.
 
 **Losses of a batch** (`rkd`, `pkt`, `sp`, `cc`, `itrd_correlation`, `itrd_mutual`) return a scalar, 0 or
-constant for an empty batch.  Their mask `where`, bool `[B]`, tells which examples belong to the batch; the
-others may hold anything.  With data parallelism each device computes its own, unless the caller gathers the
-features first.
+constant for an empty batch.  Their mask `where`, bool `[B]` (or else a TypeError), tells which examples
+belong to the batch; the others may hold anything.  With data parallelism each device computes its own, unless
+the caller gathers the features first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+from jaxkd.losses._inputs import boolean_mask
 
 __all__ = [
     "attention",
@@ -52,7 +54,6 @@ def hint(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
     `L_b = mean_j (s_bj - t_bj)^2`, j all entries of an example.
 
     Raises:
-      TypeError: a feature is not floating.
       ValueError: the shapes differ.
 
     >>> import jax.numpy as jnp
@@ -77,7 +78,6 @@ def attention(student: ArrayLike, teacher: ArrayLike, *, power: float = 2.0) -> 
       power: exponent of the activations.
 
     Raises:
-      TypeError: a feature is not floating.
       ValueError: the features are no maps `[B, H, W, C]` of one batch.
 
     >>> import jax.numpy as jnp
@@ -92,7 +92,7 @@ def attention(student: ArrayLike, teacher: ArrayLike, *, power: float = 2.0) -> 
 
     def map_of(f: jax.Array) -> jax.Array:
         energy = f * f if power == 2 else jnp.abs(f) ** power
-        return _unit(jnp.mean(energy, axis=-1).reshape(len(f), -1))
+        return unit(jnp.mean(energy, axis=-1).reshape(len(f), -1))
 
     s, t = of_one_size(student, teacher)
     return _rest(jnp.square(map_of(s) - map_of(t)))
@@ -106,7 +106,6 @@ def nst(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
     smaller; widths may differ.
 
     Raises:
-      TypeError: a feature is not floating.
       ValueError: the features are no maps `[B, H, W, C]` of one batch.
 
     >>> import jax.numpy as jnp
@@ -119,7 +118,7 @@ def nst(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
     """
 
     def selectivity(f: jax.Array) -> jax.Array:
-        return _unit(jnp.swapaxes(f.reshape(len(f), -1, f.shape[-1]), 1, 2))
+        return unit(jnp.swapaxes(f.reshape(len(f), -1, f.shape[-1]), 1, 2))
 
     def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
         pairs, pixels = a.shape[1] * b.shape[1], a.shape[2]
@@ -144,7 +143,6 @@ def vid(student: ArrayLike, teacher: ArrayLike, log_scale: ArrayLike) -> jax.Arr
       log_scale: r, `[C]`; it is learned.
 
     Raises:
-      TypeError: a feature is not floating.
       ValueError: the shapes differ.
 
     >>> import jax.numpy as jnp
@@ -172,7 +170,6 @@ def ofd(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> jax.Array:
       margin: m, `[C]`, negative; see `ofd_margin`.
 
     Raises:
-      TypeError: a feature is not floating.
       ValueError: the shapes differ.
 
     >>> import jax.numpy as jnp
@@ -255,7 +252,7 @@ def class_activation(
         t = (t > jnp.mean(jnp.abs(t), axis=(1, 2), keepdims=True)).astype(t.dtype)
     s, t = (adaptive_pool(x, (size, size)).reshape(len(x), size * size, -1) for x in (s, t))
     if normalize:
-        s, t = (_unit(x.swapaxes(1, 2)) for x in (s, t))
+        s, t = (unit(x.swapaxes(1, 2)) for x in (s, t))
         s, t = s.swapaxes(1, 2), t.swapaxes(1, 2)
     error = jnp.mean(jnp.square(s - t), axis=1)
     if top is None:
@@ -273,7 +270,6 @@ def hcl(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
     of 4, 2, 1 that are smaller than H; the weights are 1, 1/2, 1/4, ... in this order.
 
     Raises:
-      TypeError: a feature is not floating.
       ValueError: the features are no maps `[B, H, W, C]` of one shape.
 
     >>> import jax.numpy as jnp
@@ -311,11 +307,6 @@ def rkd(
     Args:
       distance_weight: of the distances.
       angle_weight: of the angles.
-      where: the examples of the batch, bool `[B]`.
-
-    Raises:
-      TypeError: a feature is not floating, or the mask is not boolean.
-      ValueError: the features are not of one batch.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -335,7 +326,7 @@ def rkd(
         apart = pairs & ~jnp.eye(len(f), dtype=bool)
         distances = jnp.where(apart, jnp.sqrt(jnp.where(square > _EPS, square, _EPS)), 0.0)
         mean = jnp.sum(distances) / jnp.maximum(jnp.sum(apart), 1).astype(f.dtype)
-        directions = _unit(differences)
+        directions = unit(differences)
         angles = jnp.einsum("ijd,ikd->ijk", directions, directions, precision="highest")
         return distances / jnp.where(mean > 0, mean, 1.0), angles
 
@@ -353,13 +344,6 @@ def pkt(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = Non
 
     `L = mean_ij p_ij log(p_ij / q_ij)`: p (teacher) and q (student) are `(1 + cos(f_i, f_j)) / 2`, divided by
     their sum over j; 1e-7 is added to norms, p and q.  Widths may differ.
-
-    Args:
-      where: the examples of the batch, bool `[B]`.
-
-    Raises:
-      TypeError: a feature is not floating, or the mask is not boolean.
-      ValueError: the features are not of one batch.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -388,13 +372,6 @@ def sp(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
     `L = mean_ij (g_s - g_t)^2`, g the Gram matrix of the flattened features, its rows of length 1.  Shapes of
     maps may differ.
 
-    Args:
-      where: the examples of the batch, bool `[B]`.
-
-    Raises:
-      TypeError: a feature is not floating, or the mask is not boolean.
-      ValueError: the features are not of one batch.
-
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
     >>> print(f"{losses.sp(jnp.eye(2), jnp.ones((2, 3))):.3f}")
@@ -403,7 +380,7 @@ def sp(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
     Source: Tung & Mori 2019 (arXiv 1907.09682), Eq. 4.
     """
     x = _batch(*_pair(student, teacher), where)
-    return jnp.sum(jnp.square(_unit(_gram(x.student)) - _unit(_gram(x.teacher)))) / x.size**2
+    return jnp.sum(jnp.square(unit(_gram(x.student)) - unit(_gram(x.teacher)))) / x.size**2
 
 
 def cc(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -415,10 +392,8 @@ def cc(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
     Args:
       student: embedded.
       teacher: embedded to the same width.
-      where: the examples of the batch, bool `[B]`.
 
     Raises:
-      TypeError: a feature is not floating, or the mask is not boolean.
       ValueError: the shapes differ.
 
     >>> import jax.numpy as jnp
@@ -446,10 +421,8 @@ def itrd_correlation(
     Args:
       student: embedded to the teacher's width.
       alpha: the order of Renyi's entropy.
-      where: the examples of the batch, bool `[B]`.
 
     Raises:
-      TypeError: a feature is not floating, or the mask is not boolean.
       ValueError: the shapes differ.
 
     >>> import jax.numpy as jnp
@@ -480,13 +453,6 @@ def itrd_mutual(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | No
     `L = sum_ij G_s^2 - sum_ij (G_s G_t)^2`, G the Gram matrices of the rows of length 1; G_s and the product
     G_s G_t, entry by entry, are divided by their traces.  Widths may differ.
 
-    Args:
-      where: the examples of the batch, bool `[B]`.
-
-    Raises:
-      TypeError: a feature is not floating, or the mask is not boolean.
-      ValueError: the features are not of one batch.
-
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
     >>> print(f"{losses.itrd_mutual(jnp.ones((2, 3)), jnp.eye(2)):.3f}")
@@ -495,7 +461,7 @@ def itrd_mutual(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | No
     Source: Miles et al. 2022 (arXiv 2112.00459), the mutual information loss, as in the authors' code.
     """
     x = _batch(*_pair(student, teacher), where)
-    g_s, g_t = _gram(_unit(x.student)), _gram(_unit(x.teacher))
+    g_s, g_t = _gram(unit(x.student)), _gram(unit(x.teacher))
 
     def purity(g: jax.Array) -> jax.Array:
         trace = jnp.trace(g)
@@ -539,9 +505,7 @@ class _Batch(NamedTuple):
 
 
 def _batch(s: jax.Array, t: jax.Array, where: ArrayLike | None) -> _Batch:
-    mask = jnp.ones(len(s), bool) if where is None else jnp.asarray(where)
-    if mask.dtype != bool:
-        raise TypeError(f"where must be boolean, got dtype {mask.dtype}; write where=(mask != 0)")
+    mask = jnp.ones(len(s), bool) if where is None else boolean_mask(where)
     if mask.shape != (len(s),):
         raise ValueError(f"where must have shape {(len(s),)}, one entry an example, got {mask.shape}")
     s, t = (jnp.where(mask[:, None], f.reshape(len(f), -1), 0.0) for f in (s, t))
@@ -599,7 +563,7 @@ def _norm(rows: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def _unit(rows: jax.Array) -> jax.Array:
+def unit(rows: jax.Array) -> jax.Array:
     """Rows of length 1 along the last axis; zeros stay, with a gradient of 0."""
     norm = _norm(rows)
     return jnp.where(norm > 0, rows, 0.0) / jnp.where(norm > 0, jnp.maximum(norm, _EPS), 1.0)

@@ -17,7 +17,7 @@ from jaxkd.methods.base import (  # noqa: E402
     predicts_itself,
 )
 from jaxkd.methods.registry import accepted, create, names, options, summary, title  # noqa: E402
-from jaxkd.methods.sums import Sum, predicting_part  # noqa: E402
+from jaxkd.methods.sums import Sum, answering_part  # noqa: E402
 from jaxkd.metrics import Histogram, Mean, Metric  # noqa: E402
 
 __all__ = [
@@ -30,12 +30,12 @@ __all__ = [
     "Sum",
     "Terms",
     "accepted",
+    "answering_part",
     "create",
     "cross_entropy",
     "from_function",
     "names",
     "options",
-    "predicting_part",
     "predicts_itself",
     "summary",
     "title",

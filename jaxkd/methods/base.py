@@ -134,6 +134,11 @@ class Method(nn.Module):
         """Computes the terms of a batch."""
         raise TypeError(f"{type(self).__name__} is abstract: a method defines __call__")
 
+    @property
+    def answers(self) -> bool:
+        """Whether it answers in the student's place, so that the student alone is not what it trains."""
+        return type(self).predict is not Method.predict
+
     def predict(self, student: Outputs) -> jax.Array:
         """The logits by which the student is evaluated, `[B, K]`; it may use the method's variables."""
         return student.logits
@@ -233,9 +238,7 @@ def predicts_itself(method: Method) -> bool:
     >>> methods.predicts_itself(methods.create("kd"))
     False
     """
-    own = type(method).predict is not Method.predict
-    parts = getattr(method, "methods", ())
-    return any(predicts_itself(part) for part in parts) if parts else own
+    return method.answers
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
+from jaxkd.losses.feature import unit
 from jaxkd.methods.base import Inputs, Terms
-from jaxkd.methods.feature import Feature, linear, networks, pooled
+from jaxkd.methods.feature import Feature, networks, pooled
+from jaxkd.models.layers import linear
 
 _EPS = 1e-12
 
@@ -65,7 +67,7 @@ class CRD(Feature):
         totals = {name: self.variable("memory", f"{name}_total", lambda: -jnp.ones(())) for name in layers}
 
         def embedded(seen: Inputs) -> dict[str, jax.Array]:
-            return {name: _unit(layers[name](pooled(outputs, name))) for outputs, name in networks(seen)}
+            return {name: unit(layers[name](pooled(outputs, name))) for outputs, name in networks(seen)}
 
         index, keep = contrast(
             self.make_rng("sample"),
@@ -89,7 +91,7 @@ class CRD(Feature):
             rows = jnp.where(whole.where, whole.ids, size)
             for name, embedding in jax.lax.stop_gradient(embedded(whole)).items():
                 bank = banks[name].value
-                moved = _unit(self.momentum * bank[whole.ids] + (1 - self.momentum) * embedding)
+                moved = unit(self.momentum * bank[whole.ids] + (1 - self.momentum) * embedding)
                 banks[name].value = bank.at[rows].set(moved, mode="drop")
         return self._terms(x, crd=(values, 1.0))
 
@@ -144,8 +146,3 @@ def _total(
         sums = jax.lax.psum(sums, axis_name)
     estimate = jax.lax.stop_gradient(sums[0] / jnp.maximum(sums[1], 1) * size)
     return jnp.where((known < 0) & (sums[1] > 0), estimate, known)
-
-
-def _unit(rows: jax.Array) -> jax.Array:
-    """Rows of length 1."""
-    return rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(rows), -1, keepdims=True), _EPS))

@@ -23,7 +23,7 @@ from jaxkd.losses.feature import adaptive_pool, of_one_size
 from jaxkd.methods.base import Inputs, Method, Terms, check_weights, cross_entropy
 from jaxkd.models import Outputs
 from jaxkd.models.initializers import Initializer, fan_in_uniform, fan_out_normal, uniform
-from jaxkd.models.layers import BatchNorm, relu, widened
+from jaxkd.models.layers import BatchNorm, linear, relu, widened
 
 
 class Feature(Method):
@@ -258,14 +258,13 @@ class RKD(Feature):
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
-        whole = x.gather()
-        student, teacher = (pooled(*network) for network in networks(whole))
+        student, teacher, where = pooled_of_batch(x)
         relations = losses.rkd(
             student,
             teacher,
             distance_weight=self.distance_weight,
             angle_weight=self.angle_weight,
-            where=whole.where,
+            where=where,
         )
         return self._terms(x, rkd=(relations, 1.0))
 
@@ -284,9 +283,8 @@ class PKT(Feature):
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
-        whole = x.gather()
-        student, teacher = (pooled(*network) for network in networks(whole))
-        return self._terms(x, pkt=(losses.pkt(student, teacher, where=whole.where), 1.0))
+        student, teacher, where = pooled_of_batch(x)
+        return self._terms(x, pkt=(losses.pkt(student, teacher, where=where), 1.0))
 
 
 class SP(Feature):
@@ -327,11 +325,10 @@ class CC(Feature):
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
-        whole = x.gather()
-        student, teacher = (pooled(*network) for network in networks(whole))
+        student, teacher, where = pooled_of_batch(x)
         s = linear(self.dim, inputs=student.shape[-1], name="embed_s")(student)
         t = linear(self.dim, inputs=teacher.shape[-1], name="embed_t")(teacher)
-        return self._terms(x, cc=(losses.cc(s, t, where=whole.where), 1.0))
+        return self._terms(x, cc=(losses.cc(s, t, where=where), 1.0))
 
 
 class ITRD(Feature):
@@ -356,14 +353,13 @@ class ITRD(Feature):
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
-        whole = x.gather()
-        student, teacher = (pooled(*network) for network in networks(whole))
+        student, teacher, where = pooled_of_batch(x)
         widths = student.shape[-1], teacher.shape[-1]
         embedded = linear(widths[1], inputs=widths[0], name="embed")(student)
-        correlation = losses.itrd_correlation(embedded, teacher, alpha=self.alpha, where=whole.where)
+        correlation = losses.itrd_correlation(embedded, teacher, alpha=self.alpha, where=where)
         # As in the authors' code, features of one width are compared as they are here.
         compared = student if widths[0] == widths[1] else embedded
-        mutual = losses.itrd_mutual(compared, teacher, where=whole.where)
+        mutual = losses.itrd_mutual(compared, teacher, where=where)
         return self._terms(
             x,
             itrd_correlation=(correlation, self.correlation_weight),
@@ -391,6 +387,13 @@ def stages(outputs: Outputs, of: str, *, before_activation: bool = False) -> dic
 def pooled(outputs: Outputs, of: str) -> jax.Array:
     """A network's pooled features `[B, D]`."""
     return _named("pooled", outputs, of, rank=2)
+
+
+def pooled_of_batch(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The student's and the teacher's pooled features of all devices' examples, and which are real."""
+    whole = x.gather()
+    student, teacher = (pooled(*network) for network in networks(whole))
+    return student, teacher, whole.where
 
 
 def map_named(name: str, outputs: Outputs, of: str) -> jax.Array:
@@ -428,11 +431,6 @@ def convolution(
     return nn.Conv(
         width, kernel, stride, padding, use_bias=use_bias, kernel_init=kernel_init, bias_init=bias, name=name
     )
-
-
-def linear(width: int, *, inputs: int, name: str) -> nn.Dense:
-    """A linear layer that begins as torch's, for `inputs` features."""
-    return nn.Dense(width, kernel_init=fan_in_uniform, bias_init=uniform(1 / math.sqrt(inputs)), name=name)
 
 
 def batch_norm(x: Inputs, y: jax.Array, *, name: str) -> BatchNorm:

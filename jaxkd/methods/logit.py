@@ -64,10 +64,9 @@ class Logit(Method):
         s, t = x.student_logits, x.teacher_logits
         of_batch = self.loss in _OF_BATCH
         seen, arguments = (x.gather() if of_batch else x), dict(self.options)
-        metrics: dict[str, Metric] = {"correlation": Mean.of(_watched(pearson(s, t)), x.where)}
+        tau = None
         if rule is not None:
             tau = temperatures(rule, s, t, arguments["standardize"])
-            metrics["temperature"] = Histogram.of(_watched(tau[..., 0]), x.where)
             # As a rule: the check of a given array puts a number into the program that differs from tracing
             # to tracing, and a compiled program would not be found again.
             arguments["temperature"] = rule if of_batch else lambda *_, **__: tau
@@ -79,7 +78,8 @@ class Logit(Method):
         weight: jax.typing.ArrayLike = self.weight
         if self.warmup_epochs:
             weight = self.weight * jnp.minimum(x.epoch / self.warmup_epochs, 1.0)
-        return Terms({"ce": (cross_entropy(s, x.labels), self.ce_weight), "kd": (values, weight)}, metrics)
+        terms = {"ce": (cross_entropy(s, x.labels), self.ce_weight), "kd": (values, weight)}
+        return Terms(terms, watched(x, tau))
 
 
 def temperatures(rule: temperature.Temperature, s: jax.Array, t: jax.Array, z_scores: bool) -> jax.Array:
@@ -88,8 +88,13 @@ def temperatures(rule: temperature.Temperature, s: jax.Array, t: jax.Array, z_sc
     return temperature.resolve(rule, *seen)
 
 
-def _watched(values: jax.Array) -> jax.Array:
-    return jax.lax.stop_gradient(values)
+def watched(x: Inputs, tau: jax.Array | None) -> dict[str, Metric]:
+    """The correlation of both networks' logits, and the distribution of the temperatures `[B, 1]`."""
+    correlation = jax.lax.stop_gradient(pearson(x.student_logits, x.teacher_logits))
+    metrics: dict[str, Metric] = {"correlation": Mean.of(correlation, x.where)}
+    if tau is not None:
+        metrics["temperature"] = Histogram.of(jax.lax.stop_gradient(tau[..., 0]), x.where)
+    return metrics
 
 
 def loss_options(loss: Callable[..., jax.Array], made: type[Logit]) -> dict[str, inspect.Parameter]:

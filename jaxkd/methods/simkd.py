@@ -14,9 +14,8 @@ from flax.traverse_util import flatten_dict
 from jaxkd import losses
 from jaxkd.losses.feature import adaptive_pool, of_one_size
 from jaxkd.methods.base import Inputs, Terms, cross_entropy
-from jaxkd.methods.feature import Feature, map_named, networks
+from jaxkd.methods.feature import Feature, convolution, map_named, networks
 from jaxkd.models import Outputs
-from jaxkd.models.initializers import fan_in_uniform
 from jaxkd.models.layers import BatchNorm, relu, widened
 
 
@@ -42,11 +41,12 @@ class SimKD(Feature):
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
         """The teacher's classifier, and what averages a map of the size of the smaller one of both."""
-        images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
         network, variables = teacher.frozen
+        shape = dataset.image_shape
+        own = jax.eval_shape(lambda: student.init(0, shape))
         outputs = {
-            "teacher": jax.eval_shape(lambda x: network.apply(variables, x)[0], images),
-            "student": jax.eval_shape(lambda x: student.apply(student.init(0, x.shape[1:]), x)[0], images),
+            "teacher": network.output_shapes(variables, shape),
+            "student": student.output_shapes(own, shape),
         }
         sizes = [map_named(self.map, seen, of).shape[1:3] for of, seen in outputs.items()]
         height, width = (min(side) for side in zip(*sizes, strict=True))
@@ -76,12 +76,12 @@ class SimKD(Feature):
         width, inside = head.shape[0], head.shape[0] // self.factor
         y = adaptive_pool(widened(source), average.shape)
         for index, (channels, size) in enumerate(((inside, 1), (inside, 3), (width, 1))):
-            conv = nn.Conv(
+            conv = convolution(
                 channels,
                 (size, size),
+                inputs=y.shape[-1],
                 padding=size // 2,
                 use_bias=False,
-                kernel_init=fan_in_uniform,
                 name=f"transfer_{3 * index}",
             )
             norm = BatchNorm(
@@ -133,10 +133,9 @@ def linear_head(teacher: Any, method: str) -> dict[str, Any]:
       ValueError: it has none, or several that could be it.
     """
     network, variables = teacher.frozen
-    shape = (2, *teacher.description.image_shape)
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape), jnp.uint8)
-    outputs = jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
-    pooled = outputs.features.get("pooled", jax.ShapeDtypeStruct((2, 0), jnp.float32))
+    shape = teacher.description.image_shape
+    outputs = network.output_shapes(variables, shape)
+    pooled = outputs.features.get("pooled", jax.ShapeDtypeStruct((1, 0), jnp.float32))
     flat = flatten_dict(dict(teacher.variables or {}))
     found = [
         {"kernel": leaf, "bias": flat.get((*path[:-1], "bias"), jnp.zeros(leaf.shape[-1]))}
@@ -144,6 +143,7 @@ def linear_head(teacher: Any, method: str) -> dict[str, Any]:
         if path[-1] == "kernel" and leaf.shape == (pooled.shape[-1], outputs.logits.shape[-1])
     ]
     if found and teacher.forward is not None:  # an own network: a layer of that shape may be another one
+        images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, *shape)), jnp.uint8)
         result = jax.jit(lambda v, x: network.apply(v, x)[0])(variables, images)
         vectors = result.features["pooled"]
         found = [

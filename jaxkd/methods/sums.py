@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxkd.methods.base import CE, Inputs, Method, Terms, predicts_itself
+from jaxkd.methods.base import CE, Inputs, Method, Terms
 from jaxkd.models import Outputs
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Sum(Method):
     def __post_init__(self) -> None:
         if not self.methods:
             raise ValueError("a sum of methods needs at least one")
-        if len(own := [type(part).__name__ for part in self.methods if predicts_itself(part)]) > 1:
+        if len(own := [type(part).__name__ for part in self.methods if part.answers]) > 1:
             raise ValueError(f"only one method of a sum can have a prediction of its own: {', '.join(own)}")
         super().__post_init__()
 
@@ -73,9 +73,14 @@ class Sum(Method):
             total += Terms(losses, watched)
         return total
 
+    @property
+    def answers(self) -> bool:
+        """Whether a part does."""
+        return any(part.answers for part in self.methods)
+
     def predict(self, student: Outputs) -> jax.Array:
         """That of the part that has one of its own."""
-        return next(filter(predicts_itself, self.methods), self.methods[0]).predict(student)
+        return next((part for part in self.methods if part.answers), self.methods[0]).predict(student)
 
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
         """That of the first part with the view."""
@@ -88,16 +93,16 @@ class Sum(Method):
         return {name: constants for name, constants in own.items() if constants}
 
 
-def predicting_part(method: Method, variables: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+def answering_part(method: Method, variables: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """The method that answers in the student's place, and its variables without "memory".
 
     Args:
-      method: one that predicts itself; of a sum, the part that does is returned.
+      method: one that answers; of a sum, the part that does is returned.
       variables: of `method`, by collection.
     """
     kept = {name: tree for name, tree in variables.items() if name != "memory"}
     if not isinstance(method, Sum):
         return method, kept
-    index, part = next((i, one) for i, one in enumerate(method.methods) if predicts_itself(one))
+    index, part = next((i, one) for i, one in enumerate(method.methods) if one.answers)
     own = f"methods_{index}"
-    return predicting_part(part, {name: tree[own] for name, tree in kept.items() if own in tree})
+    return answering_part(part, {name: tree[own] for name, tree in kept.items() if own in tree})

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import jax
-
 from jaxkd import losses
-from jaxkd.logits import pearson
 from jaxkd.methods.base import Inputs, Method, Terms, cross_entropy
-from jaxkd.methods.logit import parse_temperature, temperatures
-from jaxkd.metrics import Histogram, Mean
+from jaxkd.methods.logit import parse_temperature, temperatures, watched
 
 if TYPE_CHECKING:
     from jaxkd.data.augment import Augmentation
@@ -65,16 +61,12 @@ class MLKD(Method):
             true_mask=self.true_mask,
             where=whole.where,
         )
-        s, t = jax.lax.stop_gradient((x.student_logits, x.teacher_logits))
-        tau = temperatures(rule, s, t, self.standardize)
+        tau = temperatures(rule, x.student_logits, x.teacher_logits, self.standardize)
         return Terms(
             {
                 "ce": (cross_entropy(x.student_logits, x.labels), self.ce_weight),
                 "ce_strong": (cross_entropy(x.student["strong"].logits, x.labels), self.ce_weight),
                 "mlkd": (loss, self.weight),
             },
-            {
-                "correlation": Mean.of(pearson(s, t), x.where),
-                "temperature": Histogram.of(tau[..., 0], x.where),
-            },
+            watched(x, tau),
         )

@@ -5,14 +5,12 @@ After Radford et al. 2015 (arXiv 1511.06434).
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.initializers import fan_in_uniform, normal, uniform
-from jaxkd.models.layers import BatchNorm
+from jaxkd.models.initializers import normal
+from jaxkd.models.layers import BatchNorm, linear
 
 _SLOPE = 0.2
 _EPSILON = 0.8  # of the batch norms but the first: the source's, who passed a momentum in its place
@@ -44,8 +42,7 @@ class Generator(nn.Module):
         """Makes images; in training, batch norm takes the statistics of the batch."""
         height, width, channels = self.image_shape
         numbers = self.width * (height // 4) * (width // 4)
-        bias = uniform(1 / math.sqrt(latent.shape[-1]))
-        y = nn.Dense(numbers, kernel_init=fan_in_uniform, bias_init=bias, name="l1_0")(latent)
+        y = linear(numbers, inputs=latent.shape[-1], name="l1_0")(latent)
         y = y.reshape(-1, height // 4, width // 4, self.width)
         y = self._norm(y, train, 0, 1e-5)
         for index, out in ((2, self.width), (6, self.width // 2)):
@@ -83,5 +80,4 @@ class Discriminator(nn.Module):
                 y = BatchNorm(not train, epsilon=_EPSILON, dtype=y.dtype, name=f"model_{index + 3}")(y)
             index += 4 if block else 3
         y = y.reshape(len(y), -1)
-        bias = uniform(1 / math.sqrt(y.shape[-1]))
-        return nn.Dense(1, kernel_init=fan_in_uniform, bias_init=bias, name="adv_layer_0")(y)[:, 0]
+        return linear(1, inputs=y.shape[-1], name="adv_layer_0")(y)[:, 0]

@@ -93,6 +93,11 @@ def widened(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def linear(width: int, *, inputs: int, name: str) -> nn.Dense:
+    """A linear layer that begins as torch's, for `inputs` features."""
+    return nn.Dense(width, kernel_init=fan_in_uniform, bias_init=uniform(1 / math.sqrt(inputs)), name=name)
+
+
 def batch_statistics(
     x: jax.Array, where: jax.Array | None, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

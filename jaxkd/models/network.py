@@ -136,6 +136,13 @@ class Network:
             images = normalize(images, self.mean, self.std)
         return self.forward(variables, images, train=train, where=where, rngs=rngs)
 
+    def output_shapes(
+        self, variables: Variables, image_shape: tuple[int, int, int], batch_size: int = 1
+    ) -> Outputs:
+        """The shapes of what `apply` gives for so many images, without running anything."""
+        images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+        return jax.eval_shape(lambda v, x: self.apply(v, x)[0], variables, images)
+
     def describe(self, variables: Variables) -> dict[str, Any]:
         """What identifies the network in a run: name, options, and a hash of its variables' shapes."""
         leaves = jax.tree_util.tree_leaves_with_path(dict(variables))

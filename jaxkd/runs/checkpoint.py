@@ -207,15 +207,12 @@ def recorded_config(folder: Path) -> tuple[dict[str, Any], int] | None:
       OSError: a checkpoint cannot be read now.
     """
 
-    def read(one: Path) -> dict[str, Any]:
+    def read(one: Path) -> tuple[dict[str, Any], int]:
         if not (config := _read_about(one).config):
             raise DamagedError(f"{one / _ABOUT} does not say what the run's config.json was")
-        return config
+        return config, int(one.name)
 
-    found, damaged = _newest(folder, read)
-    if found is None:
-        return None
-    return found, next(step for step in reversed(saved_steps(folder)) if step not in damaged)
+    return _newest(folder, read)[0]
 
 
 def _newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[int]]:

@@ -29,6 +29,7 @@ from jaxkd.progress import Say, print_line
 from jaxkd.runs.checkpoint import Checkpoints, read_newest
 from jaxkd.runs.config import GeneratorConfig
 from jaxkd.runs.record import Record
+from jaxkd.runs.run import names_and_objects, options_of_call
 from jaxkd.signals import Stopped, StopRequest
 
 _KIND = "generator"
@@ -176,20 +177,16 @@ def train_generator(
       ValueError: the teacher does not fit the data, the images' size is no multiple of 4, or the folder holds
         something else.
     """
-    given = {"teacher": teacher, "data": data}
-    named = {name: getattr(value, "name", value) for name, value in given.items() if value is not None}
-    chosen: dict[str, Any] = {**(dataclasses.asdict(config) if config else {}), **named, **options}
-    config = GeneratorConfig(**chosen)
-    known = teacher if isinstance(teacher, teachers.Teacher) else teachers.load(config.teacher)
-    own = isinstance(data, datasets.Dataset)
-    dataset: Any = data if own else datasets.load(config.data, data_dir=config.data_dir)
+    named, objects = names_and_objects(teacher=teacher, data=data)
+    config = options_of_call(GeneratorConfig, config, {**named, **options}, objects)
+    known = objects.get("teacher") or teachers.load(config.teacher)
+    dataset = objects.get("data") or datasets.load(config.data, data_dir=config.data_dir)
     known.require_fit(dataset)
     game = _game(config, dataset)
     split = dataset.splits["train"]
     if not isinstance(split, datasets.Split):
         raise ValueError(f"{dataset.name} is streamed; take data that fit into memory")
-    shuffled = epoch_order(len(split), seed=config.seed, epoch=0)
-    ids = np.sort(shuffled[: max(round(len(split) * config.fraction), 2)])
+    ids = at_hand(len(split), config.fraction, config.seed)
     per_epoch = -(-len(ids) // config.batch_size)
     total = per_epoch * config.epochs
     options = {n: v for n, v in config.decisive().items() if n not in ("out", "teacher", "data")}
@@ -255,6 +252,11 @@ def train_generator(
         checkpoints.save(state)
     say(f"{config.out}: done; distil on its images with --method mekd --method.generator {config.out}")
     return config.out
+
+
+def at_hand(count: int, fraction: float, seed: int) -> np.ndarray:
+    """The ids of the part of `count` training images that a generator is trained on; two at least."""
+    return np.sort(epoch_order(count, seed=seed, epoch=0)[: max(round(count * fraction), 2)])
 
 
 def load_generator(folder: Path) -> Generated:

@@ -134,8 +134,7 @@ def require_logits(network: models.Network, variables: Any, dataset: data.Datase
       variables: its variables, or their shapes.
       dataset: of the run.
     """
-    images = jax.ShapeDtypeStruct((2, *dataset.image_shape), "float32")
-    outputs = jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
+    outputs = network.output_shapes(variables, dataset.image_shape, 2)
     if outputs.logits.shape != (2, dataset.num_classes):
         raise ValueError(
             f"student {network.name} must give logits [B, {dataset.num_classes}] for {dataset.name}, "

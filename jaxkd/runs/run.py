@@ -98,8 +98,8 @@ def train(
       ValueError: the options contradict each other, the data, or the run that is there.
       NonFiniteError: a loss, an update or the teacher's output was NaN or infinite.
     """
-    named, objects = _split(model=model, data=data, optimizer=optimizer)
-    config = _options(TrainConfig, config, {**named, **options}, objects)
+    named, objects = names_and_objects(model=model, data=data, optimizer=optimizer)
+    config = options_of_call(TrainConfig, config, {**named, **options}, objects)
     return _run(
         config,
         network=objects.get("model", config.model),
@@ -146,8 +146,10 @@ def distill(
       Stopped, ValueError, NonFiniteError: as `train`; ValueError also if the teacher does not fit the data.
     """
     teacher = str(teacher) if isinstance(teacher, Path) else teacher
-    named, objects = _split(teacher=teacher, student=student, data=data, method=method, optimizer=optimizer)
-    config = _options(DistillConfig, config, {**named, **options}, objects)
+    named, objects = names_and_objects(
+        teacher=teacher, student=student, data=data, method=method, optimizer=optimizer
+    )
+    config = options_of_call(DistillConfig, config, {**named, **options}, objects)
     processes.join(config, say)
     made = objects.get("method") or methods.create(config.method, **config.method_options)
     known = objects.get("teacher") or (teachers.load(config.teacher) if made.reads else None)
@@ -192,14 +194,14 @@ def evaluate(
     return evaluator((variables, {}))
 
 
-def _split(**arguments: Any) -> tuple[dict[str, str], dict[str, Any]]:
+def names_and_objects(**arguments: Any) -> tuple[dict[str, str], dict[str, Any]]:
     """Arguments that are names, and those that are objects."""
     given = {name: value for name, value in arguments.items() if value is not None}
     named = {name: value for name, value in given.items() if isinstance(value, str)}
     return named, {name: value for name, value in given.items() if name not in named}
 
 
-def _options(command: Any, config: Any, named: dict[str, Any], objects: Mapping[str, Any]) -> Any:
+def options_of_call(command: Any, config: Any, named: dict[str, Any], objects: Mapping[str, Any]) -> Any:
     """The options of a call; objects are represented by their names."""
     known = {field.name for field in dataclasses.fields(command)}
     if unknown := sorted(named.keys() - known):
@@ -512,7 +514,7 @@ def _save_student(
     variables: dict[str, Any] = state.student
     answers: dict[str, Any] = {}
     if methods.predicts_itself(task.method):
-        part, own = methods.predicting_part(task.method, {**state.method_variables, **frozen.collections})
+        part, own = methods.answering_part(task.method, {**state.method_variables, **frozen.collections})
         options = {name: as_json(value) for name, value in methods.options(part).items()}
         answers = {"name": methods.title(part), "options": options}
         variables = {"student": variables, "method": own}

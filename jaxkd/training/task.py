@@ -69,10 +69,9 @@ class Task:
           image_shape: height, width, channels.
           batch_size: number of examples.
         """
-        images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
 
         def outputs(network: Network, variables: Any) -> Outputs:
-            return jax.eval_shape(lambda v, x: network.apply(v, x)[0], variables, images)
+            return network.output_shapes(variables, image_shape, batch_size)
 
         views = [view for view, _ in self.augmentations]
         shapes: dict[str, Any] = {
