@@ -44,9 +44,13 @@ class RunConfig(DataOptions, TrainingOptions, DeviceOptions, OutputOptions):
         """`epochs`, or the data set's own number."""
         return self.epochs or self.default_epochs
 
-    def each_seed(self) -> list[Self]:
-        """The options of each of the seeds' runs."""
-        if self.seeds == 1:
+    def each_seed(self, *, named: bool = False) -> list[Self]:
+        """The options of each of the seeds' runs; their folders have the seed's name if there are several.
+
+        Args:
+          named: whether the folder of a single run has it, too.
+        """
+        if self.seeds == 1 and not named:
             return [self]
         return [
             dataclasses.replace(

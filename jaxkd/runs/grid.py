@@ -123,7 +123,8 @@ def _plan(
                 teacher=teacher, student=student, run=own, **{**options, "cache": cache, **chosen, **named}
             )
             planned.append(Planned(config, given))
-    seeds = zip(*(run.config.each_seed() for run in planned), strict=True)
+    # One seed has its name, too: more seeds later go on with it.
+    seeds = zip(*(run.config.each_seed(named=True) for run in planned), strict=True)
     return [
         Planned(config, run.method) for of_seed in seeds for config, run in zip(of_seed, planned, strict=True)
     ]

@@ -47,6 +47,12 @@ def test_all_methods_of_a_seed_come_first(made: Path) -> None:
     ]
 
 
+def test_a_grid_of_one_seed_is_the_first_of_one_of_several(made: Path, options: dict[str, Any]) -> None:
+    said: list[str] = []
+    grid(made / "all", records=made / "records", say=said.append, **{**options, "seeds": 1})
+    assert said[:2] == [f"{made / 'records' / name} is done already" for name in ("alone-seed0", "kd-seed0")]
+
+
 def test_records_stand_for_runs_on_another_machine(
     made: Path, options: dict[str, Any], tmp_path: Path
 ) -> None:
