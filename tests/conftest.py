@@ -22,8 +22,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS]
 )
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import jax
 import pytest
@@ -40,6 +40,27 @@ def compiled_programs_are_freed() -> Iterator[None]:
     """Each program takes memory maps, of which Linux gives a process 65,530; short of them, XLA crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def off(record_property: Callable[[str, Any], None]) -> Callable[[str, str, float, float], None]:
+    """Holds how far a method's numbers are from its authors' against a limit, and keeps it.
+
+    `experiments/methods/deviation.py` makes its table of what was kept.
+    """
+
+    def hold(method: str, column: str, deviation: float, limit: float) -> None:
+        record_property("deviation", (method, column, float(deviation)))
+        assert deviation < limit, f"{method}, {column}: off by {deviation:.1e}, and {limit:.0e} is allowed"
+
+    return hold
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Float64."""
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
+from reference import relative
 
 from jaxkd import methods, models, teachers
 from jaxkd.data.batch import Batch
@@ -254,14 +255,14 @@ def adapters(name: str, pair: str, precision: str = "f64") -> Deviations:
 
         run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
         (value, (after, terms)), (of_s, of_params) = jax.device_get(run(s, params, t, 20))
-        found = {"value": _relative(value, FIXTURES[f"{key}/loss_{precision}"])}
+        found = {"value": relative(value, FIXTURES[f"{key}/loss_{precision}"])}
         for term, part in (("correlation", "corr"), ("mutual", "mutual")):
             if f"{key}/loss_{part}_f64" in FIXTURES:
-                part_found = _relative(terms[f"itrd_{term}"], FIXTURES[f"{key}/loss_{part}_f64"])
+                part_found = relative(terms[f"itrd_{term}"], FIXTURES[f"{key}/loss_{part}_f64"])
                 found["value"] = max(found["value"], part_found)
         if f"{key}/loss_epoch5_f64" in FIXTURES:
             early = jax.jit(lambda *a: loss(*a)[0])(s, params, t, 5)
-            found["value"] = max(found["value"], _relative(early, FIXTURES[f"{key}/loss_epoch5_f64"]))
+            found["value"] = max(found["value"], relative(early, FIXTURES[f"{key}/loss_epoch5_f64"]))
     gradients = {f"f_s{index}": of_s[feature] for index, feature in enumerate(numbered) if feature}
     gradients |= {"pool_s": of_s["pooled"]} | ({"f_s": of_s["stage2"]} if name == "fitnet" else {})
     own = {
@@ -355,7 +356,7 @@ def whole_networks(name: str, pair: str) -> Deviations:
     tensors, listed = _named(names, gradients, {}, {}), list(FIXTURES[f"{key}/grad/names"])
     running = _named(names, {}, seen.statistics, after)
     found = {
-        "value": _relative(value, FIXTURES[f"{key}/loss_f64"]),
+        "value": relative(value, FIXTURES[f"{key}/loss_f64"]),
         "gradient": _table(tensors, f"{key}/grad/", [n for n in listed if n.startswith("student")]),
         "statistics": _table(running, f"{key}/running/"),
     }
@@ -426,26 +427,24 @@ def recipe(key: str) -> Deviations:
     for index, state in enumerate(_steps(names, epoch, methods.create(names.method, **options)), start=1):
         before, total = total, float(state.tally.losses["loss"].total) / 8
         expected = FIXTURES[f"{path}/losses_f64"][index - 1]
-        found["value"] = max(found["value"], _relative(total - before, expected))
+        found["value"] = max(found["value"], relative(total - before, expected))
         tensors = _named(names, state.params, state.network, state.method)
         for kind, chosen in kinds.items():
             if chosen:
                 found[kind] = max(found[kind], _table(tensors, f"{path}/step{index}/", chosen, listed))
         if name == "ctkd":
             theta = state.params["method"]["theta"]
-            found["adapters"] = max(
-                found["adapters"], _relative(theta, FIXTURES[f"{path}/step{index}/theta"])
-            )
+            found["adapters"] = max(found["adapters"], relative(theta, FIXTURES[f"{path}/step{index}/theta"]))
         for tensor in ("fc.bias", "bn1.weight", "bn1.running_mean", "bn1.running_var"):
             kind = "statistics" if "running" in tensor else "gradient"
             expected = FIXTURES[f"{path}/step{index}/{tensor}"]
-            found[kind] = max(found[kind], _relative(tensors[f"student.{tensor}"], expected))
+            found[kind] = max(found[kind], relative(tensors[f"student.{tensor}"], expected))
     if name == "crd":
         memory = state.method["memory"]
         for number, side in ((1, "student"), (2, "teacher")):
             after = FIXTURES[f"{path}/memory_v{number}_after"]
             total = FIXTURES[f"{path}/Z"][number - 1]
-            held = max(_relative(memory[f"{side}_bank"], after), _relative(memory[f"{side}_total"], total))
+            held = max(relative(memory[f"{side}_bank"], after), relative(memory[f"{side}_total"], total))
             found["statistics"] = max(found["statistics"], held)
     return found
 
@@ -559,7 +558,3 @@ def _array(array: np.ndarray, key: str, largest: float) -> float:
     actual = np.array([flat.sum(), np.abs(flat).sum(), np.sqrt((flat * flat).sum()), np.abs(flat).max()])
     scales = np.where(moments[1] > 1e-10 * largest * size, moments[[1, 1, 2, 3]], largest * size)
     return float(max(np.abs(sample - expected).max() / scale, (np.abs(actual - moments) / scales).max()))
-
-
-def _relative(actual: Any, expected: Any) -> float:
-    return float(np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max())

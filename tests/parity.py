@@ -9,6 +9,7 @@ import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+from reference import relative
 
 from jaxkd import models
 from jaxkd.models.torch_names import to_torch
@@ -62,18 +63,14 @@ def deviations(name: str) -> dict[str, float]:
         statistics[f"train_rm_{which}"] = updated[mean]
         statistics[f"train_rv_{which}"] = updated[mean.replace("running_mean", "running_var")]
     return {
-        "logits": _relative(evaluated.logits, expected["eval_logits"]),
-        "pooled": _relative(evaluated.features["pooled"], expected["eval_pooled"]),
+        "logits": relative(evaluated.logits, expected["eval_logits"]),
+        "pooled": relative(evaluated.features["pooled"], expected["eval_pooled"]),
         # Each feature has a size of its own.
         "features": max(
-            _relative(value, expectation)
+            relative(value, expectation)
             for field, values in features.items()
             for value, expectation in zip(values, expected[field], strict=True)
         ),
-        "training logits": _relative(trained.logits, expected["train_logits"]),
-        "statistics": max(_relative(value, expected[field]) for field, value in statistics.items()),
+        "training logits": relative(trained.logits, expected["train_logits"]),
+        "statistics": max(relative(value, expected[field]) for field, value in statistics.items()),
     }
-
-
-def _relative(actual: np.typing.ArrayLike, expected: np.ndarray) -> float:
-    return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())

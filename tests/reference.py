@@ -5,6 +5,11 @@ import numpy as np
 MAX_LOGIT = (1 + np.sqrt(3)) / 2
 
 
+def relative(actual, expected):
+    """The largest deviation, relative to the largest entry of what was expected."""
+    return float(np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max())
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)

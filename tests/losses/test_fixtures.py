@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import relative
 
 from jaxkd import losses, standardize, temperature
 
@@ -108,6 +109,14 @@ def _cases():
 
 
 CASES = dict(_cases())
+METHODS = ["kd", "lskd", "atkd", "ttm", "wttm", "dist", "normkd", "mse", "dkd", "atkd_dkd", "normdkd", "rld"]
+METHODS += ["mlkd", "atkd_mlkd"]
+
+
+def method_of(case):
+    """The method that a case is of, by its name."""
+    named = case.removeprefix("total_").removeprefix("kim_")
+    return max((name for name in METHODS if named.startswith(name)), key=len)
 
 
 @functools.cache
@@ -132,7 +141,7 @@ def _results(precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_value_and_gradient_are_those_of_the_source(name, precision, record_property):
+def test_value_and_gradient_are_those_of_the_source(name, precision, off):
     dtype, rtol, atol = PRECISIONS[precision]
     value, (weak, strong) = _results(precision)[name]
     assert value.dtype == dtype
@@ -142,11 +151,12 @@ def test_value_and_gradient_are_those_of_the_source(name, precision, record_prop
     )
     expected = NEWER[f"logits/{B8}{name}/grad"] if newer else FIXTURES[f"{B8}{name}/grad_{precision}"]
     gradient = np.stack([weak, strong]) if expected.ndim == 3 else weak
-    record_property("value_deviation", float(abs(value / expected_value - 1)))
-    record_property("gradient_deviation", float(np.abs(gradient - expected).max()))
     # The tolerances of fixtures/README.md; a gradient larger than 1 may be off in proportion.
     np.testing.assert_allclose(value, expected_value, rtol=rtol)
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=atol * max(1.0, np.abs(expected).max()))
+    if precision == "f64":
+        off(method_of(name), "value", relative(value, expected_value), rtol)
+        off(method_of(name), "gradient", relative(gradient, expected), 1e-6)
 
 
 def test_every_logit_fixture_has_a_case():
@@ -158,7 +168,7 @@ def test_every_logit_fixture_has_a_case():
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("theta", "strength"), [(1, -1), (0.3, -0.5), (1, 0)])
-def test_learned_temperature_is_that_of_the_source(theta, strength, precision):
+def test_learned_temperature_is_that_of_the_source(theta, strength, precision, off):
     dtype, rtol, atol = PRECISIONS[precision]
     key = f"{B8}ctkd_theta{theta}_lam{strength}/"
 
@@ -175,6 +185,9 @@ def test_learned_temperature_is_that_of_the_source(theta, strength, precision):
         np.testing.assert_allclose(tau, FIXTURES[f"{key}temp_{precision}"], rtol=1e-6)
         np.testing.assert_allclose(of_student, FIXTURES[f"{key}grad_{precision}"], rtol=0, atol=atol)
         np.testing.assert_allclose(of_theta, FIXTURES[f"{key}grad_theta_{precision}"], rtol=0, atol=atol)
+    if precision == "f64":
+        off("ctkd", "value", relative(value, FIXTURES[f"{key}loss_f64"]), rtol)
+        off("ctkd", "gradient", relative(of_student, FIXTURES[f"{key}grad_f64"]), 1e-6)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -235,7 +248,7 @@ def test_decay_schedules_follow_the_source():
 
 
 @pytest.mark.parametrize("data", ["hiT", "corr"])
-def test_kd_tends_to_the_correlation_with_its_first_order_term(data):
+def test_kd_tends_to_the_correlation_with_its_first_order_term(data, off):
     """T^2 KL = limit + coefficient / T + O(1 / T^2)."""
     with jax.enable_x64(True):
         student = jnp.asarray(FIXTURES[B8 + ("z_s" if data == "hiT" else "corr/z_s")])
@@ -247,7 +260,7 @@ def test_kd_tends_to_the_correlation_with_its_first_order_term(data):
         curve = np.asarray(curve)
         limit = float(jnp.mean(losses.correlation(student, teacher)))
     np.testing.assert_allclose(curve, FIXTURES[f"{B8}{data}/loss"], rtol=1e-7)
-    np.testing.assert_allclose(limit, FIXTURES[f"{B8}{data}/limit_bessel"], rtol=1e-7)
+    off("correlation", "value", relative(limit, FIXTURES[f"{B8}{data}/limit_bessel"]), 1e-7)
     coefficient = FIXTURES[f"{B8}{data}/coef_1_over_T"]
     large = temperatures >= 8
     remainder = np.abs(curve - limit - coefficient / temperatures)[large]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import relative
 
 from jaxkd import methods
 from jaxkd.metrics import numbers
@@ -19,10 +22,10 @@ LOSSES = np.load(FIXTURES / "losses.npz")
 FEATURES = np.load(FIXTURES / "features.npz")
 
 
-def inputs(epoch: int = 1) -> methods.Inputs:
+def inputs(epoch: int = 1, dtype: Any = jnp.float32) -> methods.Inputs:
     def views(network: str) -> dict[str, Outputs]:
         stored = {"main": f"b8_k10/{network}", "strong": f"b8_k10/{network}_strong"}
-        return {view: Outputs(jnp.asarray(LOSSES[key], jnp.float32), {}) for view, key in stored.items()}
+        return {view: Outputs(jnp.asarray(LOSSES[key], dtype), {}) for view, key in stored.items()}
 
     return methods.Inputs(
         student=views("z_s"),
@@ -46,39 +49,50 @@ def total(made: methods.Terms) -> float:
     return float(sum(weight * jnp.mean(values) for values, weight in made.losses.values()))
 
 
-@pytest.mark.parametrize(
-    ("name", "epoch", "options", "expected"),
-    [
-        ("kd", 1, {}, LOSSES["b8_k10/total_kd_r0.1_b0.9_T4/loss_f32"]),
-        ("lskd", 1, {}, LOSSES["b8_k10/total_lskd_r0.1_b9_T2/loss_f32"]),
-        ("atkd", 1, {}, LOSSES["b8_k10/total_atkd_r0.1_b9/loss_f32"]),
-        ("normkd", 1, {}, FEATURES["logits/b8_k10/total_normkd_r0.1_b0.9/loss_f64"]),
-        (
-            "normdkd",
-            1,
-            {"alpha": 7.0, "beta": 2.0},
-            FEATURES["logits/b8_k10/total_normdkd_a7_b2_ep1/loss_f64"],
-        ),
-        (
-            "normdkd",
-            20,
-            {"alpha": 7.0, "beta": 2.0},
-            FEATURES["logits/b8_k10/total_normdkd_a7_b2_ep20/loss_f64"],
-        ),
-        ("dtkd", 1, {}, FEATURES["logits/b8_k10/dtkd_a3_b1_ce1_T4_ep1/loss_f64"]),
-        ("dtkd", 20, {}, FEATURES["logits/b8_k10/dtkd_a3_b1_ce1_T4_ep20/loss_f64"]),
-        ("mlkd", 1, {}, FEATURES["logits/b8_k10/total_mlkd_T4_r0.1_b0.9/loss_f64"]),
-        (
-            "mlkd",
-            1,
-            {"weight": 9.0, "temperature": 2.0, "standardize": True, "standardize_grams": False},
-            FEATURES["logits/b8_k10/total_mlkd_lskd_T2_r0.1_b9/loss_f64"],
-        ),
-        ("atkd_mlkd", 1, {}, FEATURES["logits/b8_k10/total_atkd_mlkd_r0.1_b9/loss_f64"]),
-    ],
-)
-def test_totals_are_the_authors(name: str, epoch: int, options: dict, expected: Any) -> None:
-    np.testing.assert_allclose(total(terms(name, epoch, **options)), expected, rtol=2e-5)
+# The authors' whole losses: method, epoch, options, the fixture's name.
+TOTALS: list[tuple[str, int, dict[str, Any], str]] = [
+    ("kd", 1, {}, "total_kd_r0.1_b0.9_T4"),
+    ("lskd", 1, {}, "total_lskd_r0.1_b9_T2"),
+    ("atkd", 1, {}, "total_atkd_r0.1_b9"),
+    ("normkd", 1, {}, "total_normkd_r0.1_b0.9"),
+    ("normdkd", 1, {"alpha": 7.0, "beta": 2.0}, "total_normdkd_a7_b2_ep1"),
+    ("normdkd", 20, {"alpha": 7.0, "beta": 2.0}, "total_normdkd_a7_b2_ep20"),
+    ("dtkd", 1, {}, "dtkd_a3_b1_ce1_T4_ep1"),
+    ("dtkd", 20, {}, "dtkd_a3_b1_ce1_T4_ep20"),
+    ("mlkd", 1, {}, "total_mlkd_T4_r0.1_b0.9"),
+    (
+        "mlkd",
+        1,
+        {"weight": 9.0, "temperature": 2.0, "standardize": True, "standardize_grams": False},
+        "total_mlkd_lskd_T2_r0.1_b9",
+    ),
+    ("atkd_mlkd", 1, {}, "total_atkd_mlkd_r0.1_b9"),
+]
+
+
+@pytest.mark.parametrize(("name", "epoch", "options", "key"), TOTALS)
+def test_totals_are_the_authors(
+    name: str, epoch: int, options: dict, key: str, double: None, off: Callable
+) -> None:
+    """Value, and gradient of the student's logits of each view."""
+    method, x = methods.create(name, **options), inputs(epoch, jnp.float64)
+
+    def loss(logits: dict[str, jax.Array]) -> Any:
+        student = {view: Outputs(own, {}) for view, own in logits.items()}
+        made: Any = method.apply({}, dataclasses.replace(x, student=student))
+        return sum(weight * jnp.mean(values) for values, weight in made.losses.values())
+
+    value, gradient = jax.value_and_grad(loss)({view: seen.logits for view, seen in x.student.items()})
+    stored, place = (
+        (LOSSES, f"b8_k10/{key}")
+        if f"b8_k10/{key}/loss_f64" in LOSSES
+        else (FEATURES, f"logits/b8_k10/{key}")
+    )
+    off(name, "value", relative(value, stored[f"{place}/loss_f64"]), 1e-7)
+    kinds = {"main": ("grad", "grad_f64", "grad_weak"), "strong": ("grad_strong",)}
+    for view in method.views:
+        expected = next(stored[f"{place}/{kind}"] for kind in kinds[view] if f"{place}/{kind}" in stored)
+        off(name, "gradient", relative(gradient[view], expected), 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import relative
 
 import jaxkd
 from jaxkd import data, losses, methods, models, teachers
 from jaxkd.methods import crd
 from jaxkd.methods.simkd import linear_head
+from jaxkd.models.torch_names import to_flax, to_torch
 from jaxkd.runs import evaluate
 
 FIXTURES = parity.FIXTURES
-
-
-@pytest.fixture
-def double() -> Any:
-    with jax.enable_x64(True):
-        yield
 
 
 def arrays(tensors: dict[str, Any], prefix: str) -> float:
@@ -34,7 +31,7 @@ def arrays(tensors: dict[str, Any], prefix: str) -> float:
 
 
 @pytest.mark.parametrize("pair", ["same", "wider", "smaller_student_map", "larger_student_map"])
-def test_simkd_projects_and_predicts_as_the_source(pair: str, double: None) -> None:
+def test_simkd_projects_and_predicts_as_the_source(pair: str, double: None, off: Callable) -> None:
     teacher, student = parity.PAIRS[pair]
     s, t = parity.stand_in("s", student), parity.stand_in("t", teacher)
     last = {side: [f for n, f in seen.items() if n.startswith("stage") and n[-1].isdigit()][-1]
@@ -62,16 +59,17 @@ def test_simkd_projects_and_predicts_as_the_source(pair: str, double: None) -> N
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, (ce, after)), (of_s, of_params) = run(seen_s, params)
-    np.testing.assert_allclose(value, FIXTURES[f"simkd/{pair}/loss_f64"], rtol=1e-9)
-    np.testing.assert_allclose(ce, FIXTURES[f"simkd/{pair}/loss_ce_f64"], rtol=1e-9)
+    off("simkd", "value", relative(value, FIXTURES[f"simkd/{pair}/loss_f64"]), 1e-9)
+    off("simkd", "value", relative(ce, FIXTURES[f"simkd/{pair}/loss_ce_f64"]), 1e-9)
     gradient = {"f_s": np.asarray(of_s["last"]).transpose(0, 3, 1, 2)}
-    gradient |= parity.theirs(parity.SIMKD, {"params": of_params})
-    assert arrays(gradient, f"simkd/{pair}/grad.") < 1e-9
-    assert arrays(parity.theirs(parity.SIMKD, after), f"simkd/{pair}/after.") < 1e-9
+    off("simkd", "gradient", arrays(gradient, f"simkd/{pair}/grad."), 1e-9)
+    adapters = parity.theirs(parity.SIMKD, {"params": of_params})
+    off("simkd", "adapters", arrays(adapters, f"simkd/{pair}/grad."), 1e-9)
+    off("simkd", "statistics", arrays(parity.theirs(parity.SIMKD, after), f"simkd/{pair}/after."), 1e-9)
     variables = {"params": params, **after, "constants": constants}
     outputs = parity.inputs(seen_s, seen_t).student["main"]
     logits: Any = method.apply(variables, outputs, method="predict")
-    np.testing.assert_allclose(logits, FIXTURES[f"simkd/{pair}/pred_eval"], rtol=1e-9)
+    off("simkd", "value", relative(logits, FIXTURES[f"simkd/{pair}/pred_eval"]), 1e-9)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -84,12 +82,55 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_class_activation_maps_are_compared_as_in_the_source(variant: str, double: None) -> None:
+def test_class_activation_maps_are_compared_as_in_the_source(
+    variant: str, double: None, off: Callable
+) -> None:
     key = f"catkd/A/{variant}"
     s, t = (FIXTURES[k].transpose(0, 2, 3, 1) for k in ("catkd/A/plain_r2/cam_s", f"{key}/cam_t"))
     options = VARIANTS[variant]
     value = jnp.mean(losses.class_activation(s, t, **options))
-    np.testing.assert_allclose(value, FIXTURES[f"{key}/loss_f64"], rtol=1e-9)
+    off("catkd", "value", relative(value, FIXTURES[f"{key}/loss_f64"]), 1e-9)
+
+
+@pytest.fixture(scope="module")
+def converted() -> Any:
+    """The maps of the source's student in training mode, and what takes their gradient to the parameters'."""
+    with jax.enable_x64(True):
+        student = models.create("resnet8", 10, dtype=jnp.float64)
+        images = parity.draw("catkd.A.x", (4, 3, 32, 32))
+        shapes = jax.eval_shape(
+            student.init, jax.random.key(0), jax.ShapeDtypeStruct(images.shape, jnp.float32)
+        )
+        names = to_torch(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+        theirs = {"fc.weight": "conv_test.weight"}  # a convolution of 1x1 without bias
+        weights = {
+            n: helpers.deterministic_weight(f"catkd.s.{theirs.get(n, n)}", w.shape) for n, w in names.items()
+        }
+        weights["fc.bias"] = np.zeros(10, np.float32)
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), to_flax(weights, shapes))
+
+        def maps(params: Any) -> Any:
+            whole = {**variables, "params": params}
+            outputs, _ = student.apply(whole, images, train=True, mutable=["batch_stats"])
+            return outputs.features["cam"]
+
+        def pull_back(of_maps: Any) -> Any:
+            return jax.vjp(maps, variables["params"])[1](of_maps)[0]
+
+        found = jax.jit(maps, compiler_options=parity.FAST)(variables["params"])
+        return found, jax.jit(pull_back, compiler_options=parity.FAST)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_of_class_activation_maps_are_the_sources(
+    variant: str, double: None, off: Callable, converted: Any
+) -> None:
+    key, (maps, pull_back) = f"catkd/A/{variant}", converted
+    t = FIXTURES[f"{key}/cam_t"].transpose(0, 2, 3, 1)
+    of_maps = jax.grad(lambda s: jnp.mean(losses.class_activation(s, t, **VARIANTS[variant])))(maps)
+    gradient = parity.theirs(parity.Names("catkd"), {"params": pull_back(of_maps)})
+    gradient["conv_test.weight"] = gradient.pop("fc.weight")
+    off("catkd", "gradient", parity._table(gradient, f"{key}/grad_params/"), 1e-9)
 
 
 def test_class_activation_maps_are_the_last_layer_on_the_last_map() -> None:
@@ -103,7 +144,9 @@ def test_class_activation_maps_are_the_last_layer_on_the_last_map() -> None:
 
 
 @pytest.mark.parametrize("case", ["same", "wider"])
-def test_crd_takes_two_steps_as_the_source(case: str, double: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crd_takes_two_steps_as_the_source(
+    case: str, double: None, off: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scores, totals, banks and trained embeddings; the negatives are the fixture's."""
     key, widths = f"crd/{case}", {"same": (64, 64), "wider": (64, 128)}[case]
     banks = [jnp.asarray(FIXTURES[f"{key}/memory_v{number}_init"]) for number in (1, 2)]
@@ -145,9 +188,15 @@ def test_crd_takes_two_steps_as_the_source(case: str, double: None, monkeypatch:
             named = parity.theirs(parity.CRD, {"params": tree})
             found |= {f"{kind}.{name}.step{step}": leaf for name, leaf in named.items()}
         for name, array in found.items():
-            expected = FIXTURES[f"{key}/{name}"]
+            kind = name.partition(".")[0]
+            column = {"loss": "value", "grad": "adapters", "param": "adapters"}.get(kind, "statistics")
             # The source stores its temperature in float32.
-            np.testing.assert_allclose(array, expected, atol=1e-7 * np.abs(expected).max(), err_msg=name)
+            off(
+                "crd",
+                "gradient" if "f_s" in name else column,
+                relative(array, FIXTURES[f"{key}/{name}"]),
+                1e-7,
+            )
 
 
 def test_negatives_are_of_other_classes_without_replacement_and_of_the_example_alone() -> None:
