@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -104,6 +104,30 @@ class Terms:
         return Terms({**self.losses, **other.losses}, {**self.metrics, **other.metrics})
 
 
+class Range(NamedTuple):
+    """The numbers that an option of a method takes.
+
+    Attributes:
+      low: the least.
+      open: whether `low` itself is left out.
+      below: what they are all less than.
+    """
+
+    low: float
+    open: bool = False
+    below: float = float("inf")
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError if an option has another value."""
+        if not (self.low < value if self.open else self.low <= value) or not value < self.below:
+            least = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
+            most = "finite" if self.below == float("inf") else f"below {self.below:g}"
+            raise ValueError(f"{name} must be {least} and {most}, got {value}")
+
+
+NOT_NEGATIVE, POSITIVE, COUNT = Range(0.0), Range(0.0, open=True), Range(1.0)
+
+
 class Method(nn.Module):
     """A distillation method: a Linen module whose `__call__` maps `Inputs` to `Terms`.
 
@@ -113,6 +137,7 @@ class Method(nn.Module):
         "weights" (see `constants`), or names of features ("pooled", "last", "cam", ...); empty for a method
         without a teacher.  A cache serves a method that reads only what the cache holds.
       learns: what it trains besides the student, in words.
+      ranges: what numbers its options may be, by name; those of the classes above hold, too.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import methods
@@ -129,6 +154,13 @@ class Method(nn.Module):
     views: ClassVar[tuple[str, ...]] = ("main",)
     reads: ClassVar[tuple[str, ...]] = ("logits",)
     learns: ClassVar[str] = ""
+    ranges: ClassVar[Mapping[str, Range]] = {}
+
+    def __post_init__(self) -> None:
+        for kind in type(self).__mro__:
+            for name, allowed in vars(kind).get("ranges", {}).items():
+                allowed.check(name, getattr(self, name))
+        super().__post_init__()
 
     def __call__(self, x: Inputs) -> Terms:
         """Computes the terms of a batch."""
@@ -223,10 +255,7 @@ def from_function(
 
 
 def check_weights(method: Any) -> None:
-    """Raises ValueError unless a method's `weight` and `ce_weight` are at least 0, finite, and not both 0."""
-    for name in ("weight", "ce_weight"):
-        if not 0 <= getattr(method, name) < float("inf"):
-            raise ValueError(f"{name} must be at least 0 and finite, got {getattr(method, name)}")
+    """Raises ValueError if a method's `weight` and `ce_weight` are both 0."""
     if method.weight == method.ce_weight == 0:
         raise ValueError("weight and ce_weight are both 0: there is nothing to learn")
 

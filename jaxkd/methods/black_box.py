@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
-from jaxkd.methods.base import Inputs, Method, Terms
+from jaxkd.methods.base import NOT_NEGATIVE, POSITIVE, Inputs, Method, Range, Terms
 from jaxkd.metrics import Percentage
 from jaxkd.models.dcgan import Generator
 
@@ -71,6 +71,12 @@ class MEKD(Method):
 
     views: ClassVar[tuple[str, ...]] = (GENERATED,)
     learns: ClassVar[str] = "a generator, in a stage before"
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "image_weight": NOT_NEGATIVE,
+        "kl_weight": NOT_NEGATIVE,
+        "temperature": POSITIVE,
+        "generator_temperature": POSITIVE,
+    }
 
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
         """The generator's images."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxkd import losses
 from jaxkd.losses.feature import unit
-from jaxkd.methods.base import Inputs, Terms
+from jaxkd.methods.base import COUNT, POSITIVE, Inputs, Range, Terms
 from jaxkd.methods.feature import Feature, networks, pooled
 from jaxkd.models.layers import linear
 
@@ -43,6 +43,12 @@ class CRD(Feature):
 
     reads: ClassVar = ("pooled",)
     learns: ClassVar = "two embeddings, two banks"
+    ranges: ClassVar = {
+        "dimensions": COUNT,
+        "negatives": COUNT,
+        "score_temperature": POSITIVE,
+        "momentum": Range(0.0, below=1.0),
+    }
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
         """The labels of the training examples, from which negatives are drawn."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxkd import losses
 from jaxkd.losses.feature import adaptive_pool, of_one_size
-from jaxkd.methods.base import Inputs, Method, Terms, check_weights, cross_entropy
+from jaxkd.methods.base import COUNT, NOT_NEGATIVE, Inputs, Method, Range, Terms, check_weights, cross_entropy
 from jaxkd.models import Outputs
 from jaxkd.models.initializers import Initializer, fan_in_uniform, fan_out_normal, uniform
 from jaxkd.models.layers import BatchNorm, linear, relu, widened
@@ -37,13 +37,10 @@ class Feature(Method):
     weight: float = 1.0
     ce_weight: float = 1.0
 
-    lowest: ClassVar[Mapping[str, float]] = {}  # what other attributes must be at least
+    ranges: ClassVar[Mapping[str, Range]] = {"weight": NOT_NEGATIVE, "ce_weight": NOT_NEGATIVE}
 
     def __post_init__(self) -> None:
         check_weights(self)
-        for name, low in self.lowest.items():
-            if not low <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be at least {low:g} and finite, got {getattr(self, name)}")
         super().__post_init__()
 
     def _terms(self, x: Inputs, **terms: tuple[jax.Array, jax.typing.ArrayLike]) -> Terms:
@@ -110,7 +107,7 @@ class AT(Feature):
     power: float = 2.0
 
     reads: ClassVar = ("stages",)
-    lowest: ClassVar = {"power": 1}
+    ranges: ClassVar = {"power": COUNT}
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
@@ -151,7 +148,7 @@ class VID(Feature):
 
     reads: ClassVar = ("stages",)
     learns: ClassVar = "regressors and variances"
-    lowest: ClassVar = {"variance": 0.001}
+    ranges: ClassVar = {"variance": Range(0.001)}
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
@@ -254,7 +251,7 @@ class RKD(Feature):
     angle_weight: float = 50.0
 
     reads: ClassVar = ("pooled",)
-    lowest: ClassVar = {"distance_weight": 0, "angle_weight": 0}
+    ranges: ClassVar = {"distance_weight": NOT_NEGATIVE, "angle_weight": NOT_NEGATIVE}
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
@@ -320,7 +317,7 @@ class CC(Feature):
 
     reads: ClassVar = ("pooled",)
     learns: ClassVar = "two embeddings"
-    lowest: ClassVar = {"dim": 1}
+    ranges: ClassVar = {"dim": COUNT}
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:
@@ -348,7 +345,11 @@ class ITRD(Feature):
 
     reads: ClassVar = ("pooled",)
     learns: ClassVar = "an embedding"
-    lowest: ClassVar = {"correlation_weight": 0, "mutual_weight": 0, "alpha": 0.5}
+    ranges: ClassVar = {
+        "correlation_weight": NOT_NEGATIVE,
+        "mutual_weight": NOT_NEGATIVE,
+        "alpha": Range(0.5),
+    }
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:

@@ -12,7 +12,16 @@ import jax.numpy as jnp
 
 from jaxkd import losses, temperature
 from jaxkd.logits import pearson, standardize
-from jaxkd.methods.base import Inputs, Method, Terms, check_weights, cross_entropy
+from jaxkd.methods.base import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    Inputs,
+    Method,
+    Range,
+    Terms,
+    check_weights,
+    cross_entropy,
+)
 from jaxkd.metrics import Histogram, Mean, Metric
 
 # The temperature rules that have names, beside numbers.
@@ -23,6 +32,9 @@ RULES: dict[str, temperature.Rule] = {
     ),
 }
 _OF_BATCH = (losses.dist,)  # a scalar of the whole batch
+# What numbers the losses' own options may be.
+_OF_LOSSES = dict.fromkeys(("alpha", "beta", "gamma"), NOT_NEGATIVE)
+_OF_LOSSES |= dict.fromkeys(("exponent", "scale", "confidence_temperature"), POSITIVE)
 
 
 class Logit(Method):
@@ -38,6 +50,11 @@ class Logit(Method):
     """
 
     fixed: ClassVar[tuple[str, ...]] = ("axis", "where", "chunk_size")  # no options of a method
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "weight": NOT_NEGATIVE,
+        "ce_weight": NOT_NEGATIVE,
+        "warmup_epochs": NOT_NEGATIVE,
+    }
 
     title: str
     loss: Callable[..., jax.Array]
@@ -48,11 +65,11 @@ class Logit(Method):
 
     def __post_init__(self) -> None:
         check_weights(self)
-        if not 0 <= self.warmup_epochs < float("inf"):
-            raise ValueError(f"warmup_epochs must be at least 0 and finite, got {self.warmup_epochs}")
         object.__setattr__(self, "options", nn.FrozenDict(self.options))  # programs are kept by it
         if "temperature" in self.options:
             parse_temperature(self.options["temperature"])
+        for name in self.options.keys() & _OF_LOSSES.keys():
+            _OF_LOSSES[name].check(name, self.options[name])
         super().__post_init__()
 
     def __call__(self, x: Inputs) -> Terms:

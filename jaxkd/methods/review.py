@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
-from jaxkd.methods.base import Inputs, Terms
+from jaxkd.methods.base import NOT_NEGATIVE, Inputs, Terms
 from jaxkd.methods.feature import Feature, batch_norm, convolution, networks, pooled, stages
 from jaxkd.models.initializers import uniform
 from jaxkd.models.layers import widened
@@ -37,7 +37,7 @@ class ReviewKD(Feature):
 
     reads: ClassVar = ("preacts", "pooled")
     learns: ClassVar = "fusion modules"
-    lowest: ClassVar = {"warmup_epochs": 0}
+    ranges: ClassVar = {"warmup_epochs": NOT_NEGATIVE}
 
     @nn.compact
     def __call__(self, x: Inputs) -> Terms:

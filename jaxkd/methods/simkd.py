@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxkd import losses
 from jaxkd.losses.feature import adaptive_pool, of_one_size
-from jaxkd.methods.base import Inputs, Terms, cross_entropy
+from jaxkd.methods.base import COUNT, Inputs, Terms, cross_entropy
 from jaxkd.methods.feature import Feature, convolution, map_named, networks
 from jaxkd.models import Outputs
 from jaxkd.models.layers import BatchNorm, relu, widened
@@ -38,6 +38,7 @@ class SimKD(Feature):
 
     reads: ClassVar = ("last", "weights")
     learns: ClassVar = "a projector"
+    ranges: ClassVar = {"factor": COUNT}
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
         """The teacher's classifier, and what averages a map of the size of the smaller one of both."""
@@ -114,6 +115,7 @@ class CATKD(Feature):
     normalize: bool = False
 
     reads: ClassVar = ("cam",)
+    ranges: ClassVar = {"size": COUNT}
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""

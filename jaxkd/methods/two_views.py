@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxkd import losses
-from jaxkd.methods.base import Inputs, Method, Terms, cross_entropy
+from jaxkd.methods.base import NOT_NEGATIVE, Inputs, Method, Range, Terms, check_weights, cross_entropy
 from jaxkd.methods.logit import parse_temperature, temperatures, watched
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class MLKD(Method):
     true_mask: bool = False
 
     views: ClassVar[tuple[str, ...]] = ("main", "strong")
+    ranges: ClassVar[Mapping[str, Range]] = {"weight": NOT_NEGATIVE, "ce_weight": NOT_NEGATIVE}
 
     def __post_init__(self) -> None:
+        check_weights(self)
         parse_temperature(self.temperature)
         super().__post_init__()
 

@@ -181,6 +181,16 @@ def test_bad_choices_are_refused(name: str, options: dict, message: str) -> None
         methods.create(name, **options)
 
 
+@pytest.mark.parametrize("name", sorted(set(methods.names()) - {"labels"}))
+def test_numbers_that_mean_nothing_are_refused(name: str) -> None:
+    """Every numeric option of every method has a range, and says so."""
+    for option, default in methods.options(methods.create(name)).items():
+        if isinstance(default, (int, float)) and not isinstance(default, bool):
+            for value in (-1, float("nan"), float("inf")):
+                with pytest.raises(ValueError, match=f"{option} must be .* got {value}"):
+                    methods.create(name, **{option: value})
+
+
 def test_methods_add_up() -> None:
     """One cross-entropy, the terms of all, and the options of each under its name."""
     made = terms("kd+dist+ctkd_dkd", epoch=5, kd_weight=2.0, ctkd_dkd_beta=2.0)
