@@ -69,7 +69,8 @@ def grid(
     """
     folder = Path(folder)
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
-    planned = _plan(folder, pairs, methods, alone, cache, options)
+    # Records of one seed have its name, too: those of more seeds are added later.
+    planned = _plan(folder, pairs, methods, alone, cache, options, recorded=records is not None)
     _check(planned, known)
     places = {
         run.config.folder: Path(records) / run.config.folder.name if records else None for run in planned
@@ -106,6 +107,8 @@ def _plan(
     alone: bool,
     cache: str,
     options: Mapping[str, Any],
+    *,
+    recorded: bool,
 ) -> list[Planned]:
     """The runs, each of one seed: seed by seed, the students alone before the others."""
     several = len(pairs) > 1
@@ -123,8 +126,7 @@ def _plan(
                 teacher=teacher, student=student, run=own, **{**options, "cache": cache, **chosen, **named}
             )
             planned.append(Planned(config, given))
-    # One seed has its name, too: more seeds later go on with it.
-    seeds = zip(*(run.config.each_seed(named=True) for run in planned), strict=True)
+    seeds = zip(*(run.config.each_seed(named=recorded) for run in planned), strict=True)
     return [
         Planned(config, run.method) for of_seed in seeds for config, run in zip(of_seed, planned, strict=True)
     ]
