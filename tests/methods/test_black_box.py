@@ -18,7 +18,7 @@ import pytest
 from reference import relative
 
 import jaxkd
-from jaxkd import data, methods
+from jaxkd import data, methods, models
 from jaxkd.methods.black_box import Generated, as_pixels, from_pixels
 from jaxkd.models import Outputs
 from jaxkd.models.dcgan import Discriminator, Generator
@@ -190,7 +190,7 @@ def test_a_generator_stops_and_resumes_to_the_same_bits(
     method = methods.create("mekd", generator=str(tmp_path / "cut"))
     result = jaxkd.distill(
         teacher=str(teacher),
-        student="resnet8",
+        student=models.from_linen(helpers.Tiny()),
         data=dataset,
         method=method,
         epochs=1,
