@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import re
@@ -416,7 +417,7 @@ def recipe(key: str) -> Deviations:
     """Deviations of three steps of SGD by the training step: losses, parameters, adapters, statistics."""
     name, epoch, options = RECIPES[key]
     names, path = {**METHODS, "simkd": SIMKD, "crd": CRD}.get(name, Names(name)), f"recipe/A/{key}"
-    found = dict.fromkeys(("value", "gradient", "adapters", "statistics"), 0.0)
+    found: Deviations = collections.defaultdict(float)
     listed = list(FIXTURES[f"{path}/step1/names"])
     kinds = {
         "statistics": [n for n in listed if ".running_" in n],
@@ -446,7 +447,7 @@ def recipe(key: str) -> Deviations:
             total = FIXTURES[f"{path}/Z"][number - 1]
             held = max(relative(memory[f"{side}_bank"], after), relative(memory[f"{side}_total"], total))
             found["statistics"] = max(found["statistics"], held)
-    return found
+    return dict(found)
 
 
 def _contrast(key: jax.Array, ids: jax.Array, *_: Any, **__: Any) -> tuple[jax.Array, jax.Array]:

@@ -31,6 +31,9 @@ class Kept:
         self.largest: dict[str, dict[str, float]] = collections.defaultdict(dict)
         self.comparisons: collections.Counter[str] = collections.Counter()
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "off" in getattr(item, "fixturenames", ())]
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties if report.when == "call" else ():
             if name == "deviation":
@@ -42,7 +45,7 @@ class Kept:
 
 def main() -> None:
     kept = Kept()
-    options = ["-o", "addopts=", "--import-mode=importlib", "-q", "-k", "source or authors"]
+    options = ["-o", "addopts=", "--import-mode=importlib", "-q"]
     failed = pytest.main([*options, *(str(TESTS / file) for file in FILES)], plugins=[kept])
     rows = []
     for name in methods.names():

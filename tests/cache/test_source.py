@@ -302,7 +302,7 @@ def test_a_build_that_is_stopped_goes_on(tmp_path: Path, name: str) -> None:
         while child.poll() is None and (not segments.is_file() or segments.read_text().count("\n") < 3):
             time.sleep(0.002)
         child.send_signal(signal.Signals[name])
-        output, _ = child.communicate(timeout=60)
+        output, _ = child.communicate(timeout=300)
     assert child.returncode == (75 if name == "SIGTERM" else -signal.SIGKILL), output
     code, output, errors = helpers.run_jaxkd(*options)
     assert code == 0, errors

@@ -81,8 +81,9 @@ QUICK_RECIPES = {
 )
 def test_training_steps_are_the_authors(key: str, off: Callable) -> None:
     """Three steps of SGD of student and adapters."""
-    # The authors have a constant of the adaptive temperature, and CRD's temperature, in float32.
-    limit = 1e-7 if key.startswith(("atkd", "crd")) else 1e-9
+    # The authors have a constant of the adaptive temperature, and CRD's temperature, in float32; our
+    # weight in a warm-up is float32.
+    limit = 1e-7 if key.startswith(("atkd", "crd", "dkd_a1_b8_T4_ep1")) else 1e-9
     name = parity.RECIPES[key][0]
     for column, found in parity.recipe(key).items():
         # The run's own sums are float32.
