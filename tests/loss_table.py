@@ -11,8 +11,21 @@ import reference as ref
 
 from jaxkd import losses, temperature
 
-# Losses on logits; the others are tested in test_features.py and beside their methods.
-OF_LOGITS = set(losses.__all__) - set(losses.feature.__all__) - {"nce"}
+# Losses on logits; the others have tests of their own.
+OF_LOGITS = (
+    set(losses.__all__)
+    - set(losses.feature.__all__)
+    - {
+        "nce",
+        "cross_entropy",
+        "in_chunks",
+        "kd_from_hidden",
+        "entropy_weights",
+        "repair",
+        "wkd",
+        "kd_top_k",
+    }
+)
 
 
 class Row(NamedTuple):
@@ -30,6 +43,7 @@ class Row(NamedTuple):
     scale: bool = False  # unchanged when an example's logits are multiplied by a positive number
     detached: bool = False
     excludes: bool = True  # finite where the teacher excludes a class with a logit of -inf
+    gram: bool = False  # compares every example, or class, with every other one: a device has to see them all
     variant: bool = False  # other numbers through the same code as another row: no structural properties
 
 
@@ -119,6 +133,16 @@ def _rows():
         ),
     )
     yield "kd, array", Row(_plain(losses.kd, **ARRAY), lambda s, t, y: ref.kd(s, t, 3.0), variant=True)
+    for a, b in ((0.2, 0.7), (0.0, 1.0)):
+        yield (
+            f"alpha_beta {a}, {b}" if b != 0.7 else "alpha_beta",
+            Row(
+                _plain(losses.alpha_beta, alpha=a, beta=b),
+                lambda s, t, y, a=a, b=b: ref.alpha_beta(s, t, a, b),
+                excludes=a > 0,
+                variant=a == 0,
+            ),
+        )
     yield (
         "jensen_shannon, uneven",
         Row(
@@ -127,7 +151,7 @@ def _rows():
             variant=True,
         ),
     )
-    yield "normkd", Row(_plain(losses.normkd), lambda s, t, y: ref.normkd(s, t))
+    yield "normkd", Row(_plain(losses.normkd), lambda s, t, y: ref.normkd(s, t), zero="close")
     yield "dtkd", Row(_plain(losses.dtkd), lambda s, t, y: ref.dtkd(s, t), shift=False)
     yield (
         "dtkd standardised",
@@ -166,7 +190,7 @@ def _rows():
             **z,
         ),
     )
-    yield "normdkd", Row(_labelled(losses.normdkd), ref.normdkd)
+    yield "normdkd", Row(_labelled(losses.normdkd), ref.normdkd, zero="close")
     yield "rld", Row(_labelled(losses.rld), ref.rld, zero=None)
     yield (
         "rld adaptive",
@@ -193,7 +217,7 @@ def _rows():
     )
     for name in ("class_correlation", "batch_correlation"):
         loss, numpy = getattr(losses, name), getattr(ref, name)
-        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), **batch)
+        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), gram=True, **batch)
     for label, options, numpy_options, promises in (
         ("", {}, {}, {}),
         (" adaptive", ADAPTIVE, {"tau": ref.adaptive, "standardize": True}, z | {"zero": "close"}),
@@ -210,6 +234,7 @@ def _rows():
             Row(
                 _views(losses.mlkd, **options),
                 lambda s, t, y, o=numpy_options: ref.mlkd(s, t, s * 0.75, t * 0.75, **o),
+                gram=True,
                 **batch,
                 **promises,
             ),
