@@ -20,7 +20,11 @@ class EvaluateConfig(Options):
     data: str | None = None
     """Data set, as for training. Default: the one that the network was trained on."""
     data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets (array_record)."""
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's binary archive."""
+    image_size: int | None = None
+    """Height and width that images are resized to, pixels. Default: those that the network was trained on."""
+    resized_crop: bool | None = None
+    """ImageNet's central crop, as for training. Default: as the run had it."""
     split: Literal["test", "train"] = "test"
     """Split to evaluate."""
     batch_size: int = 256
@@ -31,7 +35,7 @@ class EvaluateConfig(Options):
     def check(self) -> None:
         """See `Options`."""
         refuse_remote_paths(self)
-        self.require(1, "batch_size", "devices")
+        self.require(1, "batch_size", "devices", "image_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,11 @@ class ImportConfig(Options):
     """Data set that the network was trained on, as for training: it gives the number of classes, and the
     network is evaluated on it. Default: cifar100."""
     data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets (array_record)."""
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's binary archive."""
+    image_size: int | None = None
+    """Height and width of the network's images, pixels. Default: those of the data set."""
+    resized_crop: bool = False
+    """ImageNet's central crop in the evaluation, as for training."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel in the normalisation of its inputs. Default: the distillation literature's."""
     std: tuple[float, ...] | None = None

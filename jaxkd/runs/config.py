@@ -66,7 +66,7 @@ class RunConfig(DataOptions, TrainingOptions, DeviceOptions, OutputOptions):
     @property
     def folder(self) -> Path:
         """Where the run's files go."""
-        return self.run or Path("runs") / f"{Path(self.data).stem}-{self._what}-seed{self.seed}"
+        return self.run or Path("runs") / f"{self.short_data}-{self._what}-seed{self.seed}"
 
     @property
     def _what(self) -> str:

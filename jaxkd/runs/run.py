@@ -19,7 +19,7 @@ from jaxkd import data, methods, metrics, models, teachers
 from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
 from jaxkd.data.augment import Augmentation, as_views
-from jaxkd.data.datasets import hold_out
+from jaxkd.data.collection import hold_out
 from jaxkd.devices import choose_devices, share
 from jaxkd.methods import Method
 from jaxkd.models.network import AXIS
