@@ -31,7 +31,8 @@ EXIT_PEER_LOST = 76
 _DESCRIPTION = (
     "Knowledge distillation in JAX with a temperature that nobody has to tune. Begin with `jaxkd distill "
     "--teacher digits-resnet20`. Every run can be stopped with Ctrl-C; the same command resumes it. With "
-    "--config FILE, the config.json that a run wrote, train and distill take its options and resume it."
+    "--config FILE, the config.json that a run wrote, train and distill take its options and resume it. "
+    "--version prints the version; --tyro-print-completion SHELL (bash, zsh or fish) prints completions."
 )
 
 

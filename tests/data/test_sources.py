@@ -146,6 +146,16 @@ def test_names_of_tfds_are_known_without_a_network(tmp_path: Path) -> None:
     data.require_known("mine", tmp_path)
 
 
+def test_sets_that_tfds_knows_are_read_by_their_names(tmp_path: Path) -> None:
+    """Noise in the features that the stock code declares: texts beside the image, and configurations."""
+    tfds_folder.write_stock(tmp_path, "svhn_cropped", {"train": 12, "test": 4, "extra": 2})
+    dataset = data.load("svhn_cropped", data_dir=tmp_path)
+    assert (dataset.num_classes, dataset.image_shape) == (10, (32, 32, 3))
+    assert [len(split) for split in dataset.splits.values()] == [12, 4]
+    tfds_folder.write_stock(tmp_path, "eurosat/rgb", {"train": 10})
+    assert data.load("eurosat/rgb", data_dir=tmp_path, image_size=32).image_shape == (32, 32, 3)
+
+
 def test_a_large_set_is_streamed_and_gives_the_same_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
