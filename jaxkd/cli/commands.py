@@ -103,15 +103,19 @@ def _import(config: ImportConfig) -> None:
     from jaxkd.runs import evaluate
 
     description = _description(config)
-    variables = teachers.import_torch(
-        config.file,
-        model=description.model,
-        num_classes=description.num_classes,
-        image_shape=description.image_shape,
-        rename=renaming(config.rename) or None,
-        prefix=config.prefix,
-        **description.model_options,
-    )
+    known: dict[str, Any] = {"num_classes": description.num_classes, "image_shape": description.image_shape}
+    if config.file.is_dir():
+        found = teachers.from_checkpoint(config.file, description.model, prefix=config.prefix, **known)
+        variables = found.variables
+    else:
+        variables = teachers.import_torch(
+            config.file,
+            model=description.model,
+            rename=renaming(config.rename) or None,
+            prefix=config.prefix,
+            **known,
+            **description.model_options,
+        )
     folder = config.out or teachers.zoo() / f"{data.short_name(description.data)}-{description.model}"
     taken = config.out is None and (folder / "teacher.json").is_file()
     if taken and teachers.describe(folder).digest != tree_digest(variables):

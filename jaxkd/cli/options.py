@@ -40,15 +40,16 @@ class EvaluateConfig(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportConfig(Options):
-    """Import a file of PyTorch weights as a teacher, and evaluate it if the data set is prepared.
+    """Import PyTorch weights or a Flax checkpoint as a teacher, and evaluate it if the data set is prepared.
 
     Nothing in the file is executed, and PyTorch is not needed. A file that `jaxkd export` wrote describes
     itself; any other file needs --model and --data.
     """
 
     file: Positional[Path]
-    """.pt, .pth, .th, .safetensors or .npz; parameter names of RepDistiller, mdistiller, the ResNets of
-    pytorch-cifar-models and pytorch_resnet_cifar10, or, for imagenet_resnet*, torchvision."""
+    """.pt, .pth, .th, .safetensors, .npz, or hf:OWNER/NAME on the Hugging Face Hub; parameter names of
+    RepDistiller, mdistiller, the ResNets of pytorch-cifar-models and pytorch_resnet_cifar10, or, for
+    imagenet_resnet*, torchvision and timm. Or the folder of an Orbax checkpoint."""
     model: str | None = None
     """Architecture, such as resnet56; `jaxkd models` lists them."""
     shortcut: Literal["A", "B"] | None = None

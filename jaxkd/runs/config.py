@@ -97,6 +97,9 @@ class DistillConfig(RunConfig):
     """Architecture of the student; `jaxkd models` lists them."""
     method: str = option("atkd", main=True)
     """Distillation method; `jaxkd methods` lists them. Its own options are --method.NAME."""
+    teacher_size: int | None = None
+    """Height and width that the teacher's images are resized to, pixels. Default: the teacher sees the
+    student's images as they are."""
     method_options: Any = dataclasses.field(default_factory=dict)
     """Options of the method by name."""
     cache: str = option("auto", free=True)
@@ -107,6 +110,7 @@ class DistillConfig(RunConfig):
     def check(self) -> None:
         """See `Options`."""
         super().check()
+        self.require(1, "teacher_size")
         if not isinstance(self.method_options, dict):
             raise ValueError(f"method_options must be a dictionary, got {self.method_options!r:.100}")
         if self.cache == "fill" and self.joint:

@@ -22,8 +22,8 @@ from jaxkd.runs.config import RunConfig
 from jaxkd.teachers import Teacher
 from jaxkd.training import Named, Recipe, Task
 
-# Told by the digest of the data, and by the augmentation.
-_OF_DATA = ("data", "image_size", "resized_crop", "crop_padding", "flip")
+# Told by the digests of the data and the teacher, and by the augmentation.
+_OF_DATA = ("data", "image_size", "resized_crop", "crop_padding", "flip", "teacher_size")
 _OF_RECIPE = ("optimizer", "learning_rate", "schedule", "warmup_epochs", "momentum", "weight_decay")
 
 

@@ -153,6 +153,8 @@ def distill(
     processes.join(config, say)
     made = objects.get("method") or methods.create(config.method, **config.method_options)
     known = objects.get("teacher") or (teachers.load(config.teacher) if made.reads else None)
+    if known is not None and config.teacher_size is not None:
+        known = known.at_size(config.teacher_size)
     return _run(
         config,
         network=objects.get("student", config.student),
@@ -336,7 +338,10 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
         checkpoints = processes.open_checkpoints(folder / "checkpoints", identity, record.config)
         state = start()
         size = dataset.num_classes, dataset.image_shape
-        learned_from = f" from {teacher.name}, {cost(teacher.description.model, *size)}," if teacher else ""
+        learned_from = ""
+        if teacher is not None:
+            seen = teacher.description.image_shape if teacher.resize else dataset.image_shape
+            learned_from = f" from {teacher.name}, {cost(teacher.description.model, size[0], seen)},"
         if cached is not None:
             learned_from += f" its logits from {cached.cache.folder} ({cached.cache.dtype}),"
         say(
