@@ -220,10 +220,9 @@ def test_networks_by_name_come_from_checkpoints_too(tmp_path: Path) -> None:
     teacher = teachers.from_checkpoint(path, "resnet8", num_classes=3, image_shape=(8, 8, 1), prefix="ema")
     assert (teacher.description.own, teacher.forward) == (False, None)
     jax.tree.map(np.testing.assert_array_equal, teacher.variables, variables)
-    code, output, _ = helpers.run_jaxkd(
-        "import", path, "--model", "resnet8", "--data", helpers.write_npz(tmp_path / "d.npz", helpers.tiny_dataset()),
-        "--prefix", "ema", "--out", tmp_path / "teacher",
-    )  # fmt: skip
+    npz = helpers.write_npz(tmp_path / "d.npz", helpers.tiny_dataset())
+    options = ["--model", "resnet8", "--data", npz, "--prefix", "ema", "--out", tmp_path / "teacher"]
+    code, output, _ = helpers.run_jaxkd("import", path, *options)
     assert code == 0, output
     assert "on all 19 test images" in output
 
