@@ -20,7 +20,7 @@ class EvaluateConfig(Options):
     data: str | None = None
     """Data set, as for training. Default: the one that the network was trained on."""
     data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's binary archive."""
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive."""
     image_size: int | None = None
     """Height and width that images are resized to, pixels. Default: those that the network was trained on."""
     resized_crop: bool | None = None
@@ -63,7 +63,7 @@ class ImportConfig(Options):
     """Data set that the network was trained on, as for training: it gives the number of classes, and the
     network is evaluated on it. Default: cifar100."""
     data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's binary archive."""
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive."""
     image_size: int | None = None
     """Height and width of the network's images, pixels. Default: those of the data set."""
     resized_crop: bool = False

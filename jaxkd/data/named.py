@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxkd._names import unknown
 from jaxkd.data.augment import CropFlip
-from jaxkd.data.cifar import ARCHIVES, find_archive, read_archive
+from jaxkd.data.cifar import find_archive, read_archive
 from jaxkd.data.collection import Collection, Part, assemble
 from jaxkd.data.datasets import Dataset, Split, from_arrays
 from jaxkd.data.folder import PREFIX, open_folder
@@ -100,7 +100,7 @@ def load(
         `jaxkd.data.folder`); or the path of an `.npz` file with the arrays `train_images`, `train_labels`,
         `test_images`, `test_labels` and, if wanted, the number `num_classes`.
       data_dir: the folder of prepared TFDS sets, by default TFDS's own (`~/tensorflow_datasets`); for CIFAR
-        also a folder with the authors' binary archive.
+        also a folder with an archive of the authors'.
       splits: which of "train" and "test" to read.
       image_size: height and width in pixels, to which images of another size are resized and cut.
       resized_crop: ImageNet's recipe, as `imagenet2012` has it: random resized crops in training, on the
@@ -140,10 +140,8 @@ def _open(name: str, data_dir: str | Path | None) -> Collection:
     require_known(name, data_dir)
     if name == "digits":
         parts = _digits()
-    elif archive := find_archive(name, data_dir):
-        parts = {
-            split: Part(source, ARCHIVES[name].md5) for split, source in read_archive(name, archive).items()
-        }
+    elif found := find_archive(name, data_dir):
+        parts = {split: Part(source, found[1].md5) for split, source in read_archive(*found).items()}
     else:
         opened = open_tfds(name, data_dir)
         if name not in FACTS:

@@ -24,7 +24,7 @@ class DataOptions(Options):
     TensorFlow Datasets by its name, such as svhn_cropped; folder:PATH, with a folder of PNG or JPEG pictures
     for each class; or the path of an .npz file with train_images, train_labels, test_images, test_labels."""
     data_dir: Path | None = option(None, free=True)
-    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's binary archive. Default:
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive. Default:
     ~/tensorflow_datasets."""
     image_size: int | None = None
     """Height and width that images are resized to, pixels. Default: the images' own size."""

@@ -21,6 +21,7 @@ from jaxkd import data
 from jaxkd.config import TrainConfig
 from jaxkd.data import cifar, collection
 from jaxkd.data.augment import CropFlip
+from jaxkd.data.datasets import measure
 from jaxkd.data.host_views import CentralCrop
 
 
@@ -291,35 +292,68 @@ def test_folders_that_do_not_fit_say_why(tmp_path: Path) -> None:
 # CIFAR's archives
 
 
-def write_archive(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """A small archive of the authors' layout; returns records by member."""
-    about = cifar.ARCHIVES[name]
+def pickled(images: np.ndarray, labels: np.ndarray, key: str) -> bytes:
+    """What Python 2 wrote: a dictionary with texts of bytes, an array that is made by a function, lists."""
+
+    def text(value: bytes) -> bytes:
+        short = len(value) < 256
+        size = len(value).to_bytes(1 if short else 4, "little")
+        return (b"U" if short else b"T") + size + value + b"q\x01"
+
+    def integers(values: np.ndarray) -> bytes:
+        return b"](" + b"".join(b"K" + bytes([value]) for value in values) + b"e"
+
+    names = b"](" + b"".join(text(b"a_%d.png" % i) for i in range(len(labels))) + b"e"
+    shape = b"K" + bytes([len(images)]) + b"M\x00\x0c\x86"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    array += b"(K\x01" + shape + b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R\x89"
+    array += text(images.tobytes()) + b"tb"
+    entries = [
+        (b"filenames", names),
+        (b"coarse_labels", integers(labels[::-1])),
+        (key.encode(), integers(labels)),
+    ]
+    body = b"".join(text(name) + value for name, value in [*entries, (b"data", array)])
+    return b"\x80\x02}q\x00(" + body + b"u."
+
+
+def write_archive(folder: Path, name: str, version: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A small archive of the authors' layout; returns pixels and labels by split."""
+    about = cifar.ARCHIVES[name][version]
     rng = np.random.default_rng(0)
-    records = {}
+    wanted: dict[str, Any] = {}
     with tarfile.open(folder / about.file, "w:gz") as archive:
-        for member in (*about.members["train"], *about.members["test"]):
-            rows = rng.integers(0, 10, (20, about.label_bytes + 3072), np.uint8)
-            records[member] = rows
-            entry = tarfile.TarInfo(member)
-            entry.size = rows.size
-            archive.addfile(entry, io.BytesIO(rows.tobytes()))
+        for split, members in about.members.items():
+            for member in members:
+                images = rng.integers(0, 256, (20, 3072), np.uint8)
+                labels = rng.integers(0, 10, 20, np.uint8)
+                coarse = [] if name == "cifar10" else [labels[::-1, None]]
+                contents = np.hstack([*coarse, labels[:, None], images]).tobytes()
+                if version == 1:
+                    contents = pickled(images, labels, "labels" if name == "cifar10" else "fine_labels")
+                entry = tarfile.TarInfo(member)
+                entry.size = len(contents)
+                archive.addfile(entry, io.BytesIO(contents))
+                before = wanted.get(split, (np.zeros((0, 3072), np.uint8), []))
+                wanted[split] = np.concatenate([before[0], images]), [*before[1], *labels.tolist()]
     md5 = hashlib.md5((folder / about.file).read_bytes()).hexdigest()
-    small = about._replace(md5=md5, records={"train": 20, "test": 20})
-    monkeypatch.setitem(cifar.ARCHIVES, name, small)
-    return records
+    mean = tuple(wanted["train"][0].reshape(-1, 3, 1024).mean((0, 2)) / 255)
+    small = about._replace(md5=md5, records={"train": 20, "test": 20}, mean=mean)
+    monkeypatch.setitem(cifar.ARCHIVES, name, (small,))
+    return wanted
 
 
+@pytest.mark.parametrize("version", [0, 1], ids=["binary", "python"])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifars_own_archive_is_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = write_archive(tmp_path, name, monkeypatch)
+def test_cifars_own_archives_are_read(
+    tmp_path: Path, name: str, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = write_archive(tmp_path, name, version, monkeypatch)
     dataset = data.load(name, data_dir=tmp_path)
-    about = cifar.ARCHIVES[name]
-    for split in ("train", "test"):
-        rows = np.concatenate([records[member] for member in about.members[split]])
+    for split, (pixels, labels) in wanted.items():
         read = in_memory(dataset, split)
-        assert read.labels.tolist() == rows[:, about.label_bytes - 1].tolist()
-        planes = read.images.transpose(0, 3, 1, 2).reshape(len(rows), -1)
-        np.testing.assert_array_equal(planes, rows[:, about.label_bytes :])
+        assert read.labels.tolist() == labels
+        np.testing.assert_array_equal(read.images.transpose(0, 3, 1, 2).reshape(-1, 3072), pixels)
     assert dataset.num_classes == (10 if name == "cifar10" else 100)
     assert dataset.augmentation == CropFlip(padding=4, flip=True)
 
@@ -327,14 +361,36 @@ def test_cifars_own_archive_is_read(tmp_path: Path, name: str, monkeypatch: pyte
 def test_archives_that_are_not_the_authors_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_archive(tmp_path, "cifar100", monkeypatch)
+    write_archive(tmp_path, "cifar100", 0, monkeypatch)
+    (about,) = cifar.ARCHIVES["cifar100"]
+    monkeypatch.setitem(cifar.ARCHIVES, "cifar100", (about._replace(mean=(0.1, 0.1, 0.1)),))
+    with pytest.raises(ValueError, match=r"was not read rightly: the mean is"):
+        data.load("cifar100", data_dir=tmp_path)
     path = tmp_path / "cifar-100-binary.tar.gz"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ValueError, match=r"damaged or another file: its MD5 is .*; download it again"):
         data.load("cifar100", data_dir=tmp_path)
-    path.rename(tmp_path / "cifar-100-python.tar.gz")
-    with pytest.raises(FileNotFoundError, match=r"made of pickles.*cifar-100-binary\.tar\.gz"):
-        data.load("cifar100", data_dir=tmp_path)
+
+
+def test_nothing_in_the_version_for_python_is_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = (
+        b"cos\nsystem\n"
+        + b"U"
+        + bytes([len(str(tmp_path)) + 12])
+        + f"touch {tmp_path}/owned".encode()
+        + b"\x85R."
+    )
+    with pytest.raises(ValueError, match="cannot reshape"):
+        cifar._pickled("labels")(evil, 20)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_mean_that_is_looked_for_is_cifars(shared_data: Path) -> None:
+    dataset = data.load("cifar100", data_dir=shared_data / "tfds", splits=("train",))
+    mean, _ = measure(in_memory(dataset, "train").images)
+    assert np.allclose(mean, cifar.ARCHIVES["cifar100"][0].mean, atol=1e-3)
 
 
 # Python objects
