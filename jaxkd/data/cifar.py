@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import pickletools
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ _TEN = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_b
 _HUNDRED = {"train": ("train",), "test": ("test",)}
 
 
-def _in(folder: str, names: dict[str, tuple[str, ...]], ending: str) -> dict[str, tuple[str, ...]]:
+def _in(folder: str, names: Mapping[str, tuple[str, ...]], ending: str) -> dict[str, tuple[str, ...]]:
     return {split: tuple(f"{folder}/{name}{ending}" for name in found) for split, found in names.items()}
 
 
