@@ -38,6 +38,7 @@ suppress_warnings = ["ref.python"]  # two classes of one name are told apart by 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Source"]
+napoleon_use_ivar = True  # fields of named tuples are listed once
 myst_heading_anchors = 2
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 

@@ -1,4 +1,4 @@
-"""Pictures in folders, a folder a class: the layout of torchvision's `ImageFolder`.
+"""Pictures in folders, a folder a class: the layout of torchvision's `ImageFolder`::
 
     PATH/train/CLASS/*.png    PATH/test/CLASS/*.jpg      (test, validation, val or valid)
     PATH/CLASS/*.png                                     (a fifth is held out as the test split)
