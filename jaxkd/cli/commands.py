@@ -150,10 +150,10 @@ def _load(config: ImportConfig, name: str, image_shape: tuple[int, int, int] | N
 def _description(config: ImportConfig) -> Any:
     """What a file to import holds: what the options say, what itself says, what is usual."""
     from jaxkd import teachers
-    from jaxkd.data.named import FACTS
+    from jaxkd.data.named import FACTS, absolute
 
     known = teachers.described_in(config.file)
-    data = config.data or (known.data if known else "cifar100")
+    data = absolute(config.data) if config.data else (known.data if known else "cifar100")
     options = {"shortcut": config.shortcut} if config.shortcut else {}
     if known is not None:
         given: dict[str, Any] = {"model": config.model, "data": data, "mean": config.mean, "std": config.std}

@@ -97,7 +97,7 @@ def from_examples(
             std=None if std is None else tuple(std),
             augmentation=augmentation,
         ),
-        [key for key in ("train", "test") if key in splits or "train" in splits],
+        ("train", "test") if "train" in splits else ("test",),
         image_size=image_size,
         resized_crop=resized_crop,
     )

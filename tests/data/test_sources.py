@@ -431,6 +431,7 @@ def test_objects_without_types_are_read_by_the_usual_names() -> None:
     rows = pictures(10, channels=1)
     dataset = data.from_examples({"train": rows})
     assert (dataset.num_classes, dataset.image_shape, len(dataset.splits["test"])) == (3, (12, 12, 1), 2)
+    assert list(data.from_examples({"validation": rows}).splits) == ["test"]
     resized = data.from_examples({"train": pictures(10, None)}, image_size=6)
     assert resized.image_shape == (6, 6, 3)
 
