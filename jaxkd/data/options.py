@@ -47,8 +47,8 @@ class DataOptions(Options):
             raise ValueError(f"--holdout must lie between 0 and 1, such as 0.1, got {self.holdout}")
         if self.data_dir is not None and (self.data == "digits" or is_path(self.data)):
             raise ValueError(
-                "--data-dir is for data sets of TensorFlow Datasets and for CIFAR, and --data "
-                f"{self.data} is neither; leave one of them out"
+                f"--data-dir is for data sets of TensorFlow Datasets, and --data {self.data} is none; "
+                "leave one of them out"
             )
 
     def as_dict(self) -> dict[str, object]:
