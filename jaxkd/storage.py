@@ -17,19 +17,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxkd.files.places import BucketPath, each, is_remote
 from jaxkd.files.whole import (
     UNFINISHED,
     DamagedError,
     first_line,
     reading,
+    remove,
     remove_unfinished,
     replacing,
     write_bytes,
@@ -41,11 +43,13 @@ __all__ = [
     "UNFINISHED",
     "DamagedError",
     "check_files",
+    "checked",
     "checked_copy",
     "file_digests",
     "first_line",
     "load_tree",
     "reading",
+    "remove",
     "remove_unfinished",
     "replacing",
     "save_tree",
@@ -134,6 +138,10 @@ def load_tree(
       OSError: it cannot be restored now: no memory, no descriptors, a disk that fails.
     """
     name = name or folder
+    if isinstance(folder, BucketPath):  # whose files nobody has compared yet
+        with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
+            _fetch(folder, Path(there), folder.objects())
+            return load_tree(Path(there), like, digest, name=name)
     try:
         tree = _restore(folder, like)
         damaged = digest is not None and tree_digest(tree) != digest
@@ -191,6 +199,43 @@ def system_error(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
+def checked(folder: Path, digests: Mapping[str, str]) -> Iterator[Path]:
+    """A folder of this machine with the files of another, each compared with its digest: the folder itself.
+
+    Of a folder in a bucket it is a private copy.
+
+    Raises:
+      DamagedError, OSError: as `check_files`.
+    """
+    if not is_remote(folder):
+        check_files(folder, digests)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
+        _fetch(folder, Path(there), digests)
+        check_files(Path(there), digests, name=folder)
+        yield Path(there)
+
+
+def _fetch(folder: Path, to: Path, names: Iterable[str]) -> None:
+    """Copies files out of a bucket, those that are there.
+
+    Raises:
+      DamagedError: a name leads out of the folder.
+    """
+
+    def fetch(name: str) -> None:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DamagedError(f"{folder} is damaged: it names a file {name!r:.100}")
+        with contextlib.suppress(FileNotFoundError):
+            contents = (folder / name).read_bytes()
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            (to / name).write_bytes(contents)
+
+    each(fetch, names)
+
+
+@contextlib.contextmanager
 def checked_copy(folder: Path, digests: Mapping[str, str]) -> Iterator[Path]:
     """A private copy of a folder, each file compared with its digest on the way.
 
@@ -200,6 +245,10 @@ def checked_copy(folder: Path, digests: Mapping[str, str]) -> Iterator[Path]:
     Raises:
       DamagedError, OSError: as `check_files`.
     """
+    if is_remote(folder):
+        with checked(folder, digests) as there:
+            yield there
+        return
     check_files(folder, digests)
     with contextlib.ExitStack() as stack:
         there = folder
@@ -273,23 +322,28 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
 
 
-def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+def check_files(folder: Path, digests: Mapping[str, str], *, name: Path | None = None) -> None:
     """Compares files with their digests, before anybody interprets them.
+
+    Args:
+      folder: where they are.
+      digests: by their paths there.
+      name: of the folder in messages.
 
     Raises:
       DamagedError: a file is absent or has another digest; it is named.
       OSError: one cannot be read.
     """
-    for name, digest in digests.items():
-        path = folder / name
+    for file, digest in digests.items():
+        path, shown = folder / file, (name or folder) / file
         try:
             if not path.is_file():  # a pipe would be waited for, a device never ends
-                raise DamagedError(f"{path} is damaged: it is absent, or no file")
+                raise DamagedError(f"{shown} is damaged: it is absent, or no file")
             found = _sha256(path)
         except OSError as error:
-            raise OSError(f"{path} cannot be read now ({error.strerror}); nothing was changed") from error
+            raise OSError(f"{shown} cannot be read now ({error.strerror}); nothing was changed") from error
         if found != digest:
-            raise DamagedError(f"{path} is damaged: checksum mismatch (expected {digest[:16]}...)")
+            raise DamagedError(f"{shown} is damaged: checksum mismatch (expected {digest[:16]}...)")
 
 
 def _sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from jaxkd.cli.options import (
     TeachersConfig,
 )
 from jaxkd.cli.parse import wrong
+from jaxkd.files.places import place
 from jaxkd.options import Options
 from jaxkd.progress import print_line
 from jaxkd.runs.config import DistillConfig, GeneratorConfig, RunConfig, TrainConfig
@@ -71,7 +72,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     from jaxkd.runs import evaluate
 
     teacher = teachers.load(config.teacher)
-    trained_on = config.data or _data_of_run(Path(config.teacher)) or teacher.description.data
+    trained_on = config.data or _data_of_run(place(config.teacher)) or teacher.description.data
     dataset = data.load(trained_on, data_dir=config.data_dir, splits=(config.split,))
     scores = evaluate(
         teacher, dataset, split=config.split, batch_size=config.batch_size, devices=config.devices

@@ -17,6 +17,7 @@ from jaxkd.data.order import epoch_order
 from jaxkd.data.streaming import StreamedSplit
 from jaxkd.data.tfds_source import open_tfds, read_tfds
 from jaxkd.files import npz
+from jaxkd.files.places import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def load(
     (1437, 360, (8, 8, 1), 10)
     """
     require_known(name)
-    return _LOADERS[name](data_dir, splits) if name in _LOADERS else _load_npz(Path(name), splits)
+    return _LOADERS[name](data_dir, splits) if name in _LOADERS else _load_npz(place(name), splits)
 
 
 def require_known(name: str) -> None:

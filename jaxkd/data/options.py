@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.datasets import Dataset, load
+from jaxkd.files.places import place
 from jaxkd.options import Options, option
 
 _EPOCHS = {"digits": 10, "cifar10": 240, "cifar100": 240, "imagenet2012": 100, "imagenet_resized/64x64": 100}
@@ -48,7 +49,7 @@ class DataOptions(Options):
         fields = super().as_dict()
         return {
             **fields,
-            "data": str(Path(self.data).absolute()) if self.data.endswith(".npz") else self.data,
+            "data": str(place(self.data).absolute()) if self.data.endswith(".npz") else self.data,
         }
 
     @property

@@ -10,15 +10,17 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxkd._extras import DISTRIBUTION
+from jaxkd._extras import DISTRIBUTION, require
 from jaxkd._paths import cache_folder
 from jaxkd.files import whole
+from jaxkd.files.places import is_remote, place
 
 
 def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -70,10 +72,13 @@ def _open(name: str, split: str, data_dir: str | Path | None) -> tuple[Any, list
     """The set's builder and the files of a split, which are prepared if they are not there."""
     # TFDS logs, through absl, that it would decode faster with OpenCV.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if is_remote(data_dir):
+        require("gcs", "gcsfs")
+        os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow need not know buckets
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    folder, files = Path(builder.data_path), f"{builder.name}-{split}.array_record-*"
+    folder, files = place(builder.data_path), f"{builder.name}-{split}.array_record-*"
     if not sorted(folder.glob(files)):
         _prepare(builder, name, split, folder)
     return builder, sorted(folder.glob(files))

@@ -121,7 +121,8 @@ class Loop:
         self._total_steps = task.total_steps
         self._saved_at = time.monotonic()
         self._compiled: set[int] = set()
-        self._profiler = Profiler(record.folder / "profile", config.profile if is_first() else None, say)
+        profiled = config.profile if is_first() else None
+        self._profiler = Profiler(record.local / "profile" if profiled else record.folder, profiled, say)
         self.stopwatch = Stopwatch()
 
     def run(self, state: TrainState, frozen: Frozen) -> TrainState:
@@ -151,7 +152,7 @@ class Loop:
             self._evaluate(state, frozen, epoch)
             self._stop_if_asked(state)
         self.close()
-        self._checkpoints.save(state)
+        self._write(state)
         return jax.device_get(state)
 
     def close(self) -> None:
@@ -261,12 +262,16 @@ class Loop:
             return
         saved = "there was nothing to save, and the same command begins again"
         if step:
-            from_first(lambda: self._checkpoints.save(state))  # the others wait: a save may be slow
+            from_first(lambda: self._write(state))  # the others wait: a save may be slow
             saved = f"checkpoint saved in {self._record.folder}; the same command goes on from there"
         raise Stopped(f"stopped by {name} after step {step} of {self._total_steps}; {saved}")
 
+    def _write(self, state: TrainState) -> int:
+        self._record.flush()  # whoever goes on from the checkpoint needs the lines before it
+        return self._checkpoints.save(state)
+
     def _save(self, state: TrainState) -> None:
-        self._checkpoints.save(state)
+        self._write(state)
         self._saved_at = time.monotonic()
         self.stopwatch.start()
 

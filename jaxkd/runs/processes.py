@@ -228,6 +228,11 @@ class SharedRecord(Record):
         else:
             self._lines.append({"kind": kind, "step": step, "epoch": epoch, **values})
 
+    def flush(self) -> None:
+        """See `Record`."""
+        if is_first():
+            super().flush()
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """See `Record`."""
         from_first(lambda: super(SharedRecord, self).finish(result))

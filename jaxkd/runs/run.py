@@ -350,7 +350,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             say(line)
         if processes.is_first():
             if config.wandb is not None:
-                record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
+                record.also(log_to_wandb(config.wandb, folder, config.as_dict(), local=record.local))
             if parts.on_log is not None:
                 record.also(parts.on_log)
         if forked is not None:
