@@ -30,6 +30,7 @@ from jaxkd.files.whole import (
     UNFINISHED,
     DamagedError,
     first_line,
+    naming,
     reading,
     remove,
     remove_unfinished,
@@ -42,8 +43,8 @@ from jaxkd.files.whole import (
 __all__ = [
     "UNFINISHED",
     "DamagedError",
+    "at_hand",
     "check_files",
-    "checked",
     "checked_copy",
     "file_digests",
     "first_line",
@@ -139,9 +140,8 @@ def load_tree(
     """
     name = name or folder
     if isinstance(folder, BucketPath):  # whose files nobody has compared yet
-        with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
-            _fetch(folder, Path(there), folder.objects())
-            return load_tree(Path(there), like, digest, name=name)
+        with at_hand(folder, folder.objects()) as there:
+            return load_tree(there, like, digest, name=name)
     try:
         tree = _restore(folder, like)
         damaged = digest is not None and tree_digest(tree) != digest
@@ -199,40 +199,31 @@ def system_error(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def checked(folder: Path, digests: Mapping[str, str]) -> Iterator[Path]:
-    """A folder of this machine with the files of another, each compared with its digest: the folder itself.
+def at_hand(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A folder of this machine with some files of another: that folder itself; of one in a bucket, a copy.
 
-    Of a folder in a bucket it is a private copy.
-
-    Raises:
-      DamagedError, OSError: as `check_files`.
-    """
-    if not is_remote(folder):
-        check_files(folder, digests)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
-        _fetch(folder, Path(there), digests)
-        check_files(Path(there), digests, name=folder)
-        yield Path(there)
-
-
-def _fetch(folder: Path, to: Path, names: Iterable[str]) -> None:
-    """Copies files out of a bucket, those that are there.
+    What is raised names the folder.
 
     Raises:
       DamagedError: a name leads out of the folder.
+      OSError: a file cannot be read.
     """
+    if not is_remote(folder):
+        yield folder
+        return
 
     def fetch(name: str) -> None:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DamagedError(f"{folder} is damaged: it names a file {name!r:.100}")
         with contextlib.suppress(FileNotFoundError):
             contents = (folder / name).read_bytes()
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            (to / name).write_bytes(contents)
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(contents)
 
-    each(fetch, names)
+    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there, naming(folder, there):
+        copy = Path(there)
+        each(fetch, names)
+        yield copy
 
 
 @contextlib.contextmanager
@@ -246,7 +237,8 @@ def checked_copy(folder: Path, digests: Mapping[str, str]) -> Iterator[Path]:
       DamagedError, OSError: as `check_files`.
     """
     if is_remote(folder):
-        with checked(folder, digests) as there:
+        with at_hand(folder, digests) as there:
+            check_files(there, digests)
             yield there
         return
     check_files(folder, digests)
@@ -322,28 +314,23 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
 
 
-def check_files(folder: Path, digests: Mapping[str, str], *, name: Path | None = None) -> None:
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
     """Compares files with their digests, before anybody interprets them.
-
-    Args:
-      folder: where they are.
-      digests: by their paths there.
-      name: of the folder in messages.
 
     Raises:
       DamagedError: a file is absent or has another digest; it is named.
       OSError: one cannot be read.
     """
-    for file, digest in digests.items():
-        path, shown = folder / file, (name or folder) / file
+    for name, digest in digests.items():
+        path = folder / name
         try:
             if not path.is_file():  # a pipe would be waited for, a device never ends
-                raise DamagedError(f"{shown} is damaged: it is absent, or no file")
+                raise DamagedError(f"{path} is damaged: it is absent, or no file")
             found = _sha256(path)
         except OSError as error:
-            raise OSError(f"{shown} cannot be read now ({error.strerror}); nothing was changed") from error
+            raise OSError(f"{path} cannot be read now ({error.strerror}); nothing was changed") from error
         if found != digest:
-            raise DamagedError(f"{shown} is damaged: checksum mismatch (expected {digest[:16]}...)")
+            raise DamagedError(f"{path} is damaged: checksum mismatch (expected {digest[:16]}...)")
 
 
 def _sha256(path: Path) -> str:

@@ -45,7 +45,7 @@ class BucketServer:
       lost: whether requests are carried out and the connection is closed without an answer.
     """
 
-    def __init__(self, bucket: str = "kd") -> None:
+    def __init__(self, bucket: str = "kd-bucket") -> None:
         self.requests: list[tuple[str, str]] = []
         self.fault: Fault = lambda method, path, query: None
         self.lost: Fault = lambda method, path, query: None
@@ -65,6 +65,8 @@ class BucketServer:
 
         class Handler(server.RequestHandler):  # type: ignore[misc, name-defined]
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+            wbufsize = -1  # an answer in one piece
 
             def __init__(self, *arguments: Any) -> None:
                 super().__init__(outer.storage, *arguments)
@@ -83,6 +85,7 @@ class BucketServer:
                 body = connection.read(int(self.headers.get("Content-Length") or 0))
                 self.rfile = io.BufferedReader(io.BytesIO(body))  # type: ignore[arg-type]
                 with outer._lock:
+                    self._count_from_the_end(path)
                     status = status or outer._unmet(method, path, query, body)
                     if status is not None:
                         self._refuse(status)
@@ -93,6 +96,13 @@ class BucketServer:
                     else:
                         handle()
                 self.rfile = connection
+
+            def _count_from_the_end(self, path: str) -> None:
+                """Of the last bytes of an object, which the emulator does not know how to give."""
+                if last := re.fullmatch(r"bytes=-(\d+)", self.headers.get("Range") or ""):
+                    held = outer._held(*_object(path))
+                    size = int(held["size"]) if held else 0
+                    self.headers.replace_header("Range", f"bytes={max(size - int(last[1]), 0)}-")
 
             def _refuse(self, status: int) -> None:
                 message = f'{{"error": {{"code": {status}, "message": "as asked"}}}}'.encode()
@@ -133,27 +143,48 @@ class BucketServer:
         finally:
             self.fault = before
 
-    def names(self, bucket: str = "kd") -> list[str]:
+    def names(self, bucket: str = "kd-bucket") -> list[str]:
         """The names of all objects."""
         return sorted(self.storage.objects.get(bucket, {}))
 
-    def contents(self, name: str, bucket: str = "kd") -> bytes:
+    def contents(self, name: str, bucket: str = "kd-bucket") -> bytes:
         """The bytes of an object."""
         contents: bytes = self.storage.get_file(bucket, name)
         return contents
+
+    def _held(self, bucket: str, name: str | None) -> Any:
+        return self.storage.objects.get(bucket, {}).get(name)
 
     def _unmet(self, method: str, path: str, query: dict[str, str], body: bytes) -> int | None:
         """412 if the object is not of the generation that the request is bound to."""
         wanted = query.get("ifGenerationMatch")
         if wanted is None or method == "GET":
             return None
-        found = re.fullmatch(r".*/b/([^/]+)/o(?:/(.+))?", path)
-        assert found is not None, path
-        name = found[2] or query.get("name")
+        bucket, name = _object(path)
+        name = name or query.get("name")
         if name is None:  # of a multipart upload
             name = re.search(rb'"name": ?"((?:[^"\\]|\\.)*)"', body)[1].decode()  # type: ignore[index]
-        held = self.storage.objects.get(found[1], {}).get(name)
+        held = self._held(bucket, name)
         return None if wanted == (held["generation"] if held else "0") else 412
+
+
+def _object(path: str) -> tuple[str, str | None]:
+    """The bucket and the object that a path of the JSON interface names."""
+    found = re.fullmatch(r".*/b/([^/]+)/o(?:/(.+))?", path)
+    assert found is not None, path
+    return found[1], found[2]
+
+
+def environment(url: str, cache: object) -> dict[str, str]:
+    """What makes a process use the server, whichever library asks; `cache` is for its own files."""
+    return {
+        "STORAGE_EMULATOR_HOST": url,  # google-cloud-storage, gcsfs
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "FSSPEC_GCS_TOKEN": "anon",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which looks for buckets of a kind by gRPC
+        "XDG_CACHE_HOME": str(cache),
+    }
 
 
 def slow(seconds: float) -> Fault:
@@ -161,5 +192,16 @@ def slow(seconds: float) -> Fault:
 
     def fault(method: str, path: str, query: dict[str, str]) -> None:
         time.sleep(seconds)
+
+    return fault
+
+
+def refusing_after(count: int) -> Fault:
+    """A fault: from some request on nothing is done any more, as for a process that was killed there."""
+    left = [count]
+
+    def fault(method: str, path: str, query: dict[str, str]) -> int | None:
+        left[0] -= 1
+        return 403 if left[0] < 0 else None
 
     return fault

@@ -11,7 +11,9 @@ import hashlib
 import importlib.util
 import logging
 import os
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from jaxkd._extras import DISTRIBUTION, require
 from jaxkd._paths import cache_folder
 from jaxkd.files import whole
-from jaxkd.files.places import is_remote, place
+from jaxkd.files.places import each, is_remote, place
 
 
 def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -45,14 +47,31 @@ def read_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[np.nd
             np.load(cache) as arrays,
         ):
             return arrays["images"], arrays["labels"]
-    source = builder.as_data_source(split)
-    images = np.empty((len(source), *source[0]["image"].shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for index in range(len(source)):
-        example = source[index]
-        images[index], labels[index] = example["image"], example["label"]
+    with _here(builder, split, shards) as source:
+        images = np.empty((len(source), *source[0]["image"].shape), np.uint8)
+        labels = np.empty(len(source), np.int32)
+        for index in range(len(source)):
+            example = source[index]
+            images[index], labels[index] = example["image"], example["label"]
     _keep(cache, images, labels)
     return images, labels
+
+
+@contextlib.contextmanager
+def _here(builder: Any, split: str, shards: list[Path]) -> Iterator[Any]:
+    """The examples of a split, for reading all of them: from a bucket, a request each would take an hour."""
+    folder = place(builder.data_path)
+    if not is_remote(folder):
+        yield builder.as_data_source(split)
+        return
+    import tensorflow_datasets as tfds
+
+    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
+        copy = Path(there).joinpath(*folder.parts[-2:])
+        copy.mkdir(parents=True)
+        about = [path for path in folder.iterdir() if path.suffix in (".json", ".txt")]
+        each(lambda path: (copy / path.name).write_bytes(path.read_bytes()), [*about, *shards])
+        yield tfds.builder_from_directory(copy).as_data_source(split)
 
 
 def open_tfds(name: str, split: str, data_dir: str | Path | None) -> tuple[Any, str]:

@@ -260,13 +260,20 @@ def fetched(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
         copy = Path(there) / path.name
         copy.write_bytes(path.read_bytes())
-        try:
+        with naming(path, copy):
             yield copy
-        except (ValueError, OSError) as error:
-            error.args = tuple(
-                part.replace(str(copy), str(path)) if isinstance(part, str) else part for part in error.args
-            )
-            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path, copy: str | Path) -> Iterator[None]:
+    """Has errors name what was copied in place of its copy."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.args = tuple(
+            part.replace(str(copy), str(path)) if isinstance(part, str) else part for part in error.args
+        )
+        raise
 
 
 @contextlib.contextmanager

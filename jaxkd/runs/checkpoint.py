@@ -26,7 +26,8 @@ from jaxkd.files.records import OBJECT, TEXTS_BY_NAME
 from jaxkd.files.whole import names_in
 from jaxkd.storage import (
     DamagedError,
-    checked,
+    at_hand,
+    check_files,
     file_digests,
     first_line,
     load_tree,
@@ -232,7 +233,8 @@ def _newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[int
 
 def _read(folder: Path) -> Contents:
     about = _read_about(folder)
-    with checked(folder, about.files) as there:
+    with at_hand(folder, about.files) as there:
+        check_files(there, about.files)
         state = load_tree(there / _STATE, None, checked=True, name=folder / _STATE)
     if not isinstance(state, dict) or (step := int(state["step"])) != int(folder.name):
         raise DamagedError(f"{folder} is misnamed: it does not hold that step")

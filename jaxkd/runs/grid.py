@@ -74,8 +74,7 @@ def grid(
     planned = _plan(folder, pairs, methods, alone, cache, options, recorded=records is not None)
     _check(planned, known)
     places = {
-        run.config.folder: placed(records) / run.config.folder.name if records else None
-        for run in planned
+        run.config.folder: placed(records) / run.config.folder.name if records else None for run in planned
     }
     done = set()
     for run in planned:
