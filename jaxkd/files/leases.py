@@ -23,8 +23,6 @@ from jaxkd.files.places import BucketPath, Held
 SECONDS = 30.0  # without a heartbeat, until a lease counts as left behind
 _BEAT_SECONDS = 8.0
 _WATCH_SECONDS = 0.5
-# A lease that the store says is older than this is not watched: no clock is so wrong that could log in there.
-_SURELY_LEFT_SECONDS = 1200.0
 
 
 class Lease:
@@ -69,14 +67,13 @@ class Lease:
             if first is None or (first.generation != held.generation and time.monotonic() < deadline):
                 if first is None:
                     say(
-                        f"{self._what} was left by {self._describe()} or is in use; watching for up to "
-                        f"{SECONDS:.0f} seconds"
+                        f"{self._what} is in use by {self._describe()}, or was left by it; watching its "
+                        f"lease for up to {SECONDS:.0f} seconds"
                     )
                 first, watched = held, time.monotonic()
             elif first.generation != held.generation:
                 raise ValueError(f"another process is working on {self._what}: {self._describe()}")
-            left = time.time() - held.updated > _SURELY_LEFT_SECONDS
-            if left or time.monotonic() - watched > SECONDS:
+            if time.monotonic() - watched > SECONDS:
                 with contextlib.suppress(FileExistsError):
                     return self._path.put(self._contents, generation=held.generation)
                 if self._is_own():
