@@ -32,7 +32,7 @@ from jaxkd.runs.watching import Profiler
 from jaxkd.signals import Stopped, StopRequest
 from jaxkd.storage import write_json
 from jaxkd.training import Frozen, Task, TrainState
-from jaxkd.training.mapped import default_steps_per_call, mapped_eval_step, mapped_train_step
+from jaxkd.training.mapped import Mapping, default_steps_per_call, mapped_eval_step, mapped_train_step
 
 if TYPE_CHECKING:
     from jaxkd.cache.source import CachedLogits
@@ -107,7 +107,7 @@ class Loop:
         self._say = say
         self._lines = ProgressLines(say)
         self._stop = stop
-        self._step_function = mapped_train_step(task, devices)
+        self._step_function = mapped_train_step(task, devices, config.mapping)
         reading: dict[str, Any] = {"stream": config.stream, "workers": config.workers}
         self._feed = open_feed(self._train_split, devices, seed=task.seed, **reading)
         self._evaluator = Evaluator(
@@ -116,6 +116,7 @@ class Loop:
             dataset.splits["test"],
             config.eval_batch_size,
             devices,
+            config.mapping,
             **reading,
         )
         self._total_steps = task.total_steps
@@ -286,6 +287,7 @@ class Evaluator:
         split: Split | StreamedSplit,
         batch_size: int,
         devices: list[jax.Device],
+        mapping: Mapping = "pmap",
         **reading: Any,
     ) -> None:
         """`method` turns outputs into logits (None: those of the network); `reading` is for `open_feed`."""
@@ -293,7 +295,7 @@ class Evaluator:
         self._ids = batches(np.arange(len(split)), min(rounded, _up(split, devices)))
         self._feed: Feed = open_feed(split, devices, **reading)
         self._devices = devices
-        self._function = mapped_eval_step(network, method, tuple(devices))
+        self._function = mapped_eval_step(network, method, tuple(devices), mapping)
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns accuracy and accuracy_top5 in percent, and the mean cross-entropy in nats.

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # What is sent is padded to whole blocks: one compiled program serves most messages.
 _BLOCK = 1 << 16
-_STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug", "stream")
+_STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug", "stream", "mapping")
 
 
 class PeerLostError(RuntimeError):
