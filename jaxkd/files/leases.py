@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxkd.files.places import BucketPath, Held
+from jaxkd.files.places import BucketPath, Held, asking_for
 
 SECONDS = 30.0  # without a heartbeat, until a lease counts as left behind
 _BEAT_SECONDS = 8.0
@@ -116,7 +116,8 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._closed.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # who writes next asks again, and is told
+            # Not for long: whoever writes next asks again, and is told.
+            with contextlib.suppress(OSError), asking_for(_BEAT_SECONDS):
                 self.require()
 
     def close(self) -> None:

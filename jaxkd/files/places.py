@@ -12,6 +12,7 @@ import datetime
 import errno
 import fnmatch
 import io
+import math
 import os
 import stat
 import threading
@@ -175,8 +176,10 @@ class BucketPath(PosixPath):
         yield from (self / name for name in sorted(files.keys() | folders))
 
     def glob(self, pattern: str, **_: Any) -> Generator[BucketPath, None, None]:
-        """Of this folder alone, what has a name like `pattern`."""
-        yield from (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+        """Of this folder alone, what has a name like `pattern`; folders, if that ends in a slash."""
+        files, folders = self.direct()
+        names = folders if pattern.endswith("/") else files.keys() | folders
+        yield from (self / name for name in sorted(fnmatch.filter(names, pattern.rstrip("/"))))
 
     def absolute(self) -> BucketPath:
         """See `Path`."""
@@ -321,7 +324,7 @@ class BucketPath(PosixPath):
         ) as error:
             raise OSError(
                 errno.EIO,
-                f"the store failed for {RETRY_SECONDS:.0f} seconds ({_brief(error)})",
+                f"the store failed for {_patience():.0f} seconds ({_brief(error)})",
                 str(self),
             ) from error
 
@@ -342,7 +345,20 @@ class BucketPath(PosixPath):
 
 
 _KNOWN: set[str] = set()  # buckets that were there
+_CLIENTS: dict[Any, Any] = {}
+_MAKING = threading.Lock()
 _LOCAL = threading.local()
+
+
+@contextlib.contextmanager
+def asking_for(seconds: float) -> Iterator[None]:
+    """A store that fails is asked again in this thread for so long, if that is less than `RETRY_SECONDS`."""
+    before = getattr(_LOCAL, "seconds", math.inf)
+    _LOCAL.seconds = seconds
+    try:
+        yield
+    finally:
+        _LOCAL.seconds = before
 
 
 def each(function: Any, things: Any) -> list[Any]:
@@ -358,19 +374,19 @@ def _by_depth(names: Any) -> list[list[str]]:
 
 
 def _client() -> Any:
-    """A client of this thread: its connections are not to be shared."""
+    """The client of this process, for all of its threads."""
     key = os.getpid(), os.environ.get("STORAGE_EMULATOR_HOST")
-    if getattr(_LOCAL, "key", None) != key:
-        require("gcs", "google.cloud.storage")
-        import google.auth.exceptions
-        from google.cloud import storage
+    with _MAKING:
+        if key not in _CLIENTS:
+            require("gcs", "google.cloud.storage")
+            import google.auth.exceptions
+            from google.cloud import storage
 
-        try:
-            _LOCAL.client = storage.Client()
-        except google.auth.exceptions.DefaultCredentialsError:
-            _LOCAL.client = storage.Client.create_anonymous_client()  # public buckets can be read
-        _LOCAL.key = key
-    return _LOCAL.client
+            try:
+                _CLIENTS[key] = storage.Client()
+            except google.auth.exceptions.DefaultCredentialsError:
+                _CLIENTS[key] = storage.Client.create_anonymous_client()  # public buckets can be read
+        return _CLIENTS[key]
 
 
 def _bucket(name: str) -> Any:
@@ -381,7 +397,11 @@ def _options() -> dict[str, Any]:
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     # All that is asked here may be asked twice.
-    return {"retry": DEFAULT_RETRY.with_timeout(RETRY_SECONDS), "timeout": _REQUEST_SECONDS}
+    return {"retry": DEFAULT_RETRY.with_timeout(_patience()), "timeout": min(_REQUEST_SECONDS, _patience())}
+
+
+def _patience() -> float:
+    return min(RETRY_SECONDS, getattr(_LOCAL, "seconds", math.inf))
 
 
 def _held(blob: Any, name: str) -> Held:

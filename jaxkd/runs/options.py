@@ -14,8 +14,8 @@ class OutputOptions(Options):
     """Output"""
 
     run: Path | None = option(None, main=True, free=True)
-    """Folder of the run: records, checkpoints, result and model. Default: under runs/, named after data,
-    networks, method and seed."""
+    """Folder of the run, here or gs://BUCKET/FOLDER: records, checkpoints, result and model. Default: under
+    runs/, named after data, networks, method and seed."""
     seeds: int = option(1, main=True, free=True)
     """Number of runs, with seeds --seed, --seed + 1 and so on, in folders that end in -seed0 and so on; then
     mean and deviation."""

@@ -24,7 +24,7 @@ from jaxkd import __version__
 from jaxkd.differences import describe_differences, differing_keys
 from jaxkd.files import records
 from jaxkd.files.leases import Lease
-from jaxkd.files.places import BucketPath
+from jaxkd.files.places import BucketPath, asking_for
 from jaxkd.files.records import OBJECT, TEXT, TEXTS, TEXTS_BY_NAME, Field, whole_number
 from jaxkd.files.whole import Local
 from jaxkd.runs.checkpoint import recorded_config
@@ -71,6 +71,7 @@ RESULT = records.Schema(
 )
 # What a run's files are called, besides config.json.
 _PARTS = ("checkpoints", "model", "result.json", "metrics.jsonl")
+_CLOSING_SECONDS = 5.0  # for a store that fails, where nothing more depends on it
 # What rounding may depend on.
 _VERSIONS = ("jaxkd", "jax", "jaxlib", "flax", "optax", "numpy", "device", "num_devices")
 
@@ -361,12 +362,13 @@ class Record:
         if self._events is not None:
             with contextlib.suppress(OSError):  # of a full disk, which was said when it refused a line
                 self._events.close()
-        if self._local is not None:
-            with contextlib.suppress(OSError):  # of a store, as of a disk
-                self._local.push()
-            self._local.close()
-        if self._lease is not None:
-            self._lease.close()
+        with asking_for(_CLOSING_SECONDS):
+            if self._local is not None:
+                with contextlib.suppress(OSError):  # of a store, as of a disk
+                    self._local.push()
+                self._local.close()
+            if self._lease is not None:
+                self._lease.close()
         if self._lock_file is not None:
             self._lock_file.close()
 

@@ -1,8 +1,8 @@
 """The pure steps on several devices: pmap or its successor, and several steps in a call.
 
-The successor is `jax.jit` of `jax.shard_map`, on arrays of all processes; the step is the same, and so are its
-bits.  Runs of one shape share one compiled program in a process: the mapped functions are kept by what they
-are made of, and the seed is an argument.
+The successor is `jax.jit` of `jax.shard_map`, on arrays of all processes; the step is the same, and so are
+its bits.  Runs of one shape share one compiled program in a process: the mapped functions are kept by what
+they are made of, and the seed is an argument.
 """
 
 from __future__ import annotations

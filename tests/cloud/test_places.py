@@ -60,7 +60,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name.startswith("google") else known(name)
     )
-    monkeypatch.setattr(places, "_LOCAL", threading.local())
+    monkeypatch.setattr(places, "_CLIENTS", {})
     with pytest.raises(
         ImportError, match=r"google.cloud.storage; type: pip install 'jaxkd-distillation\[gcs\]'"
     ):
@@ -284,6 +284,16 @@ def test_a_store_that_does_not_come_back_is_an_error(server: Any, monkeypatch: p
     server.stop()
     with pytest.raises(OSError, match=r"the store failed for 1 seconds \(.*there/box"):
         place(BOX).put(b"one")
+
+
+def test_an_answer_that_takes_too_long_is_asked_for_again(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_REQUEST_SECONDS", 0.5)
+    waits = [1.5, 0.0]
+    with server.failing(lambda *_: time.sleep(waits.pop(0) if waits else 0.0)):
+        place(BOX).put(b"one")
+    assert place(BOX).read_bytes() == b"one"
 
 
 def test_damage_on_the_way_is_not_believed(server: Any) -> None:
