@@ -84,6 +84,7 @@ def test_a_worker_starts_again_until_the_run_is_done(tmp_path: Path, codes: str,
         "python3",
         'echo "$*" >> $THERE/installs; mkdir -p $THERE/kd; cp -r $THERE/new $THERE/kd/bin',
     )
+    program(tmp_path, "gcloud", "touch $THERE/kd/jaxkd_distillation-1.0-py3-none-any.whl")
     program(tmp_path, "sleep", "")
     text = script("start.sh").replace("/opt/kd", f"{tmp_path}/kd").replace("/var/log", str(tmp_path))
     ended = run(text, tmp_path, CODES=codes)
@@ -91,9 +92,9 @@ def test_a_worker_starts_again_until_the_run_is_done(tmp_path: Path, codes: str,
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == starts
     assert len(set(calls)) == 1
-    assert "'jaxkd-distillation[tpu]'" in text
     installs = (tmp_path / "installs").read_text().splitlines()
     assert [words.split()[:3] for words in installs][1:] == [["-m", "uv", "venv"], ["-m", "uv", "pip"]]
+    assert installs[2].endswith(f"{tmp_path}/kd/jaxkd_distillation-1.0-py3-none-any.whl[tpu]")
 
 
 def commands() -> list[list[str]]:

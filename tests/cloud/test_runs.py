@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -349,5 +351,35 @@ def test_killed_in_a_save_and_started_again(
     output, errors = last.communicate(timeout=300)
     assert last.returncode == 0, errors
     assert "resuming at step" in output
+    assert state_of(RUN) == state_of(tmp_path / "a")
+    assert lines(RUN) == lines(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_two_processes_one_of_which_is_killed(server: Any, tmp_path: Path) -> None:
+    """In a bucket, half under pmap and half under shard_map, as one process with two devices on a disk."""
+    common = ["train", "--model", "resnet8", "--epochs", 1, "--log-every", 5, "--checkpoint-seconds", 0]
+
+    def both(*more: object) -> list[subprocess.Popen[str]]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            joint = ["--coordinator", f"localhost:{probe.getsockname()[1]}", "--num-processes", 2]
+        joint += ["--peer-timeout", 20, "--run", RUN]
+        return [start(server, *common, *joint, *more, "--process-id", number) for number in range(2)]
+
+    children = both()
+    while not any(name.endswith("about.json") for name in server.names()):
+        assert children[0].poll() is None
+        time.sleep(0.1)
+    children[0].kill()
+    for child in children:
+        child.communicate(timeout=300)
+    assert children[1].returncode in (76, -signal.SIGABRT)
+    children = both("--mapping", "shard_map")
+    for child in children:
+        said = "".join(child.communicate(timeout=300))
+        assert child.returncode == 0, said
+    code, _, errors = helpers.run_jaxkd(*common, "--run", tmp_path / "a", devices=2)
+    assert code == 0, errors
     assert state_of(RUN) == state_of(tmp_path / "a")
     assert lines(RUN) == lines(tmp_path / "a")
