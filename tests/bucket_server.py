@@ -55,7 +55,10 @@ class BucketServer:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
+        # What is kept for the next process, all of it at each request, and for undeleting.
+        self.storage._write_config_to_file = lambda: None
         buckets.create_bucket(bucket, self.storage)
+        self.storage.buckets[bucket]["softDeletePolicy"] = {"retentionDurationSeconds": "0"}
         self._server: http.server.ThreadingHTTPServer | None = None
         self.start()
 

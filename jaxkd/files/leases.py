@@ -123,8 +123,12 @@ class Lease:
     def close(self) -> None:
         """Lets others in."""
         self._closed.set()
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             if not self._lost:
-                with contextlib.suppress(OSError):
+                try:
                     self._path.unlink(generation=self._generation)
-            self._lost = True
+                except FileExistsError:  # of a heartbeat whose answer was lost, perhaps
+                    held = self._path.held()
+                    if held is not None and self._is_own():
+                        self._path.unlink(generation=held.generation)
+        self._lost = True

@@ -21,7 +21,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object]:
     monkeypatch.setattr(leases, "SECONDS", 1.0)
     monkeypatch.setattr(leases, "_BEAT_SECONDS", 0.2)
     monkeypatch.setattr(leases, "_WATCH_SECONDS", 0.05)
-    monkeypatch.setattr(places, "RETRY_SECONDS", 5.0)
+    monkeypatch.setattr(places, "RETRY_SECONDS", 30.0)
     monkeypatch.setattr(places, "_KNOWN", set())
     yield running
     running.stop()

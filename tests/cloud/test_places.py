@@ -250,6 +250,15 @@ def test_a_lease_survives_lost_answers(server: Any, beats: bool) -> None:
     assert server.names() == []
 
 
+def test_a_lease_is_closed_though_its_last_heartbeat_had_no_answer(server: Any) -> None:
+    lease = Lease(place(BOX) / ".lock", BOX)
+    lease._closed.set()
+    lease._thread.join()
+    place(f"{BOX}/.lock").put(lease._contents)
+    lease.close()
+    assert server.names() == []
+
+
 def test_a_missing_bucket_is_no_missing_file(server: Any) -> None:
     absent = place("gs://kd-absent/a")
     for ask in (absent.read_bytes, absent.exists, absent.is_dir, lambda: absent.put(b"")):
