@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd import foreign, hub, models, storage, teacher_files, torch_files
 from jaxkd._paths import cache_folder
+from jaxkd.files.places import is_remote, place
 from jaxkd.files.whole import current, names_in
 from jaxkd.models import torch_find, torch_names
 
@@ -492,7 +493,7 @@ def from_keras(
 
 def zoo() -> Path:
     """The folder where teachers are looked up by name: `$JAXKD_TEACHERS`, or `~/.cache/jaxkd/teachers`."""
-    return Path(os.environ.get("JAXKD_TEACHERS") or cache_folder() / "teachers")
+    return place(os.environ.get("JAXKD_TEACHERS") or cache_folder() / "teachers")
 
 
 def save(folder: str | Path, variables: Mapping[str, Any], description: Description) -> None:
@@ -512,7 +513,7 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
             "a teacher made by from_function cannot be saved, since its code is in no file; build it from a "
             "Flax module with from_network"
         )
-    with storage.replacing(Path(folder), teacher_files.is_teacher) as new:
+    with storage.replacing(place(folder), teacher_files.is_teacher) as new:
         digest = storage.save_tree(new / teacher_files.VARIABLES, dict(variables))
         files = storage.file_digests(new / teacher_files.VARIABLES)
         teacher_files.write(new, dataclasses.asdict(description), digest, files)
@@ -520,12 +521,10 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
 
 def locate(path_or_name: str | Path) -> Path:
     """Finds the folder of a teacher, writing nothing; arguments and errors are those of `load`."""
-    candidates = [
-        Path(path_or_name),
-        Path(path_or_name) / "model",
-        zoo() / path_or_name,
-        _SHIPPED / path_or_name,
-    ]
+    named = place(path_or_name)
+    candidates = [named, named / "model"]
+    if not is_remote(named):
+        candidates += [zoo() / path_or_name, _SHIPPED / path_or_name]
     for folder in candidates:
         if (current(folder) / teacher_files.DESCRIPTION).is_file():
             return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxkd.data.options import DataOptions
-from jaxkd.options import option, refuse_remote_paths
+from jaxkd.options import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,6 @@ class CacheConfig(DataOptions):
     def check(self) -> None:
         """See `Options`."""
         super().check()
-        refuse_remote_paths(self)
         self.require(1, "epochs", "seeds", "batch_size", "devices", "teacher_size")
         self.require(0, "seed")
         if self.epochs is None and (self.seed, self.seeds) != (0, 1):

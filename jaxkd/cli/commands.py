@@ -18,6 +18,7 @@ from jaxkd.cli.options import (
     TeachersConfig,
 )
 from jaxkd.cli.parse import wrong
+from jaxkd.files.places import place
 from jaxkd.options import Options
 from jaxkd.progress import print_line
 from jaxkd.runs.config import DistillConfig, GeneratorConfig, RunConfig, TrainConfig
@@ -71,7 +72,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     from jaxkd.runs import evaluate
 
     teacher = teachers.load(config.teacher)
-    run = _options_of_run(Path(config.teacher))
+    run = _options_of_run(place(config.teacher))
     height, width, _ = teacher.description.image_shape
     dataset = data.load(
         config.data or run.get("data") or teacher.description.data,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from jaxkd.options import Options, refuse_remote_paths
+from jaxkd.options import Options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,6 @@ class EvaluateConfig(Options):
 
     def check(self) -> None:
         """See `Options`."""
-        refuse_remote_paths(self)
         self.require(1, "batch_size", "devices", "image_size")
 
 
@@ -75,10 +74,6 @@ class ImportConfig(Options):
     out: Path | None = None
     """Output folder. Default: a folder of the zoo (~/.cache/jaxkd/teachers), named by data set and model."""
 
-    def check(self) -> None:
-        """See `Options`."""
-        refuse_remote_paths(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig(Options):
@@ -92,10 +87,6 @@ class ExportConfig(Options):
     """The folder of a teacher, or of a run, or a name in the zoo."""
     file: Positional[Path]
     """Output file; its name ends in .safetensors."""
-
-    def check(self) -> None:
-        """See `Options`."""
-        refuse_remote_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,10 +120,6 @@ class ReportConfig(Options):
     baseline: str | None = None
     """Baseline of the comparison: a method, by its name in the table. Default: kd, or the students trained
     alone."""
-
-    def check(self) -> None:
-        """See `Options`."""
-        refuse_remote_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxkd.data.datasets import measure
 from jaxkd.data.streaming import Arrays
+from jaxkd.files.places import place
 
 _PIXELS = 3 * 32 * 32
 _INTEGERS = ("BININT1", "BININT2", "BININT", "INT")
@@ -109,7 +110,7 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 def find_archive(name: str, data_dir: str | Path | None) -> tuple[Path, Archive] | None:
     """The archive of a data set in a folder, and what is published of it; None if it is not there."""
     for about in ARCHIVES.get(name, ()):
-        if data_dir is not None and (path := Path(data_dir) / about.file).is_file():
+        if data_dir is not None and (path := place(data_dir) / about.file).is_file():
             return path, about
     return None
 
@@ -137,7 +138,7 @@ def read_archive(path: Path, about: Archive) -> dict[str, Arrays]:
         )
     counts = {member: about.records[split] for split, members in about.members.items() for member in members}
     parts = {}
-    with tarfile.open(path) as archive:
+    with path.open("rb") as file, tarfile.open(fileobj=file) as archive:
         for member in archive:
             if member.name in counts and (opened := archive.extractfile(member)) is not None:
                 parts[member.name] = about.read(opened.read(), counts[member.name])

@@ -46,11 +46,28 @@ class Part:
       source: the examples.
       digest: identifies them in a run's identity, if they are streamed.
       files: identifies the files on this machine, for the decoded copy that is kept; None to keep none.
+      nearby: opens the source for reading all of it, if it is far away; None if it is not.
     """
 
     source: Source
     digest: str
     files: str | None = None
+    nearby: Callable[[], contextlib.AbstractContextManager[Source]] | None = None
+
+    def opened(self) -> contextlib.AbstractContextManager[Source]:
+        """The source, for reading all of it."""
+        return contextlib.nullcontext(self.source) if self.nearby is None else self.nearby()
+
+    def subset(self, ids: np.ndarray, name: str) -> Part:
+        """Some of the examples."""
+
+        @contextlib.contextmanager
+        def nearby() -> Iterator[Source]:
+            with self.opened() as source:
+                yield Subset(source, ids)
+
+        files = None if self.files is None else f"{self.files} {name}"
+        return Part(Subset(self.source, ids), f"{self.digest} {name}", files, nearby if self.nearby else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,8 +292,7 @@ def _train_and_test(collection: Collection) -> dict[str, Part]:
     )
     both = {}
     for name, ids in zip(("train", "test"), _two_parts(len(train.source), TEST_FRACTION), strict=True):
-        files = None if train.files is None else f"{train.files} {name}"
-        both[name] = Part(Subset(train.source, ids), f"{train.digest} {name}", files)
+        both[name] = train.subset(ids, name)
     return both
 
 
@@ -323,8 +339,9 @@ def _read(
             return Split(arrays["images"], arrays["labels"])
     images = np.empty((len(part.source), *shape), np.uint8)
     labels = np.empty(len(part.source), np.int64)
-    for place, (image, label) in enumerate(_examples(part.source, range(len(part.source)), shape, view)):
-        images[place], labels[place] = image, label
+    with part.opened() as source:
+        for index, (image, label) in enumerate(_examples(source, range(len(source)), shape, view)):
+            images[index], labels[index] = image, label
     split = Split(images, labels)
     if kept is not None:  # a copy that cannot be written is done without
         with contextlib.suppress(OSError), whole.writing(kept) as file:

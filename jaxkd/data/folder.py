@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from jaxkd.data.collection import TEST_NAMES, Collection, Part, evenly, files_digest
 from jaxkd.data.pixels import SIXTEEN_BITS, as_pixels, channels_of
+from jaxkd.files.places import is_remote
 
 PREFIX = "folder:"
 _ENDINGS = (".png", ".jpg", ".jpeg")
@@ -39,6 +40,11 @@ def open_folder(path: str | Path) -> Collection:
       FileNotFoundError: there is no such folder.
       ValueError: it does not have the layout above, or holds pictures that are not PNG or JPEG.
     """
+    if is_remote(path):
+        raise ValueError(
+            f"a folder of pictures must lie on this machine, got {path}: copy it (gcloud storage rsync), or "
+            "prepare it as a set of TensorFlow Datasets, which is read from a bucket"
+        )
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; name one that holds a folder of pictures for each class")

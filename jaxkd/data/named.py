@@ -17,6 +17,7 @@ from jaxkd.data.folder import PREFIX, open_folder
 from jaxkd.data.streaming import Arrays
 from jaxkd.data.tfds_source import is_known, known_names, open_tfds
 from jaxkd.files import npz
+from jaxkd.files.places import is_remote, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ def absolute(name: str) -> str:
     """
     if not is_path(name):
         return name
+    if is_remote(name):
+        return str(place(name))
     prefix = PREFIX if name.startswith(PREFIX) else ""
     return prefix + str(Path(name.removeprefix(PREFIX)).expanduser().absolute())
 
@@ -136,7 +139,7 @@ def _open(name: str, data_dir: str | Path | None) -> Collection:
     if name.startswith(PREFIX):
         return open_folder(name.removeprefix(PREFIX))
     if Path(name).suffix == ".npz":
-        return _open_npz(Path(name))
+        return _open_npz(place(name))
     require_known(name, data_dir)
     if name == "digits":
         parts = _digits()

@@ -6,17 +6,24 @@ shape are read from what the set says of itself.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.util
 import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxkd._extras import DISTRIBUTION
+from jaxkd._extras import DISTRIBUTION, require
 from jaxkd.data.collection import Collection, Decoded, Part, files_digest
 from jaxkd.data.pixels import SIXTEEN_BITS
+from jaxkd.data.streaming import Source
+from jaxkd.files.places import each, is_remote, place
 
 
 def open_tfds(name: str, data_dir: str | Path | None) -> Collection:
@@ -41,11 +48,33 @@ def open_tfds(name: str, data_dir: str | Path | None) -> Collection:
     parts = {}
     for split, files in shards.items():
         if files:
-            source = Decoded(builder.as_data_source(split), image, label, channels or 3, classes)
+            decoded = functools.partial(
+                Decoded, image=image, label=label, channels=channels or 3, num_classes=classes
+            )
+            nearby = functools.partial(_nearby, builder, split, files, decoded)
             facts = [(shard.name, shard.stat().st_size) for shard in files]
             digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-            parts[split] = Part(source, digest, files_digest(files))
+            parts[split] = Part(
+                decoded(builder.as_data_source(split)),
+                digest,
+                files_digest(files),
+                nearby if is_remote(builder.data_path) else None,
+            )
     return Collection(name, parts, classes, (height, width, channels or 3))
+
+
+@contextlib.contextmanager
+def _nearby(builder: Any, split: str, shards: Sequence[Path], decoded: Any) -> Iterator[Source]:
+    """The examples of a split in a bucket, for reading all of them: a request each would take an hour."""
+    import tensorflow_datasets as tfds
+
+    folder = place(builder.data_path)
+    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
+        copy = Path(there).joinpath(*folder.parts[-2:])
+        copy.mkdir(parents=True)
+        about = [path for path in folder.iterdir() if path.suffix in (".json", ".txt")]
+        each(lambda path: (copy / path.name).write_bytes(path.read_bytes()), [*about, *shards])
+        yield decoded(tfds.builder_from_directory(copy).as_data_source(split))
 
 
 def is_known(name: str, data_dir: str | Path | None) -> bool:
@@ -67,6 +96,9 @@ def known_names() -> list[str]:
 def _builder(name: str, data_dir: str | Path | None) -> Any:
     # TFDS logs, through absl, that it would decode faster with OpenCV.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if is_remote(data_dir):
+        require("gcs", "gcsfs")
+        os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow need not know buckets
     import tensorflow_datasets as tfds
 
     try:
@@ -79,7 +111,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
 def _shards(builder: Any) -> dict[str, list[Path]]:
     """The files of each split; of a set that is not prepared, there are none."""
     splits = list(builder.info.splits) or ["train"]
-    folder = Path(builder.data_path)
+    folder = place(builder.data_path)
     return {split: sorted(folder.glob(f"{builder.name}-{split}.array_record-*")) for split in splits}
 
 
@@ -106,7 +138,7 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
 
 
 def _prepare(builder: Any, name: str) -> None:
-    folder, split = Path(builder.data_path), next(iter(_shards(builder)))
+    folder, split = place(builder.data_path), next(iter(_shards(builder)))
     absent = f"no split {split!r} of {name} in {folder} (looked for {builder.name}-{split}.array_record-*)"
     if other := next(iter(sorted(folder.glob("*.tfrecord-*"))), None):
         absent += f"; {other.name} is in tfrecord format, which cannot be read by index"

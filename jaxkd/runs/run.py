@@ -21,6 +21,7 @@ from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
 from jaxkd.data.augment import Augmentation, as_views
 from jaxkd.data.collection import hold_out
 from jaxkd.devices import choose_devices, share
+from jaxkd.files.places import is_remote
 from jaxkd.methods import Method
 from jaxkd.models.network import AXIS
 from jaxkd.progress import Lasting, Say, print_line
@@ -355,7 +356,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             say(line)
         if processes.is_first():
             if config.wandb is not None:
-                record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
+                record.also(log_to_wandb(config.wandb, folder, config.as_dict(), local=record.local))
             if parts.on_log is not None:
                 record.also(parts.on_log)
         if forked is not None:
@@ -437,10 +438,10 @@ def _saying_what_is_saved(checkpoints: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        newest = max(saved_steps(checkpoints), default=None)
-        raise OSError(
-            f"{error}; {describe_newest(newest)}. When that is mended, the same command goes on"
-        ) from error
+        saved = "what was saved before is there"  # a store that fails is not asked what
+        if not is_remote(checkpoints):
+            saved = describe_newest(max(saved_steps(checkpoints), default=None))
+        raise OSError(f"{error}; {saved}. When that is mended, the same command goes on") from error
 
 
 def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
