@@ -16,8 +16,15 @@ def require(extra: str, *modules: str) -> None:
     ...
     ImportError: this part of jaxkd needs no_such_module; type: pip install 'jaxkd-distillation[train]'
     """
-    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    absent = [module for module in modules if not _is_there(module)]
     if absent:
         raise ImportError(
             f"this part of jaxkd needs {', '.join(absent)}; type: pip install '{DISTRIBUTION}[{extra}]'"
         )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is what it is a part of
+        return False

@@ -6,13 +6,16 @@ import difflib
 from collections.abc import Collection
 
 
-def unknown(what: str, name: str, known: Collection[str], *, also: str = "") -> ValueError:
+def unknown(
+    what: str, name: str, known: Collection[str], *, shown: Collection[str] | None = None, also: str = ""
+) -> ValueError:
     """The error for a name that is not known, with the nearest one that is.
 
     Args:
       what: kind of thing, such as "method".
       name: as it was given.
       known: the accepted names.
+      shown: those of them that the message lists; all by default.
       also: what else is accepted, in words.
 
     >>> unknown("method", "dkdd", ["kd", "dkd"])
@@ -20,4 +23,6 @@ def unknown(what: str, name: str, known: Collection[str], *, also: str = "") -> 
     """
     near = difflib.get_close_matches(name, known, n=1)
     hint = f'did you mean "{near[0]}"? Accepted' if near else "accepted"
-    return ValueError(f'unknown {what} "{name}"; {hint}: {", ".join(known)}{also}')
+    return ValueError(
+        f'unknown {what} "{name}"; {hint}: {", ".join(known if shown is None else shown)}{also}'
+    )

@@ -14,6 +14,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, Union, dataclass_transform
 
+from jaxkd.files.places import place
+
 
 def option(default: Any = dataclasses.MISSING, *, main: bool = False, free: bool = False) -> Any:
     """A field of options.
@@ -88,7 +90,10 @@ def as_type(name: str, value: Any, hint: Any) -> Any:
     ...
     ValueError: --epochs must be a whole number, got True
     """
-    found = _fit(value, hint)
+    try:
+        found = _fit(value, hint)
+    except ValueError as error:  # of a place
+        raise ValueError(f"{name}: {error}") from None
     if found is _MISFIT:
         raise ValueError(f"{name} must be {_words(hint)}, got {value!r}")
     return found
@@ -120,7 +125,7 @@ def _fit(value: Any, hint: Any) -> Any:
         exact = number and (isinstance(value, int) or value.is_integer())
         return int(value) if exact else _MISFIT
     if hint is Path:
-        return Path(value) if isinstance(value, str | Path) else _MISFIT
+        return place(value) if isinstance(value, str | Path) else _MISFIT
     if hint is str and isinstance(value, Path):
         return str(value)
     return value if isinstance(value, hint) else _MISFIT
@@ -148,25 +153,3 @@ def _words(hint: Any) -> str:
         return "several values, each " + _words(arguments[0])
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return "nothing" if hint is type(None) else names.get(hint, str(hint))
-
-
-def refuse_remote(name: str, path: Any) -> None:
-    """Raises ValueError if a path is the address of an object store.
-
-    >>> refuse_remote("--run", Path("runs/one"))
-    """
-    scheme, colon, rest = str(path or "").partition(":/")
-    if colon and len(scheme) > 1 and scheme.isalnum():
-        raise ValueError(
-            f"{name} must be a folder of this machine, got {scheme}://{rest.lstrip('/')}; mount the bucket "
-            "(Cloud Storage: gcsfuse) and name the folder, or copy (gcloud storage rsync)"
-        )
-
-
-def refuse_remote_paths(options: Any) -> None:
-    """`refuse_remote` for all paths of a command."""
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path) or field.name in ("teacher", "cache"):
-                refuse_remote(flag(field.name), path)

@@ -17,19 +17,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxkd.files.places import BucketPath, each, is_remote
 from jaxkd.files.whole import (
     UNFINISHED,
     DamagedError,
     first_line,
+    naming,
     reading,
+    remove,
     remove_unfinished,
     replacing,
     write_bytes,
@@ -40,12 +43,14 @@ from jaxkd.files.whole import (
 __all__ = [
     "UNFINISHED",
     "DamagedError",
+    "at_hand",
     "check_files",
     "checked_copy",
     "file_digests",
     "first_line",
     "load_tree",
     "reading",
+    "remove",
     "remove_unfinished",
     "replacing",
     "save_tree",
@@ -134,6 +139,9 @@ def load_tree(
       OSError: it cannot be restored now: no memory, no descriptors, a disk that fails.
     """
     name = name or folder
+    if isinstance(folder, BucketPath):  # whose files nobody has compared yet
+        with at_hand(folder, folder.objects()) as there:
+            return load_tree(there, like, digest, name=name)
     try:
         tree = _restore(folder, like)
         damaged = digest is not None and tree_digest(tree) != digest
@@ -191,6 +199,34 @@ def system_error(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
+def at_hand(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A folder of this machine with some files of another: that folder itself; of one in a bucket, a copy.
+
+    What is raised names the folder.
+
+    Raises:
+      DamagedError: a name leads out of the folder.
+      OSError: a file cannot be read.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+
+    def fetch(name: str) -> None:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DamagedError(f"{folder} is damaged: it names a file {name!r:.100}")
+        with contextlib.suppress(FileNotFoundError):
+            contents = (folder / name).read_bytes()
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(contents)
+
+    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there, naming(folder, there):
+        copy = Path(there)
+        each(fetch, names)
+        yield copy
+
+
+@contextlib.contextmanager
 def checked_copy(folder: Path, digests: Mapping[str, str]) -> Iterator[Path]:
     """A private copy of a folder, each file compared with its digest on the way.
 
@@ -200,6 +236,11 @@ def checked_copy(folder: Path, digests: Mapping[str, str]) -> Iterator[Path]:
     Raises:
       DamagedError, OSError: as `check_files`.
     """
+    if is_remote(folder):
+        with at_hand(folder, digests) as there:
+            check_files(there, digests)
+            yield there
+        return
     check_files(folder, digests)
     with contextlib.ExitStack() as stack:
         there = folder

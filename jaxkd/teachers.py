@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxkd import models, storage, teacher_files, torch_files
+from jaxkd import foreign, hub, models, storage, teacher_files, torch_files
 from jaxkd._paths import cache_folder
+from jaxkd.files.places import is_remote, place
 from jaxkd.files.whole import current, names_in
 from jaxkd.models import torch_find, torch_names
 
@@ -104,6 +105,7 @@ class Teacher:
       variables: its parameters and batch statistics.
       digest: the hash of the variables.
       forward: its functions; by default those of the described model.
+      resize: height and width that its images are resized to, pixels; see `at_size`.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Teacher:
     variables: Any
     digest: str
     forward: models.Forward | None = None
+    resize: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -130,6 +133,35 @@ class Teacher:
                 f"teacher {self.name} takes images with {channels} channels, and those of {dataset.name} "
                 f"have {dataset.image_shape[-1]}; choose a teacher trained on {dataset.name}"
             )
+        own, others = self.description.image_shape[:2], tuple(dataset.image_shape[:2])
+        if self.resize is None and own != others and self.description.model != "function":
+            logging.getLogger("jaxkd").warning(
+                "teacher %s was trained on images of %s and sees those of %s as they are, %s; "
+                "--teacher-size %s (Teacher.at_size) resizes them",
+                self.name, _by(own), dataset.name, _by(others), own[0],
+            )  # fmt: skip
+
+    def at_size(self, size: int) -> Teacher:
+        """The same network, for images of any size: they are resized to its own, inside the compiled step.
+
+        Args:
+          size: height and width that it sees, pixels.
+
+        Raises:
+          ValueError: the size is not positive.
+
+        >>> from jaxkd import teachers
+        >>> small = teachers.load("digits-resnet20").at_size(8)
+        >>> small.logits(jnp.zeros((1, 28, 28, 1), jnp.uint8)).shape
+        (1, 10)
+        """
+        if size < 1:
+            raise ValueError(f"the size of a teacher's images must be at least 1, got {size}")
+        about = dataclasses.replace(
+            self.description, image_shape=(size, size, self.description.image_shape[-1])
+        )
+        digest = storage.tree_digest({"network": np.frombuffer(self.digest.encode(), np.uint8), "size": size})
+        return dataclasses.replace(self, description=about, digest=digest, resize=size)
 
     @functools.cached_property
     def frozen(self) -> tuple[models.Network, Any]:
@@ -143,6 +175,8 @@ class Teacher:
             with jax.ensure_compile_time_eval():
                 folded, variables = models.fold(about.create_model(), self.variables, about.image_shape)
             forward = models.Evaluated(folded)
+        if self.resize is not None:
+            forward = _Resized(forward, self.resize)
         return models.Network(self.name, forward, about.mean, about.std), variables
 
     def logits(self, images: jax.typing.ArrayLike, *, normalized: bool = False) -> jax.Array:
@@ -178,6 +212,35 @@ class Teacher:
     def _apply(self) -> Callable[[Any, jax.Array], models.Outputs]:
         network, _ = self.frozen
         return jax.jit(lambda variables, images: network.apply(variables, images)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resized:
+    """A network's functions, for images that are resized first; bilinear, with antialiasing."""
+
+    forward: models.Forward
+    size: int
+
+    def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+        return self.forward.init(seed, (self.size, self.size, image_shape[-1]))
+
+    def __call__(
+        self, variables: Any, images: jax.Array, **how: Any
+    ) -> tuple[models.Outputs, Mapping[str, Any]]:
+        batch, *sides, channels = images.shape
+        if sides != [self.size, self.size]:
+            images = jax.image.resize(images, (batch, self.size, self.size, channels), "bilinear")
+        return self.forward(variables, images, **how)
+
+    def on_axis(self, axis_name: str | None) -> _Resized:
+        return dataclasses.replace(self, forward=self.forward.on_axis(axis_name))
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.forward.describe(), "image_size": self.size}
+
+
+def _by(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
 
 
 def _look_like_pixels(images: jax.Array) -> bool:
@@ -322,9 +385,115 @@ def from_network(
     return Teacher(name or made.name, description, dict(variables), digest, made.forward)
 
 
+def from_checkpoint(
+    path: str | Path,
+    network: models.Like,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int = 2,
+    prefix: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+    data: str = "unknown",
+) -> Teacher:
+    """Makes a teacher of a Flax Linen or NNX checkpoint that another program saved.
+
+    Args:
+      path: an Orbax folder (of a checkpointer, or of a manager: then its last step), or a Flax msgpack file.
+        Optimiser states and whatever else is in it do not disturb.
+      network: a Flax Linen module, an NNX module, a `Network`, or a name of `models.names()`.
+      image_shape: height, width and channels.
+      num_classes: number of logits, for a name.
+      prefix: where in the checkpoint the variables lie, such as "ema"; by default the only place where they
+        fit.
+      mean: of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
+      std: likewise; by default the network's own, or 1.
+      name: for tables; by default the network's.
+      data: the data set that it was trained on.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`.
+      ValueError: it is no checkpoint, or the network's variables are not in it, or in several places.
+    """
+    made = models.as_network(network, num_classes)
+    shapes = jax.eval_shape(lambda: made.init(0, image_shape))
+    try:
+        variables = foreign.find(foreign.read(Path(path)), shapes, prefix=prefix)
+    except ValueError as error:
+        raise ValueError(f"{path} as {made.name}: {error}") from None
+    teacher = from_network(made, variables, image_shape=image_shape, mean=mean, std=std, name=name, data=data)
+    about = dataclasses.replace(
+        teacher.description, source=f"from the checkpoint {Path(path).name}", own=not isinstance(network, str)
+    )
+    forward = None if isinstance(network, str) else teacher.forward
+    return dataclasses.replace(teacher, description=about, forward=forward)
+
+
+def from_keras(
+    model: Any,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+) -> Teacher:
+    """Makes a teacher of a Keras 3 model whose last layer gives logits.
+
+    With Keras's JAX backend the model is traced into the training step, and its weights are variables of it.
+    With another backend it is called from inside the step, on the host.
+
+    Args:
+      model: a `keras.Model` of one image and one output, `[B, H, W, C]` to `[B, K]`.
+      mean: of each channel of pixels in [0, 1], for normalisation; by default 0.
+      std: likewise; by default 1, so that pixels reach the model in [0, 1].  Models that take pixels from 0
+        to 255 (those with a `Rescaling` layer): `std=(1 / 255,) * 3`.
+      name: for tables; by default the model's.
+
+    Raises:
+      ValueError: the model ends in a softmax or a sigmoid, or has other inputs or outputs.
+    """
+    shape, output = tuple(model.input_shape), tuple(model.output_shape)
+    if len(shape) != 4 or None in shape[1:] or len(output) != 2 or output[1] is None:
+        raise ValueError(
+            f"the model must map images [B, H, W, C] of known size to logits [B, K], got {shape} and {output}"
+        )
+    activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "linear")
+    if activation in ("softmax", "sigmoid"):
+        raise ValueError(
+            f"the model ends in a {activation}, and a teacher gives logits; take it away with "
+            'model.layers[-1].activation = keras.activations.get("linear")'
+        )
+    import keras
+
+    about: dict[str, Any] = {
+        "num_classes": output[1],
+        "image_shape": shape[1:],
+        "mean": mean,
+        "std": std,
+        "name": name or model.name,
+    }
+    weights = [
+        [v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    if keras.backend.backend() == "jax":
+
+        def logits(variables: Any, images: Any) -> Any:
+            return model.stateless_call(*variables, images, training=False)[0]
+
+        return from_function(logits, variables=jax.tree.map(jnp.asarray, weights), **about)
+    arrays = [[keras.ops.convert_to_numpy(value) for value in group] for group in weights]
+    made = from_function(
+        lambda _, images: keras.ops.convert_to_numpy(model(images, training=False)),
+        variables=arrays,
+        traceable=False,
+        **about,
+    )
+    return made
+
+
 def zoo() -> Path:
     """The folder where teachers are looked up by name: `$JAXKD_TEACHERS`, or `~/.cache/jaxkd/teachers`."""
-    return Path(os.environ.get("JAXKD_TEACHERS") or cache_folder() / "teachers")
+    return place(os.environ.get("JAXKD_TEACHERS") or cache_folder() / "teachers")
 
 
 def save(folder: str | Path, variables: Mapping[str, Any], description: Description) -> None:
@@ -344,7 +513,7 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
             "a teacher made by from_function cannot be saved, since its code is in no file; build it from a "
             "Flax module with from_network"
         )
-    with storage.replacing(Path(folder), teacher_files.is_teacher) as new:
+    with storage.replacing(place(folder), teacher_files.is_teacher) as new:
         digest = storage.save_tree(new / teacher_files.VARIABLES, dict(variables))
         files = storage.file_digests(new / teacher_files.VARIABLES)
         teacher_files.write(new, dataclasses.asdict(description), digest, files)
@@ -352,12 +521,10 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
 
 def locate(path_or_name: str | Path) -> Path:
     """Finds the folder of a teacher, writing nothing; arguments and errors are those of `load`."""
-    candidates = [
-        Path(path_or_name),
-        Path(path_or_name) / "model",
-        zoo() / path_or_name,
-        _SHIPPED / path_or_name,
-    ]
+    named = place(path_or_name)
+    candidates = [named, named / "model"]
+    if not is_remote(named):
+        candidates += [zoo() / path_or_name, _SHIPPED / path_or_name]
     for folder in candidates:
         if (current(folder) / teacher_files.DESCRIPTION).is_file():
             return folder
@@ -409,7 +576,8 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None, method
     """Loads a teacher.
 
     Args:
-      path_or_name: the folder of a teacher, the folder of a run that trained one, or a name in the zoo.
+      path_or_name: the folder of a teacher, the folder of a run that trained one, a name in the zoo, or
+        `hf:OWNER/NAME` for weights on the Hugging Face Hub that say what they are (see `jaxkd.hub`).
       network: the network itself, for one that is none of `models.names()`: a Flax Linen or NNX module, or a
         `Network`.
       method: the `Method` itself, if one that is none of `methods.names()` answers in the network's place.
@@ -429,6 +597,8 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None, method
     >>> teacher.logits(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape
     (2, 10)
     """
+    if hub.is_address(path_or_name):
+        return _from_hub(str(path_or_name))
     folder = locate(path_or_name)
 
     def read(there: Path) -> Teacher:
@@ -461,6 +631,24 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None, method
         return Teacher(entry.name, about, variables, entry.digest, forward)
 
     return storage.reading(folder, read)
+
+
+def _from_hub(address: str) -> Teacher:
+    """A teacher of a repository that says what it holds."""
+    about = described_in(address)
+    if about is None:
+        raise ValueError(
+            f"{address} does not say what it is; import it: jaxkd import {address} --model NAME --data NAME"
+        )
+    variables = import_torch(
+        address,
+        model=about.model,
+        num_classes=about.num_classes,
+        image_shape=about.image_shape,
+        **about.model_options,
+    )
+    name = address.removeprefix(hub.PREFIX).partition("@")[0].split("/")[1]
+    return Teacher(name, about, variables, storage.tree_digest(variables))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -525,8 +713,9 @@ def import_torch(
     """Reads the weights of a PyTorch network, without PyTorch and without running what is in the file.
 
     Args:
-      file: a PyTorch file, `.safetensors` or `.npz`, with the parameter names of RepDistiller, mdistiller,
-        the ResNets of pytorch-cifar-models or pytorch-cifar, or torchvision's ResNets for `imagenet_resnet*`.
+      file: a PyTorch file, `.safetensors` or `.npz`, or `hf:OWNER/NAME` on the Hugging Face Hub, with the
+        parameter names of RepDistiller, mdistiller, the ResNets of pytorch-cifar-models or pytorch-cifar, or
+        torchvision's and timm's ResNets for `imagenet_resnet*`.
       model: the architecture's name in `jaxkd.models`.
       num_classes: number of logits.
       image_shape: height, width and channels of its images.
@@ -542,6 +731,7 @@ def import_torch(
       FileNotFoundError: there is no such file.
       ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
     """
+    file, given = hub.local(file), file
     contents, texts = torch_files.read(file), torch_files.read_metadata(file)
     if _CHECKSUM in texts and texts[_CHECKSUM] != _checksum(texts.get(_METADATA, ""), contents):
         raise storage.DamagedError(f"{file} is damaged: checksum mismatch; export the teacher again")
@@ -550,7 +740,7 @@ def import_torch(
         weights = torch_find.find(contents, shapes, rename=rename, prefix=prefix)
         return torch_names.to_flax(weights, shapes)
     except ValueError as error:
-        raise ValueError(f"{file} as {model} with {num_classes} classes: {error}") from None
+        raise ValueError(f"{given} as {model} with {num_classes} classes: {error}") from None
 
 
 def export_torch(teacher: Teacher, file: str | Path) -> None:
@@ -585,12 +775,27 @@ def _checksum(about: str, weights: Mapping[str, Any]) -> str:
 
 
 def described_in(file: str | Path) -> Description | None:
-    """The description in a file that `export_torch` wrote; None for any other file."""
-    about = torch_files.read_metadata(file).get(_METADATA)
+    """What a file of weights says of itself; None if it says nothing.
+
+    Args:
+      file: one that `export_torch` wrote, or one with timm's `config.json` beside it, or `hf:OWNER/NAME`.
+
+    Raises:
+      ValueError: what it says is wrong, or of an architecture that is not here.
+    """
+    path = hub.local(file)
+    about = torch_files.read_metadata(path).get(_METADATA)
     try:
-        return None if about is None else Description.from_json(json.loads(about))
+        if about is not None:
+            return Description.from_json(json.loads(about))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} describes itself wrongly: {error}") from None
+    if (fields := hub.beside(path)) is None:
+        return None
+    revision = hub.revision_of(path)
+    source = f"{file}{f' at {revision[:12]}' if revision else ''}"
+    data = "imagenet2012" if fields["num_classes"] == 1000 else "unknown"
+    return Description(**fields, data=data, source=source)
 
 
 def _shapes(network: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from jaxkd.files import archives, limits, npz, pickles, tensors, whole
 from jaxkd.files.pickles import ForbiddenError
+from jaxkd.files.places import place
 
 ACCEPTED = "a PyTorch file of tensors (.pt, .pth, .th, .tar, .bin, .ckpt), .safetensors or .npz"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -46,9 +47,14 @@ def read(path: str | Path) -> dict[str, Any]:
       ValueError: another kind of file, a damaged one, one that holds more than tensors and plain values, or
         one beyond the limits in docs/teachers.md.
     """
-    path = Path(path)
+    path = place(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected {ACCEPTED}")
+    with whole.fetched(path) as there:
+        return _read(there)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             contents = _reader(file)(file)
@@ -79,7 +85,7 @@ def write(path: str | Path, weights: Mapping[str, np.ndarray], metadata: Mapping
     Raises:
       ValueError: the ending is another.
     """
-    path = Path(path)
+    path = place(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"cannot write {path.name}: the ending must be .safetensors")
     contents = safetensors.numpy.save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)})
@@ -99,9 +105,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
       OSError: the file cannot be read.
       ValueError: it is damaged.
     """
-    path = Path(path)
+    path = place(path)
     if not path.is_file():
         return {}
+    with whole.fetched(path) as there:
+        return _read_metadata(there)
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         if not _is_safetensors(file):
             return {}

@@ -64,10 +64,11 @@ def run(
     num_steps: int,
     per_call: int = 1,
     cached: Callable[[np.ndarray], np.ndarray] | None = None,
+    mapping: Any = "pmap",
 ) -> tuple[Any, list]:
     """Runs some steps and returns the state and each step's mean loss."""
     devices = jax.local_devices()[:num_devices]
-    step = mapped_train_step(made, devices)
+    step = mapped_train_step(made, devices, mapping)
     train = dataset.splits["train"]
     state, frozen, resident = replicate((*start(made, dataset), (train.images, train.labels)), devices)
     ids = np.concatenate(

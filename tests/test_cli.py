@@ -460,7 +460,11 @@ def test_every_mistake_has_its_message(
     distill = ["distill", "--data", tiny, "--teacher", teacher]
     for arguments, code, message in (
         (["train", "--model", "resnet21"], 2, 'unknown model "resnet21"; did you mean "resnet'),
-        (["train", "--data", "mnist"], 2, 'unknown data set "mnist"; accepted: digits, cifar10, cifar100'),
+        (
+            ["train", "--data", "mnistt"],
+            2,
+            'unknown data set "mnistt"; did you mean "mnist"? Accepted: digits',
+        ),
         (
             ["train", "--data", "cifar100", "--data-dir", tmp_path / "empty"],
             1,

@@ -75,11 +75,14 @@ def test_the_programs_of_the_teachers_page_run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "teachers.md").read_text()
-    notebook, function = re.findall(r"^```python\n(.*?)```", page, re.S | re.M)
+    notebook, checkpoint, function = re.findall(r"^```python\n(.*?)```", page, re.S | re.M)
     digits = data.load("digits").splits["test"]
     scope = {"images": digits.images}
     exec(compile(notebook, "teachers.md", "exec"), scope)
     assert (scope["logits"].argmax(-1) == digits.labels).mean() > 0.95
+    scope = {}
+    exec(compile(checkpoint, "teachers.md", "exec"), scope)
+    assert scope["teacher"].num_classes == 10
     scope = {}
     exec(compile(function, "teachers.md", "exec"), scope)
     assert scope["result"]["teacher"] == "mine"

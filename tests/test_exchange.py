@@ -84,9 +84,9 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     code, _, errors = run_jaxkd("import", tmp_path / "weights.npz")
     assert code == 1
     assert "does not say what it is; name its architecture with --model" in errors
-    code, _, errors = run_jaxkd("import", tmp_path / "weights.npz", "--model", "resnet8", "--data", "mnist")
+    code, _, errors = run_jaxkd("import", tmp_path / "weights.npz", "--model", "resnet8", "--data", "mnistt")
     assert code == 1
-    assert 'unknown data set "mnist"; accepted: digits, cifar10, cifar100' in errors
+    assert 'unknown data set "mnistt"; did you mean "mnist"? Accepted: digits' in errors
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\x00\x00\x00")
     code, _, errors = run_jaxkd("import", tmp_path / "broken.safetensors", "--model", "resnet8")
     assert code == 1

@@ -43,6 +43,8 @@ def build_cache(
     """
     devices = choose_devices(config.devices)
     teacher = teachers.load(config.teacher)
+    if config.teacher_size is not None:
+        teacher = teacher.at_size(config.teacher_size)
     dataset = dataset or config.load((SPLIT,))
     teacher.require_fit(dataset)
     augmentation: Any = config.augmentation(dataset)

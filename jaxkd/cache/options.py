@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxkd.data.options import DataOptions
-from jaxkd.options import option, refuse_remote_paths
+from jaxkd.options import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,8 @@ class CacheConfig(DataOptions):
 
     teacher: str = option(main=True)
     """Teacher: its folder, or that of the run that trained it, or a name in the zoo."""
+    teacher_size: int | None = None
+    """Height and width that the teacher's images are resized to, pixels, as for training."""
     epochs: int | None = option(None, main=True)
     """Only the views that runs of so many epochs will see. Default: all views."""
     seed: int = option(0, main=True)
@@ -39,8 +41,7 @@ class CacheConfig(DataOptions):
     def check(self) -> None:
         """See `Options`."""
         super().check()
-        refuse_remote_paths(self)
-        self.require(1, "epochs", "seeds", "batch_size", "devices")
+        self.require(1, "epochs", "seeds", "batch_size", "devices", "teacher_size")
         self.require(0, "seed")
         if self.epochs is None and (self.seed, self.seeds) != (0, 1):
             raise ValueError("--seed and --seeds choose views together with --epochs: give it too")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from jaxkd import data, teachers
 from jaxkd.cache.compute import SPLIT, cache_key, default_folder, epoch_codes, wanted_codes
 from jaxkd.cache.store import TeacherCache
 from jaxkd.data.augment import MAIN, Numbered, is_numbered
+from jaxkd.files.places import place
 from jaxkd.methods.listing import CACHEABLE
 from jaxkd.progress import Say
 from jaxkd.training import Task
@@ -136,7 +136,7 @@ def find_cache(
     if where == "fill":
         return TeacherCache.create(usual, key)
     try:
-        cache = TeacherCache(usual if where == "auto" else Path(where), key)
+        cache = TeacherCache(usual if where == "auto" else place(where), key)
         if len(cache) < key.num_examples * augmentation.count:
             cache.locate(wanted_codes(key.num_examples, augmentation, seeds=[seed], num_epochs=num_epochs))
     except (FileNotFoundError, ValueError) as error:

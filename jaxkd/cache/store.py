@@ -11,6 +11,9 @@ Rows are only ever appended, and a line is added after its rows are on the disk,
 a cache that is whole as far as it goes.  Segments are verified when a cache is opened: the rows of a damaged
 one count as absent, and are computed again.  A segment's digest is also one of what cache.json says, so rows
 are never taken for those of another teacher, and a cache.json that is damaged or lost can be made again.
+
+A cache in a bucket is cache.json and, for each segment, an object `segments/DIGEST` with its codes and then
+its rows.  They are copied, each once, into a folder under `~/.cache/jaxkd` that is a cache as above.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +32,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd._paths import cache_folder
 from jaxkd.differences import describe_differences, differing_keys
 from jaxkd.files import records
+from jaxkd.files.leases import Lease
+from jaxkd.files.places import BucketPath
 from jaxkd.storage import DamagedError, write_text
 
 logger = logging.getLogger("jaxkd")
@@ -112,6 +119,7 @@ class TeacherCache:
         self.folder = folder
         self.dtype = dtype
         self._about = _about(key, dtype)
+        self._files = self._mirror() if isinstance(folder, BucketPath) else folder
         self._num_classes, self._width = key.num_classes, key.num_classes + key.pooled
         self._segments: list[dict[str, Any]] = []
 
@@ -124,7 +132,7 @@ class TeacherCache:
         Raises:
           ValueError: there is one of another key or precision, or rows of nobody knows what.
         """
-        if os.path.lexists(folder) and not folder.is_dir():
+        if (os.path.lexists(folder) or folder.exists()) and not folder.is_dir():
             raise ValueError(f"{folder} is a file; name a folder, or move the file away")
         try:
             cache = cls(folder, key)
@@ -132,7 +140,7 @@ class TeacherCache:
             found = cls._precision_of_rows(folder, key, error)
             if found is not None:
                 logger.warning("%s; it was made again, since there are rows that belong to it", error)
-            if os.path.lexists(folder / _ABOUT):
+            if os.path.lexists(folder / _ABOUT) or (folder / _ABOUT).exists():
                 if found is None:
                     raise ValueError(
                         f"{folder / _ABOUT} is damaged, or of something else, and there are no rows; remove "
@@ -229,6 +237,18 @@ class TeacherCache:
         Raises:
           ValueError: another process is writing.
         """
+        with self._alone():
+            self._read()
+            with self._changing():
+                self._trim()
+            yield
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if isinstance(self.folder, BucketPath):
+            with contextlib.closing(Lease(self.folder / ".lock", f"the teacher cache {self.folder}")):
+                yield
+            return
         with (self.folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,13 +257,15 @@ class TeacherCache:
                     f"another process is filling the teacher cache {self.folder}; wait for it, or choose "
                     "another folder"
                 ) from None
-            self._read()
-            lines = [json.dumps(segment) + "\n" for segment in self._segments]
-            write_text(self.folder / _SEGMENTS, "".join(lines))
-            for name, size in ((_CODES, 8), (_LOGITS, self.row_bytes)):
-                with (self.folder / name).open("ab") as file:
-                    file.truncate(self._end * size)
             yield
+
+    def _trim(self) -> None:
+        """Drops what lies behind the last good segment."""
+        lines = [json.dumps(segment) + "\n" for segment in self._segments]
+        write_text(self._files / _SEGMENTS, "".join(lines))
+        for name, size in ((_CODES, 8), (_LOGITS, self.row_bytes)):
+            with (self._files / name).open("ab") as file:
+                file.truncate(self._end * size)
 
     def append(self, codes: np.ndarray, logits: np.ndarray) -> None:
         """Adds rows, inside `writing`.
@@ -258,23 +280,78 @@ class TeacherCache:
                 f"got {logits.dtype} {list(logits.shape)}"
             )
         codes = np.ascontiguousarray(codes, np.int64)
+        digest = self._digest(codes, logits)
+        with self._changing():
+            if self._objects is not None:
+                (self._objects / digest).put(codes.tobytes() + logits.tobytes())
+            self._add(codes, logits, digest)
+        rows = self._segments[-1]["start"] + np.arange(len(codes))
+        self._index([self._codes, codes], [self._rows, rows])
+
+    def _add(self, codes: np.ndarray, logits: np.ndarray, digest: str) -> None:
+        segment: dict[str, Any] = {"start": self._end, "rows": len(codes), "sha256": digest}
         for name, part in ((_CODES, codes), (_LOGITS, logits)):
-            _append(self.folder / name, part.tobytes())
-        segment: dict[str, Any] = {
-            "start": self._end,
-            "rows": len(codes),
-            "sha256": self._digest(codes, logits),
-        }
-        _append(self.folder / _SEGMENTS, (json.dumps(segment) + "\n").encode())
+            _append(self._files / name, part.tobytes())
+        _append(self._files / _SEGMENTS, (json.dumps(segment) + "\n").encode())
         self._segments.append(segment)
-        self._index([self._codes, codes], [self._rows, segment["start"] + np.arange(len(codes))])
+
+    @property
+    def _objects(self) -> BucketPath | None:
+        """The folder of segments in a bucket; None on a disk."""
+        return self.folder / "segments" if isinstance(self.folder, BucketPath) else None
+
+    def _mirror(self) -> Path:
+        """The folder of this machine for the files of a cache in a bucket."""
+        known_by = hashlib.sha256(f"{self.folder} {records.checksum(self._about)}".encode()).hexdigest()[:16]
+        mirror = cache_folder() / "buckets" / known_by
+        mirror.mkdir(parents=True, exist_ok=True)
+        return mirror
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Holds off, for the moment, other processes of this machine that change the same mirror."""
+        if self._objects is None:
+            yield
+            return
+        with (self._files / ".changing").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _fetch(self) -> None:
+        """Brings the segments of a bucket that are not here."""
+        if self._objects is None:
+            return
+        with self._changing():
+            self._read_files()
+            known = {segment["sha256"] for segment in self._segments}
+            absent = sorted(self._objects.objects().keys() - known)
+            if absent:
+                self._trim()
+            for digest in absent:
+                contents = (self._objects / digest).read_bytes()
+                count = len(contents) // (8 + self.row_bytes)
+                codes = np.frombuffer(contents, np.int64, count)
+                shape = (len(contents) - 8 * count) // self.row_bytes, self._width
+                logits = np.frombuffer(contents, self.dtype, math.prod(shape), 8 * count).reshape(shape)
+                if self._digest(codes, logits) != digest:
+                    logger.warning(
+                        "leaving out segment %s of the teacher cache %s: checksum mismatch; "
+                        "its rows are absent until they are computed again",
+                        digest[:16], self.folder,
+                    )  # fmt: skip
+                    continue
+                self._add(codes, logits, digest)
 
     def _read(self) -> None:
         """Reads the index; verifies the segments that were not verified before."""
+        self._fetch()
+        self._read_files()
+
+    def _read_files(self) -> None:
         verified = {(segment["start"], segment["sha256"]) for segment in self._segments}
         self._segments = []
         codes, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for number, line in enumerate(_lines(self.folder / _SEGMENTS)):
+        for number, line in enumerate(_lines(self._files / _SEGMENTS)):
             try:
                 segment, own = self._verified(line, verified)
             except _DAMAGE as error:
@@ -305,11 +382,11 @@ class TeacherCache:
         return sha.hexdigest()
 
     def _segment(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        codes = np.fromfile(self.folder / _CODES, np.int64, count, offset=8 * start)
+        codes = np.fromfile(self._files / _CODES, np.int64, count, offset=8 * start)
         if len(codes) != count:
             raise ValueError(f"it ends after {len(codes)} of {count} codes")
         shape = (count, self._width)
-        return codes, np.memmap(self.folder / _LOGITS, self.dtype, "r", start * self.row_bytes, shape)
+        return codes, np.memmap(self._files / _LOGITS, self.dtype, "r", start * self.row_bytes, shape)
 
     def _index(self, codes: list[np.ndarray], rows: list[np.ndarray]) -> None:
         """Sorts the codes for `_find`, and maps the logits; of a code that is twice there, the last."""
@@ -318,7 +395,7 @@ class TeacherCache:
         self._rows = places[first]
         if self._end:
             shape = (self._end, self._width)
-            self._logits: np.ndarray = np.memmap(self.folder / _LOGITS, self.dtype, "r", shape=shape)
+            self._logits: np.ndarray = np.memmap(self._files / _LOGITS, self.dtype, "r", shape=shape)
 
     @property
     def _end(self) -> int:

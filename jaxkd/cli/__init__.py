@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 failed, with a message; 2 the options are wrong; 75 stopped by a signal, and the same
 command goes on; 76 another process of the run was lost, and the same command in all of them goes on from the
-last checkpoint; 130 interrupted where there was nothing to save.
+last checkpoint; 130 interrupted where there was nothing to save; 141 the reader of the output has left.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from jaxkd.signals import Stopped, exit_when_stopped, report  # noqa: E402
 
 EXIT_FAILED = 1
 EXIT_PEER_LOST = 76
+EXIT_OUTPUT_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 
 _DESCRIPTION = (
     "Knowledge distillation in JAX with a temperature that nobody has to tune. Begin with `jaxkd distill "
     "--teacher digits-resnet20`. Every run can be stopped with Ctrl-C; the same command resumes it. With "
-    "--config FILE, the config.json that a run wrote, train and distill take its options and resume it."
+    "--config FILE, the config.json that a run wrote, train and distill take its options and resume it. "
+    "--version prints the version; --tyro-print-completion SHELL (bash, zsh or fish) prints completions."
 )
 
 
@@ -57,6 +59,9 @@ def run(command: Callable[[], object]) -> None:
         sys.exit(report(stopped))
     except KeyboardInterrupt as interrupt:
         code = report(interrupt)
+    except BrokenPipeError:  # who read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        code = EXIT_OUTPUT_CLOSED
     except PeerLostError as error:
         _failed(error)
         code = EXIT_PEER_LOST

@@ -18,6 +18,7 @@ from jaxkd.cli.options import (
     TeachersConfig,
 )
 from jaxkd.cli.parse import wrong
+from jaxkd.files.places import place
 from jaxkd.options import Options
 from jaxkd.progress import print_line
 from jaxkd.runs.config import DistillConfig, GeneratorConfig, RunConfig, TrainConfig
@@ -37,7 +38,7 @@ def check_names(options: Options) -> None:
             models.create(options.student)
             methods.create(options.method, **options.method_options)
         if isinstance(options, RunConfig | CacheConfig):
-            data.require_known(options.data)
+            data.require_known(options.data, options.data_dir)
     except ValueError as error:
         wrong(str(error))
 
@@ -71,8 +72,15 @@ def _evaluate(config: EvaluateConfig) -> None:
     from jaxkd.runs import evaluate
 
     teacher = teachers.load(config.teacher)
-    trained_on = config.data or _data_of_run(Path(config.teacher)) or teacher.description.data
-    dataset = data.load(trained_on, data_dir=config.data_dir, splits=(config.split,))
+    run = _options_of_run(place(config.teacher))
+    height, width, _ = teacher.description.image_shape
+    dataset = data.load(
+        config.data or run.get("data") or teacher.description.data,
+        data_dir=config.data_dir,
+        splits=(config.split,),
+        image_size=config.image_size or (height if height == width else None),
+        resized_crop=run.get("resized_crop", False) if config.resized_crop is None else config.resized_crop,
+    )
     scores = evaluate(
         teacher, dataset, split=config.split, batch_size=config.batch_size, devices=config.devices
     )
@@ -80,15 +88,14 @@ def _evaluate(config: EvaluateConfig) -> None:
     print_line(f"{teacher.name} on all {count:,} {config.split} images: {_scores(scores)}")
 
 
-def _data_of_run(folder: Path) -> str | None:
-    """The data option of a run: the path of a file, of which its network has the name alone."""
+def _options_of_run(folder: Path) -> dict[str, Any]:
+    """The options of a run: its data's path, of which its network has the name alone, and their views."""
     from jaxkd.runs.record import recorded
 
     if not (folder / "model").is_dir():
-        return None
+        return {}
     known = recorded(folder).config
-    found = known["config"].get("data") if known else None
-    return found if isinstance(found, str) else None
+    return dict(known["config"]) if known else {}
 
 
 def _import(config: ImportConfig) -> None:
@@ -97,23 +104,27 @@ def _import(config: ImportConfig) -> None:
     from jaxkd.runs import evaluate
 
     description = _description(config)
-    variables = teachers.import_torch(
-        config.file,
-        model=description.model,
-        num_classes=description.num_classes,
-        image_shape=description.image_shape,
-        rename=renaming(config.rename) or None,
-        prefix=config.prefix,
-        **description.model_options,
-    )
-    folder = config.out or teachers.zoo() / f"{Path(description.data).stem}-{description.model}"
+    known: dict[str, Any] = {"num_classes": description.num_classes, "image_shape": description.image_shape}
+    if config.file.is_dir():
+        found = teachers.from_checkpoint(config.file, description.model, prefix=config.prefix, **known)
+        variables = found.variables
+    else:
+        variables = teachers.import_torch(
+            config.file,
+            model=description.model,
+            rename=renaming(config.rename) or None,
+            prefix=config.prefix,
+            **known,
+            **description.model_options,
+        )
+    folder = config.out or teachers.zoo() / f"{data.short_name(description.data)}-{description.model}"
     taken = config.out is None and (folder / "teacher.json").is_file()
     if taken and teachers.describe(folder).digest != tree_digest(variables):
         raise ValueError(f"{folder} holds another teacher; name another folder with --out")
     teachers.save(folder, variables, description)
     print_line(f"{config.file} imported as {description.model} into {folder}")
     try:
-        dataset = data.load(description.data, data_dir=config.data_dir, splits=("test",))
+        dataset = _load(config, description.data, description.image_shape)
     except (FileNotFoundError, ValueError) as error:
         print_line(f"not evaluated: {error}")
         return
@@ -123,13 +134,27 @@ def _import(config: ImportConfig) -> None:
     print_line(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
 
 
+def _load(config: ImportConfig, name: str, image_shape: tuple[int, int, int] | None) -> Any:
+    """The test split that a network to import is evaluated on, of the size of its images."""
+    from jaxkd import data
+
+    side = image_shape[0] if image_shape and image_shape[0] == image_shape[1] else None
+    return data.load(
+        name,
+        data_dir=config.data_dir,
+        splits=("test",),
+        image_size=config.image_size or side,
+        resized_crop=config.resized_crop,
+    )
+
+
 def _description(config: ImportConfig) -> Any:
     """What a file to import holds: what the options say, what itself says, what is usual."""
     from jaxkd import teachers
-    from jaxkd.data.datasets import FACTS, load
+    from jaxkd.data.named import FACTS, absolute
 
     known = teachers.described_in(config.file)
-    data = config.data or (known.data if known else "cifar100")
+    data = absolute(config.data) if config.data else (known.data if known else "cifar100")
     options = {"shortcut": config.shortcut} if config.shortcut else {}
     if known is not None:
         given: dict[str, Any] = {"model": config.model, "data": data, "mean": config.mean, "std": config.std}
@@ -137,7 +162,8 @@ def _description(config: ImportConfig) -> Any:
         return dataclasses.replace(known, **{name: value for name, value in given.items() if value})
     if config.model is None:
         raise ValueError(f"{config.file} does not say what it is; name its architecture with --model")
-    facts = FACTS.get(data) or load(data, splits=("test",))
+    own_size = config.image_size is None and not config.resized_crop
+    facts = (FACTS.get(data) if own_size else None) or _load(config, data, None)
     return teachers.Description(
         model=config.model,
         num_classes=facts.num_classes,

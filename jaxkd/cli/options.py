@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from jaxkd.options import Options, refuse_remote_paths
+from jaxkd.options import Options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,11 @@ class EvaluateConfig(Options):
     data: str | None = None
     """Data set, as for training. Default: the one that the network was trained on."""
     data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets (array_record)."""
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive."""
+    image_size: int | None = None
+    """Height and width that images are resized to, pixels. Default: those that the network was trained on."""
+    resized_crop: bool | None = None
+    """ImageNet's central crop, as for training. Default: as the run had it."""
     split: Literal["test", "train"] = "test"
     """Split to evaluate."""
     batch_size: int = 256
@@ -30,21 +34,21 @@ class EvaluateConfig(Options):
 
     def check(self) -> None:
         """See `Options`."""
-        refuse_remote_paths(self)
-        self.require(1, "batch_size", "devices")
+        self.require(1, "batch_size", "devices", "image_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportConfig(Options):
-    """Import a file of PyTorch weights as a teacher, and evaluate it if the data set is prepared.
+    """Import PyTorch weights or a Flax checkpoint as a teacher, and evaluate it if the data set is prepared.
 
     Nothing in the file is executed, and PyTorch is not needed. A file that `jaxkd export` wrote describes
     itself; any other file needs --model and --data.
     """
 
     file: Positional[Path]
-    """.pt, .pth, .th, .safetensors or .npz; parameter names of RepDistiller, mdistiller, the ResNets of
-    pytorch-cifar-models and pytorch_resnet_cifar10, or, for imagenet_resnet*, torchvision."""
+    """.pt, .pth, .th, .safetensors, .npz, or hf:OWNER/NAME on the Hugging Face Hub; parameter names of
+    RepDistiller, mdistiller, the ResNets of pytorch-cifar-models and pytorch_resnet_cifar10, or, for
+    imagenet_resnet*, torchvision and timm. Or the folder of an Orbax checkpoint."""
     model: str | None = None
     """Architecture, such as resnet56; `jaxkd models` lists them."""
     shortcut: Literal["A", "B"] | None = None
@@ -58,17 +62,17 @@ class ImportConfig(Options):
     """Data set that the network was trained on, as for training: it gives the number of classes, and the
     network is evaluated on it. Default: cifar100."""
     data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets (array_record)."""
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive."""
+    image_size: int | None = None
+    """Height and width of the network's images, pixels. Default: those of the data set."""
+    resized_crop: bool = False
+    """ImageNet's central crop in the evaluation, as for training."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel in the normalisation of its inputs. Default: the distillation literature's."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel in the normalisation of its inputs. Default: as the mean."""
     out: Path | None = None
     """Output folder. Default: a folder of the zoo (~/.cache/jaxkd/teachers), named by data set and model."""
-
-    def check(self) -> None:
-        """See `Options`."""
-        refuse_remote_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,10 +87,6 @@ class ExportConfig(Options):
     """The folder of a teacher, or of a run, or a name in the zoo."""
     file: Positional[Path]
     """Output file; its name ends in .safetensors."""
-
-    def check(self) -> None:
-        """See `Options`."""
-        refuse_remote_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,10 +120,6 @@ class ReportConfig(Options):
     baseline: str | None = None
     """Baseline of the comparison: a method, by its name in the table. Default: kd, or the students trained
     alone."""
-
-    def check(self) -> None:
-        """See `Options`."""
-        refuse_remote_paths(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

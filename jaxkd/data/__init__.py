@@ -16,7 +16,9 @@ from jaxkd.data.augment import (  # noqa: E402
     outcomes,
     stream_key,
 )
-from jaxkd.data.datasets import Dataset, Split, from_arrays, load, names, require_known  # noqa: E402
+from jaxkd.data.datasets import Dataset, Split, from_arrays  # noqa: E402
+from jaxkd.data.examples import from_examples  # noqa: E402
+from jaxkd.data.named import load, names, require_known, short_name  # noqa: E402
 from jaxkd.data.order import epoch_order  # noqa: E402
 from jaxkd.data.rand_augment import RandAugment  # noqa: E402
 from jaxkd.data.streaming import StreamedSplit  # noqa: E402
@@ -33,9 +35,11 @@ __all__ = [
     "augment",
     "epoch_order",
     "from_arrays",
+    "from_examples",
     "load",
     "names",
     "outcomes",
     "require_known",
+    "short_name",
     "stream_key",
 ]

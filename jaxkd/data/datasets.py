@@ -1,22 +1,17 @@
-"""Data sets by name: digits (shipped with scikit-learn), CIFAR and ImageNet through TFDS, or any arrays."""
+"""A data set as training sees it: uint8 images of one size, class numbers, and what to know of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxkd._names import unknown
 from jaxkd.data.augment import Augmentation, CropFlip
-from jaxkd.data.host_views import CentralCrop, RandomResizedCrop
-from jaxkd.data.order import epoch_order
+from jaxkd.data.pixels import not_uint8
 from jaxkd.data.streaming import StreamedSplit
-from jaxkd.data.tfds_source import open_tfds, read_tfds
-from jaxkd.files import npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +23,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise ValueError(
-                f"images must be uint8 [N, H, W, C], got {self.images.dtype} {list(self.images.shape)}; "
-                "convert pixels in [0, 1] with (255 * images).round().astype('uint8')"
-            )
+            raise ValueError(not_uint8(self.images.dtype, self.images.shape))
         if self.images.shape[3] not in (1, 3, 4) and self.images.shape[1] in (1, 3, 4):
             raise ValueError(
                 f"images must be [N, H, W, C], and {list(self.images.shape)} looks like [N, C, H, W]; "
@@ -133,45 +125,6 @@ class Dataset:
         return sha.hexdigest()[:16]
 
 
-def names() -> tuple[str, ...]:
-    """The names that `load` accepts, besides paths of `.npz` files."""
-    return tuple(_LOADERS)
-
-
-def load(
-    name: str, *, data_dir: str | Path | None = None, splits: Sequence[str] = ("train", "test")
-) -> Dataset:
-    """Loads a data set.
-
-    Args:
-      name: "digits" (needs no file and no network), "cifar10", "cifar100", "imagenet2012",
-        "imagenet_resized/64x64", or the path of an `.npz` file with the arrays `train_images`,
-        `train_labels`, `test_images` and `test_labels`.
-      data_dir: for CIFAR and ImageNet, the TFDS folder; by default TFDS's own (`~/tensorflow_datasets`).
-      splits: which splits to read.
-
-    Returns:
-      The data set, in memory; ImageNet streamed, with its validation split as "test".
-
-    Raises:
-      ValueError: the name is unknown, or the arrays do not fit.
-      FileNotFoundError: the data are not there and could not be downloaded.
-
-    >>> from jaxkd import data
-    >>> digits = data.load("digits")
-    >>> len(digits.splits["train"]), len(digits.splits["test"]), digits.image_shape, digits.num_classes
-    (1437, 360, (8, 8, 1), 10)
-    """
-    require_known(name)
-    return _LOADERS[name](data_dir, splits) if name in _LOADERS else _load_npz(Path(name), splits)
-
-
-def require_known(name: str) -> None:
-    """Raises ValueError unless `load` accepts a name, without reading anything."""
-    if name not in _LOADERS and Path(name).suffix != ".npz":
-        raise unknown("data set", name, _LOADERS, also=", or an .npz file")
-
-
 def from_arrays(
     train: tuple[np.ndarray, np.ndarray] | None,
     test: tuple[np.ndarray, np.ndarray],
@@ -187,11 +140,15 @@ def from_arrays(
     Args:
       train: images, uint8 `[N, H, W, C]`, and labels `[N]`; None if only evaluation is wanted.
       test: the same for the test split.
-      num_classes: by default the largest label plus one.
+      num_classes: by default the largest label plus one, and then every smaller class must have an example.
       mean: of each channel of pixels in [0, 1]; by default that of the training images.
       std: likewise.
       augmentation: of training images; by default none.
       name: for the record.
+
+    Raises:
+      ValueError: the arrays do not fit; or labels begin with 1 or have gaps, and `num_classes` does not say
+        that this is meant.
 
     >>> import numpy as np
     >>> from jaxkd import data
@@ -201,140 +158,53 @@ def from_arrays(
     """
     pairs = {"test": test} if train is None else {"train": train, "test": test}
     splits = {key: Split(np.asarray(x), np.asarray(y)) for key, (x, y) in pairs.items()}
-    measured = next(iter(splits.values())).images
+    measured_mean, measured_std = measure(next(iter(splits.values())).images)
     return Dataset(
         name=name,
         splits=splits,
-        num_classes=num_classes or 1 + max(int(split.labels.max()) for split in splits.values()),
-        mean=_channels(measured.mean((0, 1, 2)) / 255) if mean is None else tuple(mean),
-        std=_channels(np.maximum(measured.std((0, 1, 2)), 1) / 255) if std is None else tuple(std),
+        num_classes=num_classes or count_classes([split.labels for split in splits.values()]),
+        mean=measured_mean if mean is None else tuple(mean),
+        std=measured_std if std is None else tuple(std),
         augmentation=augmentation or CropFlip(padding=0, flip=False),
     )
 
 
-def hold_out(dataset: Dataset, fraction: float) -> Dataset:
-    """Takes a part of the training split in place of the test split.
-
-    Args:
-      dataset: with a training split in memory.
-      fraction: of the training examples, between 0 and 1; at least one is held out, and at least one is left.
-
-    Returns:
-      A data set whose "test" are the held out examples; which ones depends on their number alone.
+def count_classes(labels: Sequence[np.ndarray]) -> int:
+    """How many classes the labels of all splits tell of: the largest label plus one.
 
     Raises:
-      ValueError: the training split is streamed, or has fewer than two examples.
+      ValueError: a smaller class has no example, as when labels begin with 1.
 
-    >>> from jaxkd import data
-    >>> digits = hold_out(data.load("digits"), 0.1)
-    >>> len(digits.splits["train"]), len(digits.splits["test"])
-    (1293, 144)
+    >>> count_classes([np.array([0, 2]), np.array([1])])
+    3
     """
-    train = dataset.splits["train"]
-    if isinstance(train, StreamedSplit) or len(train) < 2:
+    found = np.unique(np.concatenate(labels))
+    count = int(found[-1]) + 1
+    if len(found) == count:
+        return count
+    if len(found) == count - found[0]:
         raise ValueError(
-            f"no part of {dataset.name} can be held out: its training split is streamed or has one example"
+            f"labels reach from {found[0]} to {found[-1]}, and class numbers begin with 0: pass labels - "
+            f"{found[0]}; or, if smaller classes exist and have no example, say num_classes={count}"
         )
-    count = min(max(round(len(train) * fraction), 1), len(train) - 1)
-    order = epoch_order(len(train), seed=0, epoch=0)  # epochs of training begin with 1
-    parts = {"train": np.sort(order[count:]), "test": np.sort(order[:count])}
-    splits = {name: Split(train.images[ids], train.labels[ids]) for name, ids in parts.items()}
-    return dataclasses.replace(dataset, name=f"{dataset.name}-holdout", splits=splits)
+    absent = np.setdiff1d(np.arange(min(count, int(found[0]) + len(found) + 5)), found)[:5]
+    raise ValueError(
+        f"labels reach from {found[0]} to {found[-1]} and have gaps, such as "
+        f"{', '.join(map(str, absent))}: number the {len(found)} classes with numpy.unique(labels, "
+        "return_inverse=True)[1], over all splits together; or, if those classes exist and have no example, "
+        f"say num_classes={count}"
+    )
+
+
+def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of pixels in [0, 1], uint8 `[N, H, W, C]`.
+
+    >>> measure(np.full((2, 4, 4, 1), 51, np.uint8))
+    ((0.2,), (0.0039,))
+    """
+    mean, std = images.mean((0, 1, 2)) / 255, np.maximum(images.std((0, 1, 2)), 1) / 255
+    return _channels(mean), _channels(std)
 
 
 def _channels(values: np.ndarray) -> tuple[float, ...]:
     return tuple(round(float(value), 4) for value in values)
-
-
-def _load_npz(path: Path, splits: Sequence[str]) -> Dataset:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file {path}; name an .npz file that exists, or one of {', '.join(names())}"
-        )
-    arrays = npz.read(path)
-    wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
-    if missing := [key for key in wanted if key not in arrays]:
-        raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays)}")
-    # Both splits are read whatever is asked for: the classes and the normalisation rest on them.
-    train, test = ((arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
-    whole = from_arrays(train, test, name=path.name)
-    return dataclasses.replace(whole, splits={name: whole.splits[name] for name in splits})
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What is known of a data set before its images are read; names and units as in `Dataset`."""
-
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augmentation: CropFlip
-
-
-FACTS = {
-    # A mirrored digit is another sign, and four of eight pixels are too many to lose.
-    "digits": Facts((8, 8, 1), 10, (0.3054,), (0.3753,), CropFlip(padding=1, flip=False)),
-    # The constants of the distillation literature's code.
-    "cifar10": Facts(
-        (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), CropFlip(padding=4, flip=True)
-    ),
-    "cifar100": Facts(
-        (32, 32, 3), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), CropFlip(padding=4, flip=True)
-    ),
-}
-
-
-# ImageNet, streamed: views on the host for training and for evaluation.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_STREAMED: dict[str, tuple[RandomResizedCrop | None, CentralCrop | None]] = {
-    "imagenet2012": (RandomResizedCrop(224), CentralCrop(224, resize=256)),
-    "imagenet_resized/64x64": (None, None),
-}
-FACTS |= {
-    # Cropped and mirrored on the host.
-    "imagenet2012": Facts(
-        (224, 224, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, CropFlip(padding=0, flip=False)
-    ),
-    # CIFAR's padding, an eighth of the side.
-    "imagenet_resized/64x64": Facts(
-        (64, 64, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, CropFlip(padding=8, flip=True)
-    ),
-}
-
-
-def _known(name: str, parts: Mapping[str, Split | StreamedSplit]) -> Dataset:
-    facts = FACTS[name]
-    return Dataset(name, parts, facts.num_classes, facts.mean, facts.std, facts.augmentation)
-
-
-def _load_digits(_: str | Path | None, splits: Sequence[str]) -> Dataset:
-    """The 1,797 handwritten digits of scikit-learn; the last fifth, in its order, is the test set."""
-    import sklearn.datasets
-
-    bunch = sklearn.datasets.load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int32)
-    cut = len(images) * 4 // 5
-    parts = {"train": Split(images[:cut], labels[:cut]), "test": Split(images[cut:], labels[cut:])}
-    return _known("digits", {name: parts[name] for name in splits})
-
-
-def _load_cifar(name: str, data_dir: str | Path | None, splits: Sequence[str]) -> Dataset:
-    return _known(name, {split: Split(*read_tfds(name, split, data_dir)) for split in splits})
-
-
-def _load_streamed(name: str, data_dir: str | Path | None, splits: Sequence[str]) -> Dataset:
-    parts = {}
-    for split in splits:
-        source, digest = open_tfds(name, "validation" if split == "test" else split, data_dir)
-        train_view, eval_view = _STREAMED[name]
-        parts[split] = StreamedSplit(source, FACTS[name].image_shape, digest, train_view, eval_view)
-    return _known(name, parts)
-
-
-_LOADERS: dict[str, Callable[[str | Path | None, Sequence[str]], Dataset]] = {
-    "digits": _load_digits,
-    **{name: functools.partial(_load_cifar, name) for name in ("cifar10", "cifar100")},
-    **{name: functools.partial(_load_streamed, name) for name in _STREAMED},
-}

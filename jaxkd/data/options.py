@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxkd.data.augment import Augmentation, CropFlip
-from jaxkd.data.datasets import Dataset, load
+from jaxkd.data.datasets import Dataset
+from jaxkd.data.named import absolute, is_path, load, short_name
 from jaxkd.options import Options, option
 
 _EPOCHS = {"digits": 10, "cifar10": 240, "cifar100": 240, "imagenet2012": 100, "imagenet_resized/64x64": 100}
@@ -19,10 +20,16 @@ class DataOptions(Options):
     """Images"""
 
     data: str = option("digits", main=True)
-    """Data set: digits (no download), cifar10, cifar100, imagenet2012, imagenet_resized/64x64, or the path of
-    an .npz file with train_images, train_labels, test_images and test_labels."""
+    """Data set: digits (no download), cifar10, cifar100, imagenet2012; any other image classification set of
+    TensorFlow Datasets by its name, such as svhn_cropped; folder:PATH, with a folder of PNG or JPEG pictures
+    for each class; or the path of an .npz file with train_images, train_labels, test_images, test_labels."""
     data_dir: Path | None = option(None, free=True)
-    """Folder of prepared TensorFlow Datasets (array_record). Default: ~/tensorflow_datasets."""
+    """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive. Default:
+    ~/tensorflow_datasets."""
+    image_size: int | None = None
+    """Height and width that images are resized to, pixels. Default: the images' own size."""
+    resized_crop: bool = False
+    """Random resized crops in training and a central crop in evaluation, as for imagenet2012."""
     crop_padding: int | None = None
     """Pixels of zero padding before the random crop. Default: the data set's (CIFAR 4, digits 1)."""
     flip: bool | None = None
@@ -35,21 +42,18 @@ class DataOptions(Options):
         """See `Options`."""
         super().check()
         self.require(0, "crop_padding")
+        self.require(1, "image_size")
         if self.holdout is not None and not 0 < self.holdout < 1:
             raise ValueError(f"--holdout must lie between 0 and 1, such as 0.1, got {self.holdout}")
-        if self.data_dir is not None and (self.data == "digits" or self.data.endswith(".npz")):
+        if self.data_dir is not None and (self.data == "digits" or is_path(self.data)):
             raise ValueError(
                 f"--data-dir is for data sets of TensorFlow Datasets, and --data {self.data} is none; "
                 "leave one of them out"
             )
 
     def as_dict(self) -> dict[str, object]:
-        """See `Options`; a file of images has an absolute path."""
-        fields = super().as_dict()
-        return {
-            **fields,
-            "data": str(Path(self.data).absolute()) if self.data.endswith(".npz") else self.data,
-        }
+        """See `Options`; a file or folder of images has an absolute path."""
+        return {**super().as_dict(), "data": absolute(self.data)}
 
     @property
     def default_epochs(self) -> int:
@@ -58,7 +62,18 @@ class DataOptions(Options):
 
     def load(self, splits: Sequence[str] = ("train", "test")) -> Dataset:
         """The data set."""
-        return load(self.data, data_dir=self.data_dir, splits=splits)
+        return load(
+            self.data,
+            data_dir=self.data_dir,
+            splits=splits,
+            image_size=self.image_size,
+            resized_crop=self.resized_crop,
+        )
+
+    @property
+    def short_data(self) -> str:
+        """The data set in the name of a folder."""
+        return short_name(self.data)
 
     def augmentation(self, dataset: Dataset) -> Augmentation:
         """The data set's augmentation, changed by the options."""

@@ -155,7 +155,12 @@ class _Examples:
                 f"example {example_id} is {image.dtype} {list(image.shape)}, and the split's images are "
                 f"uint8 {list(self.split.image_shape)}; give the split a view that makes them so"
             )
-        return {"image": image, "label": np.int32(example["label"])}
+        if (label := int(example["label"])) < 0:
+            raise ValueError(
+                f"the label of example {example_id} is {label}, and class numbers begin with 0; where labels "
+                "are hidden (-1), take another split"
+            )
+        return {"image": image, "label": np.int32(label)}
 
 
 def _leave_signals_to_the_parent(worker: int, num_workers: int) -> None:
@@ -205,11 +210,13 @@ def in_memory(images: np.ndarray, labels: np.ndarray) -> StreamedSplit:
     3
     """
     height, width, channels = images.shape[1:]
-    return StreamedSplit(_Arrays(images, labels), (height, width, channels), digest="in memory")
+    return StreamedSplit(Arrays(images, labels), (height, width, channels), digest="in memory")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arrays:
+class Arrays:
+    """Examples in memory."""
+
     images: np.ndarray
     labels: np.ndarray
 

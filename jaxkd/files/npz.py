@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxkd.files import archives, limits
+from jaxkd.files.places import place
 from jaxkd.files.whole import raise_if_not_damage
 
 _KINDS = "biufcSUmM"  # numbers, text, dates: whatever has a fixed size and refers to nothing
@@ -28,7 +29,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       OSError: the file cannot be read, or memory is short.
       ValueError: it is damaged, holds objects, or asks for more than docs/teachers.md allows.
     """
-    path = Path(path)
+    path = place(path)
     try:
         with path.open("rb") as file, archives.opened(file) as archive:
             return read_members(archive)

@@ -3,21 +3,29 @@
 What is new is made under a hidden name beside the old, flushed, and renamed.  A writer holds a lock on what
 it makes, and one on the parent while it renames; readers take no lock and change nothing: they look again
 when a folder was replaced under their hands.  What a killed writer left is removed by the next one.
+
+All that writes goes through here, so a path in a bucket may stand wherever one of this machine may; how the
+same is promised there is in `jaxkd.files.stored`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+
+from jaxkd.files import stored
+from jaxkd.files.places import BucketPath
 
 try:
     import fcntl
@@ -71,6 +79,11 @@ def write_bytes(path: Path, contents: bytes) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A new file to fill, which takes the place of `path` when the block ends well; as `write_bytes`."""
+    if isinstance(path, BucketPath):
+        contents = io.BytesIO()
+        yield contents
+        path.put(contents.getvalue())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(path)
     with new.open("xb") as file:
@@ -108,6 +121,10 @@ def replacing(folder: Path, replaceable: Callable[[Path], bool]) -> Iterator[Pat
     ...     (Path(there) / "box" / "word").read_text()
     'whole'
     """
+    if isinstance(folder, BucketPath):
+        with stored.replacing(folder, lambda there: _require_replaceable(there, replaceable)) as filled:
+            yield filled
+        return
     folder = folder.resolve() if folder.is_symlink() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent):  # or it could look while another writer is between its renames
@@ -157,8 +174,11 @@ def current(folder: Path) -> Path:
 def remove_unfinished(parent: Path) -> None:
     """Removes what killed processes left of new files and folders in `parent`.
 
-    Where the file system has no locks to tell the living by, nobody else may be writing there.
+    Where the file system has no locks to tell the living by, and in a bucket, nobody else may be writing
+    there.
     """
+    if isinstance(parent, BucketPath):
+        return stored.remove_unfinished(parent)
     for path in parent.iterdir() if parent.is_dir() else ():
         if path.name.startswith(".") and UNFINISHED in path.name:
             _remove_if_dead(path, without_locks=True)
@@ -166,12 +186,106 @@ def remove_unfinished(parent: Path) -> None:
 
 def names_in(parent: Path) -> list[str]:
     """The names of the folders in `parent`, in order, without what is being written there."""
+    if isinstance(parent, BucketPath):
+        return stored.names_in(parent)
     if not parent.is_dir():
         return []
     names = {path.name for path in parent.iterdir() if path.is_dir()}
     hidden = {name for name in names if name.startswith(".")}
     between = {name[1:].removesuffix(_OLD) for name in hidden if name.endswith(_OLD)}
     return sorted(names - hidden | between)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder; a kill in between leaves nothing under its name that readers take for whole."""
+    if isinstance(folder, BucketPath):
+        folder.rmtree()
+    else:
+        shutil.rmtree(folder.rename(folder.parent / f".{folder.name}{UNFINISHED}gone"))
+
+
+class Local:
+    """A folder of this machine to write in at any time, for a folder that may be in a bucket.
+
+    Of one in a bucket it holds what this process writes, and nothing else; `push` sends each file whole.
+    Logs are kept so: no line can be added to an object.
+
+    Attributes:
+      path: the folder; of one of this machine, it is that one.
+    """
+
+    _SECONDS = 15.0  # between two pushes that nobody asked for, and
+    _SHARE = 20.0  # this many times as long as the last one took
+
+    def __init__(self, folder: Path) -> None:
+        self._bucket = folder if isinstance(folder, BucketPath) else None
+        self._temporary = tempfile.TemporaryDirectory(prefix="jaxkd-") if self._bucket is not None else None
+        self.path = folder if self._temporary is None else Path(self._temporary.name)
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._next = 0.0
+
+    def push(self, *, now: bool = True) -> None:
+        """Sends the files that have changed; unless `now`, if it was not done for some time.
+
+        Raises:
+          OSError: the store did not take them.
+        """
+        start = time.monotonic()
+        if self._bucket is None or (not now and start < self._next):
+            return
+        for file in sorted(self.path.rglob("*")):
+            name, status = file.relative_to(self.path).as_posix(), file.stat()
+            known = status.st_size, status.st_mtime_ns
+            if stat.S_ISREG(status.st_mode) and self._sent.get(name) != known:
+                (self._bucket / name).put(file.read_bytes())
+                self._sent[name] = known
+        end = time.monotonic()
+        self._next = end + max(self._SECONDS, self._SHARE * (end - start))
+
+    def close(self) -> None:
+        """Removes what was kept here of a folder in a bucket."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+@contextlib.contextmanager
+def fetched(path: Path) -> Iterator[Path]:
+    """A file of this machine for a library that reads nothing else: the file itself, or a copy of an object.
+
+    What is raised names the object.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxkd-") as there:
+        copy = Path(there) / path.name
+        copy.write_bytes(path.read_bytes())
+        with naming(path, copy):
+            yield copy
+
+
+@contextlib.contextmanager
+def naming(path: Path, copy: str | Path) -> Iterator[None]:
+    """Has errors name what was copied in place of its copy."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.args = tuple(
+            part.replace(str(copy), str(path)) if isinstance(part, str) else part for part in error.args
+        )
+        raise
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A folder of this machine to put files in, which are then in `folder` beside those that are there."""
+    local = Local(folder)
+    try:
+        local.path.mkdir(parents=True, exist_ok=True)
+        yield local.path
+        local.push()
+    finally:
+        local.close()
 
 
 _OLD = ".jaxkd-old"
@@ -199,7 +313,7 @@ def _require_replaceable(folder: Path, replaceable: Callable[[Path], bool]) -> N
                 f"{folder} holds something else ({shown}), and nothing was changed; name a folder that is "
                 "new, empty, or of the same kind, or move that one away"
             )
-    elif os.path.lexists(folder):
+    elif os.path.lexists(folder) or folder.exists():
         raise ValueError(f"{folder} is a file; name a folder, or move the file away")
 
 
@@ -300,8 +414,10 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _look(folder: Path) -> tuple[Path, tuple[int, int, int] | None]:
+def _look(folder: Path) -> tuple[Path, Any]:
     """Where a folder's contents are, and what tells them from others in their place; None if absent."""
+    if isinstance(folder, BucketPath):
+        return stored.look(folder)
     for _ in range(3):  # a writer may move them from the one to the other between two looks
         for there in (folder, _predecessor(folder)):
             with contextlib.suppress(OSError):

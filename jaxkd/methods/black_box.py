@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
+from jaxkd.files.places import place
 from jaxkd.methods.base import NOT_NEGATIVE, POSITIVE, Inputs, Method, Range, Terms
 from jaxkd.metrics import Percentage
 from jaxkd.models.dcgan import Generator
@@ -128,7 +128,7 @@ class MEKD(Method):
                 "mekd needs the generator of its first stage: `jaxkd generator --teacher ... --data ... "
                 "--out FOLDER` makes it, and --method.generator FOLDER names it"
             )
-        return load_generator(Path(self.generator))
+        return load_generator(place(self.generator))
 
 
 def as_pixels(images: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,14 +21,17 @@ import numpy as np
 
 from jaxkd.differences import describe_differences, differing_keys
 from jaxkd.files import records
+from jaxkd.files.places import is_remote
 from jaxkd.files.records import OBJECT, TEXTS_BY_NAME
+from jaxkd.files.whole import names_in
 from jaxkd.storage import (
-    UNFINISHED,
     DamagedError,
+    at_hand,
     check_files,
     file_digests,
     first_line,
     load_tree,
+    remove,
     remove_unfinished,
     replacing,
     save_tree,
@@ -130,8 +132,7 @@ class Checkpoints:
             except (OSError, DamagedError) as error:
                 raise OSError(f"checkpoint {self._folder}/{step} could not be saved: {error}") from error
             for old in saved_steps(self._folder)[: -self._keep]:
-                # Unnamed first: a kill in between leaves no half of a checkpoint that looks like one.
-                shutil.rmtree((self._folder / str(old)).rename(self._folder / f".{old}{UNFINISHED}gone"))
+                remove(self._folder / str(old))
         return step
 
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
@@ -188,7 +189,8 @@ def saved_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     # Not glob: it takes a folder that may not be read for an empty one.
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    names = names_in(folder) if is_remote(folder) else [path.name for path in folder.iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_newest(folder: Path) -> tuple[Contents | None, list[int]]:
@@ -231,8 +233,9 @@ def _newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[int
 
 def _read(folder: Path) -> Contents:
     about = _read_about(folder)
-    check_files(folder, about.files)
-    state = load_tree(folder / _STATE, None, checked=True)
+    with at_hand(folder, about.files) as there:
+        check_files(there, about.files)
+        state = load_tree(there / _STATE, None, checked=True, name=folder / _STATE)
     if not isinstance(state, dict) or (step := int(state["step"])) != int(folder.name):
         raise DamagedError(f"{folder} is misnamed: it does not hold that step")
     return Contents(step, state, about)

@@ -9,7 +9,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from jaxkd.data.options import DataOptions
 from jaxkd.files import records
-from jaxkd.options import Options, option, refuse_remote_paths
+from jaxkd.files.places import is_remote, place
+from jaxkd.options import Options, as_type, flag, option
 from jaxkd.runs.checkpoint import saved_steps
 from jaxkd.runs.options import DeviceOptions, OutputOptions
 from jaxkd.runs.record import CONFIG, recorded
@@ -25,7 +26,6 @@ class RunConfig(DataOptions, TrainingOptions, DeviceOptions, OutputOptions):
     def check(self) -> None:
         """See `Options`."""
         super().check()
-        refuse_remote_paths(self)
         if self.steps_per_call is not None and self.steps_per_call > self.log_every:
             raise ValueError(
                 f"--steps-per-call {self.steps_per_call} would never be reached, since a call ends with each "
@@ -66,7 +66,7 @@ class RunConfig(DataOptions, TrainingOptions, DeviceOptions, OutputOptions):
     @property
     def folder(self) -> Path:
         """Where the run's files go."""
-        return self.run or Path("runs") / f"{Path(self.data).stem}-{self._what}-seed{self.seed}"
+        return self.run or Path("runs") / f"{self.short_data}-{self._what}-seed{self.seed}"
 
     @property
     def _what(self) -> str:
@@ -97,6 +97,9 @@ class DistillConfig(RunConfig):
     """Architecture of the student; `jaxkd models` lists them."""
     method: str = option("atkd", main=True)
     """Distillation method; `jaxkd methods` lists them. Its own options are --method.NAME."""
+    teacher_size: int | None = None
+    """Height and width that the teacher's images are resized to, pixels. Default: the teacher sees the
+    student's images as they are."""
     method_options: Any = dataclasses.field(default_factory=dict)
     """Options of the method by name."""
     cache: str = option("auto", free=True)
@@ -107,6 +110,9 @@ class DistillConfig(RunConfig):
     def check(self) -> None:
         """See `Options`."""
         super().check()
+        self.require(1, "teacher_size")
+        for name in ("teacher", "cache"):
+            as_type(flag(name), getattr(self, name), Path)
         if not isinstance(self.method_options, dict):
             raise ValueError(f"method_options must be a dictionary, got {self.method_options!r:.100}")
         if self.cache == "fill" and self.joint:
@@ -116,8 +122,8 @@ class DistillConfig(RunConfig):
         """See `Options`; the folder of a teacher is absolute."""
         fields = super().as_dict()
         for name in ("teacher", "cache"):
-            path = Path(getattr(self, name))
-            if path.is_dir():
+            path = place(getattr(self, name))
+            if is_remote(path) or path.is_dir():
                 fields[name] = str(path.absolute())
         return fields
 
@@ -166,7 +172,6 @@ class GeneratorConfig(Options):
     def check(self) -> None:
         """See `Options`."""
         super().check()
-        refuse_remote_paths(self)
         self.require(1, "epochs", "width", "blocks", "batch_size")
         self.require(0, "seed", "learning_rate", "weight")
         if not 0 < self.fraction <= 1:
@@ -188,6 +193,7 @@ def from_file(command: type[C], path: Path) -> C:
       ValueError: it is neither, or of another command or version, or of a run with own objects.
       OSError: it cannot be read now.
     """
+    path = place(path)
     folder = path.resolve().parent
     contents = _recorded(folder, path) if _is_recorded(path) else _own(path)
     stored = dict(contents["config"])

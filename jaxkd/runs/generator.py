@@ -223,6 +223,10 @@ def train_generator(
             answer = lambda made: network.apply(frozen, as_pixels(made))[0].logits  # noqa: E731
             return game.step(state, images, stream_key(config.seed, f"{_KIND}/steps"), answer)
 
+        def save(state: GeneratorState) -> None:
+            record.flush()
+            checkpoints.save(state)
+
         state = jax.device_put(state)
         said = saved = time.monotonic()
         for epoch in range(done // per_epoch + 1, config.epochs + 1):
@@ -230,7 +234,7 @@ def train_generator(
             for place in places[int(state.step) - (epoch - 1) * per_epoch :]:
                 state = step(state, frozen, split.images[ids[place[place >= 0]]])
                 if stop.signal_name:
-                    checkpoints.save(state)
+                    save(state)
                     raise Stopped(
                         f"stopped by {stop.signal_name} after step {int(state.step)} of {total}; checkpoint "
                         f"saved in {config.out}; the same command goes on from there"
@@ -247,9 +251,9 @@ def train_generator(
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
                 say(f"epoch {epoch}/{config.epochs}: {shown}")
             if time.monotonic() - saved > 60:
-                checkpoints.save(state)
+                save(state)
                 saved = time.monotonic()
-        checkpoints.save(state)
+        save(state)
     say(f"{config.out}: done; distil on its images with --method mekd --method.generator {config.out}")
     return config.out
 

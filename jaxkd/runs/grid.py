@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxkd import methods as known_methods
 from jaxkd import models, teachers
+from jaxkd.files.places import place as placed
 from jaxkd.progress import Lasting, Say, print_line
 from jaxkd.runs.config import DistillConfig, TrainConfig
 from jaxkd.runs.kept import find_kept, keep
@@ -67,13 +68,13 @@ def grid(
       ValueError: a name is unknown, a teacher does not fit the data, or a record is of another run; before
         anything is trained.
     """
-    folder = Path(folder)
+    folder = placed(folder)
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
     # Records of one seed have its name, too: those of more seeds are added later.
     planned = _plan(folder, pairs, methods, alone, cache, options, recorded=records is not None)
     _check(planned, known)
     places = {
-        run.config.folder: Path(records) / run.config.folder.name if records else None for run in planned
+        run.config.folder: placed(records) / run.config.folder.name if records else None for run in planned
     }
     done = set()
     for run in planned:
@@ -96,7 +97,7 @@ def grid(
         if place:
             keep(config.folder, place)
     folders = [place or folder for folder, place in places.items()]
-    out = Path(records or folder) / "report"
+    out = placed(records or folder) / "report"
     return report([*map(teachers.locate, known), *folders], out, baseline, by_name=True)
 
 

@@ -22,6 +22,8 @@ from jaxkd.runs.config import RunConfig
 from jaxkd.teachers import Teacher
 from jaxkd.training import Named, Recipe, Task
 
+# Told by the digests of the data and the teacher, and by the augmentation.
+_OF_DATA = ("data", "image_size", "resized_crop", "crop_padding", "flip", "teacher_size")
 _OF_RECIPE = ("optimizer", "learning_rate", "schedule", "warmup_epochs", "momentum", "weight_decay")
 
 
@@ -49,7 +51,7 @@ def identify(
       num_devices: counts where batch norm is taken per device.
     """
     decisive = config.decisive()
-    for name in ("crop_padding", "flip", "method", "method_options", "model", "student", "data", *_OF_RECIPE):
+    for name in (*_OF_DATA, "method", "method_options", "model", "student", *_OF_RECIPE):
         decisive.pop(name, None)
     identity = {
         **decisive,

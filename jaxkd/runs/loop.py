@@ -32,7 +32,7 @@ from jaxkd.runs.watching import Profiler
 from jaxkd.signals import Stopped, StopRequest
 from jaxkd.storage import write_json
 from jaxkd.training import Frozen, Task, TrainState
-from jaxkd.training.mapped import default_steps_per_call, mapped_eval_step, mapped_train_step
+from jaxkd.training.mapped import Mapping, default_steps_per_call, mapped_eval_step, mapped_train_step
 
 if TYPE_CHECKING:
     from jaxkd.cache.source import CachedLogits
@@ -107,7 +107,7 @@ class Loop:
         self._say = say
         self._lines = ProgressLines(say)
         self._stop = stop
-        self._step_function = mapped_train_step(task, devices)
+        self._step_function = mapped_train_step(task, devices, config.mapping)
         reading: dict[str, Any] = {"stream": config.stream, "workers": config.workers}
         self._feed = open_feed(self._train_split, devices, seed=task.seed, **reading)
         self._evaluator = Evaluator(
@@ -116,12 +116,14 @@ class Loop:
             dataset.splits["test"],
             config.eval_batch_size,
             devices,
+            config.mapping,
             **reading,
         )
         self._total_steps = task.total_steps
         self._saved_at = time.monotonic()
         self._compiled: set[int] = set()
-        self._profiler = Profiler(record.folder / "profile", config.profile if is_first() else None, say)
+        profiled = config.profile if is_first() else None
+        self._profiler = Profiler(record.local / "profile" if profiled else record.folder, profiled, say)
         self.stopwatch = Stopwatch()
 
     def run(self, state: TrainState, frozen: Frozen) -> TrainState:
@@ -151,7 +153,7 @@ class Loop:
             self._evaluate(state, frozen, epoch)
             self._stop_if_asked(state)
         self.close()
-        self._checkpoints.save(state)
+        self._write(state)
         return jax.device_get(state)
 
     def close(self) -> None:
@@ -261,12 +263,16 @@ class Loop:
             return
         saved = "there was nothing to save, and the same command begins again"
         if step:
-            from_first(lambda: self._checkpoints.save(state))  # the others wait: a save may be slow
+            from_first(lambda: self._write(state))  # the others wait: a save may be slow
             saved = f"checkpoint saved in {self._record.folder}; the same command goes on from there"
         raise Stopped(f"stopped by {name} after step {step} of {self._total_steps}; {saved}")
 
+    def _write(self, state: TrainState) -> int:
+        self._record.flush()  # whoever goes on from the checkpoint needs the lines before it
+        return self._checkpoints.save(state)
+
     def _save(self, state: TrainState) -> None:
-        self._checkpoints.save(state)
+        self._write(state)
         self._saved_at = time.monotonic()
         self.stopwatch.start()
 
@@ -281,6 +287,7 @@ class Evaluator:
         split: Split | StreamedSplit,
         batch_size: int,
         devices: list[jax.Device],
+        mapping: Mapping = "pmap",
         **reading: Any,
     ) -> None:
         """`method` turns outputs into logits (None: those of the network); `reading` is for `open_feed`."""
@@ -288,7 +295,7 @@ class Evaluator:
         self._ids = batches(np.arange(len(split)), min(rounded, _up(split, devices)))
         self._feed: Feed = open_feed(split, devices, **reading)
         self._devices = devices
-        self._function = mapped_eval_step(network, method, tuple(devices))
+        self._function = mapped_eval_step(network, method, tuple(devices), mapping)
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns accuracy and accuracy_top5 in percent, and the mean cross-entropy in nats.

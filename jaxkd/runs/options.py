@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from jaxkd.options import Options, option
 
@@ -13,8 +14,8 @@ class OutputOptions(Options):
     """Output"""
 
     run: Path | None = option(None, main=True, free=True)
-    """Folder of the run: records, checkpoints, result and model. Default: under runs/, named after data,
-    networks, method and seed."""
+    """Folder of the run, here or gs://BUCKET/FOLDER: records, checkpoints, result and model. Default: under
+    runs/, named after data, networks, method and seed."""
     seeds: int = option(1, main=True, free=True)
     """Number of runs, with seeds --seed, --seed + 1 and so on, in folders that end in -seed0 and so on; then
     mean and deviation."""
@@ -50,6 +51,9 @@ class DeviceOptions(Options):
     """Number of local devices (of each process). Default: all."""
     steps_per_call: int | None = option(None, free=True)
     """Training steps inside one call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
+    mapping: Literal["pmap", "shard_map"] = option("pmap", free=True)
+    """How a step is put on the devices: jax.pmap, or its successor, jax.jit of jax.shard_map. The bits are
+    the same."""
     stream: bool = option(False, free=True)
     """Bring every batch from the host, for images that do not fit on a device, as ImageNet's."""
     workers: int = option(0, free=True)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # What is sent is padded to whole blocks: one compiled program serves most messages.
 _BLOCK = 1 << 16
-_STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug", "stream")
+_STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug", "stream", "mapping")
 
 
 class PeerLostError(RuntimeError):
@@ -227,6 +227,11 @@ class SharedRecord(Record):
             super().write(kind, step, epoch, **values)
         else:
             self._lines.append({"kind": kind, "step": step, "epoch": epoch, **values})
+
+    def flush(self) -> None:
+        """See `Record`."""
+        if is_first():
+            super().flush()
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """See `Record`."""

@@ -23,7 +23,10 @@ import jax
 from jaxkd import __version__
 from jaxkd.differences import describe_differences, differing_keys
 from jaxkd.files import records
+from jaxkd.files.leases import Lease
+from jaxkd.files.places import BucketPath, asking_for
 from jaxkd.files.records import OBJECT, TEXT, TEXTS, TEXTS_BY_NAME, Field, whole_number
+from jaxkd.files.whole import Local
 from jaxkd.runs.checkpoint import recorded_config
 from jaxkd.runs.events import Events
 from jaxkd.runs.watching import Log
@@ -68,6 +71,7 @@ RESULT = records.Schema(
 )
 # What a run's files are called, besides config.json.
 _PARTS = ("checkpoints", "model", "result.json", "metrics.jsonl")
+_CLOSING_SECONDS = 5.0  # for a store that fails, where nothing more depends on it
 # What rounding may depend on.
 _VERSIONS = ("jaxkd", "jax", "jaxlib", "flax", "optax", "numpy", "device", "num_devices")
 
@@ -149,10 +153,11 @@ class Record:
     def __init__(self, folder: Path) -> None:
         """Opens the folder of a run; nothing is written yet."""
         self.folder = folder
-        self._metrics = folder / "metrics.jsonl"
+        self._local: Local | None = None
         self._lines: list[dict[str, Any]] = []
         self._logs: list[Log] = []
         self._lock_file: IO[str] | None = None
+        self._lease: Lease | None = None
         self._events: Events | None = None
         self._warned = False
         self.config: dict[str, Any] = {}
@@ -271,6 +276,9 @@ class Record:
         Raises:
           ValueError: another process is working on this run.
         """
+        if isinstance(self.folder, BucketPath):
+            self._lease = Lease(self.folder / ".lock", str(self.folder), say=logger.warning)
+            return remove_unfinished(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = (self.folder / ".lock").open("w")
@@ -288,11 +296,36 @@ class Record:
             ) from None
         remove_unfinished(self.folder)
 
+    @property
+    def local(self) -> Path:
+        """Where files can be written a piece at a time: the folder, or one that is sent to it.
+
+        See `flush`.
+        """
+        if self._local is None:
+            self._local = Local(self.folder)
+        return self._local.path
+
+    @property
+    def _metrics(self) -> Path:
+        return self.local / "metrics.jsonl"
+
     def rewind(self, step: int) -> None:
         """Forgets what was written after `step`: a resumed run will write it again."""
         self._lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         write_text(self._metrics, "".join(map(_encoded, self._lines)))
-        self._events = Events(self.folder / "tensorboard", step + 1 if step else 0)
+        self._events = Events(self.local / "tensorboard", step + 1 if step else 0)
+
+    def flush(self) -> None:
+        """Sends to a bucket what was written so far; to be called before a checkpoint that goes on from it.
+
+        Raises:
+          OSError: the store did not take it, or another process has taken the run over.
+        """
+        if self._lease is not None:
+            self._lease.require()
+        if self._local is not None:
+            self._local.push()
 
     def write(self, kind: str, step: int, epoch: int, **values: float) -> None:
         """Adds a line, of kind "train" or "test", to metrics.jsonl and to the events."""
@@ -305,6 +338,8 @@ class Record:
         self._events.write(step, tagged)
         for log in self._logs:
             log(tagged, step)
+        if self._local is not None:
+            self._local.push(now=False)
 
     def also(self, log: Log) -> None:
         """Adds a place that gets what `write` gets."""
@@ -316,6 +351,7 @@ class Record:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json: the run is done."""
+        self.flush()
         path = self.folder / "result.json"
         if path.exists():
             records.set_aside(path)
@@ -326,6 +362,13 @@ class Record:
         if self._events is not None:
             with contextlib.suppress(OSError):  # of a full disk, which was said when it refused a line
                 self._events.close()
+        with asking_for(_CLOSING_SECONDS):
+            if self._local is not None:
+                with contextlib.suppress(OSError):  # of a store, as of a disk
+                    self._local.push()
+                self._local.close()
+            if self._lease is not None:
+                self._lease.close()
         if self._lock_file is not None:
             self._lock_file.close()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd import _markdown
+from jaxkd.files.places import place
+from jaxkd.files.whole import filling
 from jaxkd.runs import tables
 from jaxkd.runs.summary import Pretrained, RunRecord, Summary, read, summarise
 
@@ -33,12 +35,15 @@ def report(
       ValueError: no run is named, or none is of the baseline.
       FileNotFoundError: a folder is neither.
     """
-    from jaxkd.runs import figures  # matplotlib takes a while to load
-
     records = read(runs)
     summary = summarise(records, baseline, by_name=by_name)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with filling(place(out)) as folder:
+        return _write(records, summary, folder)
+
+
+def _write(records: Sequence[RunRecord | Pretrained], summary: Summary, out: Path) -> str:
+    from jaxkd.runs import figures  # matplotlib takes a while to load
+
     pictures = figures.save_all(summary, out)
     overview = f"{tables.markdown(summary)}\n" if summary.cells else ""
     text = f"{overview}{runs_table(records)}"

@@ -19,8 +19,9 @@ from jaxkd import data, methods, metrics, models, teachers
 from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
 from jaxkd.data.augment import Augmentation, as_views
-from jaxkd.data.datasets import hold_out
+from jaxkd.data.collection import hold_out
 from jaxkd.devices import choose_devices, share
+from jaxkd.files.places import is_remote
 from jaxkd.methods import Method
 from jaxkd.models.network import AXIS
 from jaxkd.progress import Lasting, Say, print_line
@@ -153,6 +154,8 @@ def distill(
     processes.join(config, say)
     made = objects.get("method") or methods.create(config.method, **config.method_options)
     known = objects.get("teacher") or (teachers.load(config.teacher) if made.reads else None)
+    if known is not None and config.teacher_size is not None:
+        known = known.at_size(config.teacher_size)
     return _run(
         config,
         network=objects.get("student", config.student),
@@ -336,7 +339,10 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
         checkpoints = processes.open_checkpoints(folder / "checkpoints", identity, record.config)
         state = start()
         size = dataset.num_classes, dataset.image_shape
-        learned_from = f" from {teacher.name}, {cost(teacher.description.model, *size)}," if teacher else ""
+        learned_from = ""
+        if teacher is not None:
+            seen = teacher.description.image_shape if teacher.resize else dataset.image_shape
+            learned_from = f" from {teacher.name}, {cost(teacher.description.model, size[0], seen)},"
         if cached is not None:
             learned_from += f" its logits from {cached.cache.folder} ({cached.cache.dtype}),"
         say(
@@ -350,7 +356,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             say(line)
         if processes.is_first():
             if config.wandb is not None:
-                record.also(log_to_wandb(config.wandb, folder, config.as_dict()))
+                record.also(log_to_wandb(config.wandb, folder, config.as_dict(), local=record.local))
             if parts.on_log is not None:
                 record.also(parts.on_log)
         if forked is not None:
@@ -432,10 +438,10 @@ def _saying_what_is_saved(checkpoints: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        newest = max(saved_steps(checkpoints), default=None)
-        raise OSError(
-            f"{error}; {describe_newest(newest)}. When that is mended, the same command goes on"
-        ) from error
+        saved = "what was saved before is there"  # a store that fails is not asked what
+        if not is_remote(checkpoints):
+            saved = describe_newest(max(saved_steps(checkpoints), default=None))
+        raise OSError(f"{error}; {saved}. When that is mended, the same command goes on") from error
 
 
 def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:

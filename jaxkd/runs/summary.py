@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd import teachers
+from jaxkd.files.places import place
 from jaxkd.runs.record import CONFIG, RESULT, read_either, read_metrics
 from jaxkd.runs.statistics import Difference, Spread, paired_difference, sampling_error, spread
 
@@ -104,7 +105,7 @@ def read(folders: Sequence[str | Path]) -> list[RunRecord | Pretrained]:
     """
     if not folders:
         raise ValueError("no run is named; name the folders of one or more runs")
-    found = [_read(one) for folder in folders for one in _folders(Path(folder))]
+    found = [_read(one) for folder in folders for one in _folders(place(folder))]
     return [one for one in found if isinstance(one, Pretrained) or "stage" not in one.identity]
 
 

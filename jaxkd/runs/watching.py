@@ -48,13 +48,14 @@ class Profiler:
 Log = Callable[[Mapping[str, float], int], None]
 
 
-def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Log:
+def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any], *, local: Path | None = None) -> Log:
     """Opens a run on Weights & Biases, or goes on with it.
 
     Args:
       project: where it belongs.
       folder: of the run; names it there.
       config: what to show beside it.
+      local: a folder of this machine for its files; by default the run's.
 
     Returns:
       A function of values by name and the step.
@@ -71,7 +72,7 @@ def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any]) -> Log:
         project=project,
         id=known_by,
         name=folder.name,
-        dir=str(folder),
+        dir=str(local or folder),
         config=dict(config),
         resume="allow",
         reinit="finish_previous",  # several seeds are several runs of one process

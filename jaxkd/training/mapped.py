@@ -1,7 +1,8 @@
-"""The pure steps on several devices: pmap, and several steps in a call.
+"""The pure steps on several devices: pmap or its successor, and several steps in a call.
 
-Runs of one shape share one compiled program in a process: the mapped functions are kept by what they are made
-of, and the seed is an argument.
+The successor is `jax.jit` of `jax.shard_map`, on arrays of all processes; the step is the same, and so are
+its bits.  Runs of one shape share one compiled program in a process: the mapped functions are kept by what
+they are made of, and the seed is an argument.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd.data.augment import Numbered
 from jaxkd.data.batch import Batch, fetch
@@ -26,6 +28,8 @@ from jaxkd.training.step import Frozen, eval_step, teacher_rows, train_step
 from jaxkd.training.task import Task
 
 T = TypeVar("T")
+
+Mapping = Literal["pmap", "shard_map"]
 
 # In one call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
 # naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
@@ -61,7 +65,7 @@ def _kept(make: Callable[..., T]) -> Callable[..., T]:
 
 
 def _free(mapped: Any) -> None:
-    """Lets go of the programs behind a function that `jax.pmap` made.
+    """Lets go of the programs behind a function that `jax.pmap` made; others go with their function.
 
     JAX keeps them for as long as the function lives that was mapped, and that function for as long as them.
     Where a version of JAX has another way to keep them, this does nothing.
@@ -77,19 +81,86 @@ def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
     return _STEPS_PER_CALL.get(devices[0].platform, _STEPS_PER_CALL_ELSEWHERE)
 
 
-def mapped_train_step(task: Task, devices: Sequence[jax.Device]) -> Callable[..., TrainState]:
+def _map(
+    function: Callable[..., Any],
+    devices: tuple[jax.Device, ...],
+    mapping: Mapping,
+    shared: Sequence[bool],
+    *,
+    same: bool,
+    donate: bool = False,
+) -> Callable[..., Any]:
+    """A function of one device's arrays on all devices.
+
+    Args:
+      function: with collective operations over `AXIS`.
+      devices: of all processes.
+      mapping: how.
+      shared: which arguments are shared out, `[D, ...]` (of this process's devices); the others are equal on
+        all devices.
+      same: whether the results are equal on all devices; otherwise they are `[D, ...]`.
+      donate: whether the first argument's buffers may be used again.
+    """
+    donated = (0,) if donate else ()
+    if mapping == "pmap":
+        axes = tuple(0 if one else None for one in shared)
+        out = None if same else 0
+        return jax.pmap(
+            function, axis_name=AXIS, in_axes=axes, out_axes=out, donate_argnums=donated, devices=devices
+        )
+
+    def body(*arguments: Any) -> Any:
+        own = (
+            jax.tree.map(lambda leaf: leaf[0], argument) if one else argument
+            for argument, one in zip(arguments, shared, strict=True)
+        )
+        result = function(*own)
+        return result if same else jax.tree.map(lambda leaf: leaf[None], result)
+
+    mesh = Mesh(np.array(devices), (AXIS,))
+    specs = tuple(PartitionSpec(AXIS) if one else PartitionSpec() for one in shared)
+    # What is equal on all devices is said above: JAX need not find it out, which changes what psum's gradient
+    # is.
+    mapped = jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec() if same else PartitionSpec(AXIS),
+        check_vma=False,
+    )
+    compiled = jax.jit(mapped, donate_argnums=donated)
+    rows = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def everywhere(leaf: Any) -> jax.Array:
+        """This process's rows as a part of all processes' array."""
+        shape = len(devices), *leaf.shape[1:]
+        return jax.make_array_from_process_local_data(rows, np.asarray(leaf), shape)
+
+    def call(*arguments: Any) -> Any:
+        placed = (
+            jax.tree.map(everywhere, argument) if one else argument
+            for argument, one in zip(arguments, shared, strict=True)
+        )
+        return compiled(*placed)
+
+    return call
+
+
+def mapped_train_step(
+    task: Task, devices: Sequence[jax.Device], mapping: Mapping = "pmap"
+) -> Callable[..., TrainState]:
     """`train_step` on several devices: `(state, frozen, resident, batches) -> state`.
 
     `resident` is what `fetch` takes; `batches` is a `Batch` of `[D, S, B / D, ...]`: S steps are made in one
     call.  The state's buffers are donated.
     """
-    mapped = _train_step(dataclasses.replace(task, seed=0), tuple(devices))
+    mapped = _train_step(dataclasses.replace(task, seed=0), tuple(devices), mapping)
     seed = np.uint32(task.seed % 2**32)  # all of a seed that JAX's keys take in
     return lambda state, frozen, resident, batches: mapped(state, frozen, resident, batches, seed)
 
 
 @_kept
-def _train_step(task: Task, devices: tuple[jax.Device, ...]) -> Callable[..., TrainState]:
+def _train_step(task: Task, devices: tuple[jax.Device, ...], mapping: Mapping) -> Callable[..., TrainState]:
     unroll = devices[0].platform == "cpu"  # loops are slow there, see _STEPS_PER_CALL
 
     def steps(state: TrainState, frozen: Frozen, resident: Any, batches: Batch, seed: Any) -> TrainState:
@@ -102,28 +173,22 @@ def _train_step(task: Task, devices: tuple[jax.Device, ...]) -> Callable[..., Tr
             return step(state, jax.tree.map(lambda leaf: leaf[0], batches))[0]
         return jax.lax.scan(step, state, batches)[0]
 
-    return jax.pmap(
-        steps,
-        axis_name=AXIS,
-        in_axes=(None, None, None, 0, None),
-        out_axes=None,
-        donate_argnums=0,
-        devices=devices,
-    )
+    return _map(steps, devices, mapping, (False, False, False, True, False), same=True, donate=True)
 
 
 @_kept
 def mapped_eval_step(
-    network: Network, method: Method | None, devices: tuple[jax.Device, ...]
+    network: Network,
+    method: Method | None,
+    devices: tuple[jax.Device, ...],
+    mapping: Mapping = "pmap",
 ) -> Callable[..., dict[str, jax.Array]]:
     """`eval_step` on several devices: `(variables, resident, batch [D, B / D, ...]) -> sums`."""
-    return jax.pmap(
-        lambda variables, resident, batch: eval_step(network, method, variables, fetch(resident, batch)),
-        axis_name=AXIS,
-        in_axes=(None, None, 0),
-        out_axes=None,
-        devices=devices,
-    )
+
+    def sums(variables: Any, resident: Any, batch: Batch) -> dict[str, jax.Array]:
+        return eval_step(network, method, variables, fetch(resident, batch))
+
+    return _map(sums, devices, mapping, (False, False, True), same=True)
 
 
 @_kept
@@ -140,4 +205,4 @@ def mapped_teacher_rows(
         seen = fetch(resident, batch)
         return teacher_rows(network, augmentation, variables, seen, numbers, pooled).astype(dtype)
 
-    return jax.pmap(rows, axis_name=AXIS, in_axes=(None, None, 0, 0), devices=devices)
+    return _map(rows, devices, "pmap", (False, False, True, True), same=False)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxkd import data
 from jaxkd.config import TrainConfig
-from jaxkd.data.datasets import hold_out
+from jaxkd.data.collection import hold_out
 
 
 def test_digits_are_real_and_described_rightly() -> None:
@@ -82,8 +82,8 @@ def test_npz_files(tmp_path: Path) -> None:
 
 
 def test_unknown_data_sets_are_refused() -> None:
-    with pytest.raises(ValueError, match=r'unknown data set "mnist"; accepted: digits, cifar10, cifar100'):
-        data.load("mnist")
+    with pytest.raises(ValueError, match=r'set "mnistt"; did you mean "mnist"\? Accepted: digits'):
+        data.load("mnistt")
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
@@ -96,6 +96,8 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         ((images, labels.astype(float)), r"labels must be integers"),
         ((images[:0], labels[:0]), r"at least one example"),
         ((images.transpose(0, 3, 1, 2), labels), r"looks like \[N, C, H, W\]; convert it with"),
+        ((images.astype(np.uint16), labels), r"of 16 bits, take the upper 8 with \(images >> 8\)"),
+        ((images.astype(np.int64), labels), r"from 0 to 255, convert it with images\.astype"),
         ((images, labels - 1), r"labels must be class numbers from 0, got -1 to 1"),
         ((images, labels.astype(np.int64) + 2**40), r"class numbers from 0, got 1099511627776"),
         ((np.zeros((4, 9, 9, 3), np.uint8), labels), r"images must have one size in all splits"),

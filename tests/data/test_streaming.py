@@ -12,10 +12,11 @@ import helpers
 import numpy as np
 import pytest
 
+from jaxkd import data
 from jaxkd.data import StreamedSplit
 from jaxkd.data.host_views import CentralCrop, RandomResizedCrop
 from jaxkd.data.streaming import in_memory
-from jaxkd.data.tfds_source import open_tfds, read_tfds
+from jaxkd.data.tfds_source import open_tfds
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -148,13 +149,14 @@ def test_a_worker_that_is_killed_is_an_error_that_says_so(tmp_path: Path) -> Non
 
 
 def test_a_tfds_folder_is_read_example_by_example(shared_data: Path) -> None:
-    source, digest = open_tfds("cifar100", "test", shared_data / "tfds")
-    images, labels = read_tfds("cifar100", "test", shared_data / "tfds")
-    split = StreamedSplit(source, (32, 32, 3), digest)
+    parts = open_tfds("cifar100", shared_data / "tfds").parts
+    whole = data.load("cifar100", data_dir=shared_data / "tfds", splits=("test",)).splits["test"]
+    assert isinstance(whole, data.Split)
+    split = StreamedSplit(parts["test"].source, (32, 32, 3), parts["test"].digest)
     ids = np.array([[9_999, 0, 123], [5_000, -1, -1]])
     for wanted, (read, read_labels) in zip(ids, split.batches(ids), strict=True):
         real = wanted >= 0
-        np.testing.assert_array_equal(read[real], images[wanted[real]])
-        np.testing.assert_array_equal(read_labels[real], labels[wanted[real]])
-    assert digest == open_tfds("cifar100", "test", shared_data / "tfds")[1]
-    assert digest != open_tfds("cifar100", "train", shared_data / "tfds")[1]
+        np.testing.assert_array_equal(read[real], whole.images[wanted[real]])
+        np.testing.assert_array_equal(read_labels[real], whole.labels[wanted[real]])
+    assert parts["test"].digest == open_tfds("cifar100", shared_data / "tfds").parts["test"].digest
+    assert parts["test"].digest != parts["train"].digest

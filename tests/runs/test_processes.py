@@ -14,7 +14,7 @@ from typing import Any
 import helpers
 import pytest
 
-from jaxkd import data
+from jaxkd import data, teachers
 from jaxkd.config import TrainConfig
 
 Child = subprocess.Popen[str]
@@ -69,6 +69,20 @@ def endings(children: list[Child]) -> list[tuple[int, str]]:
 def record(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_under_shard_map_end_like_one_under_pmap(files: Path) -> None:
+    code, _, errors = helpers.run_jaxkd(*command(files, "whole", epochs=2), devices=2)
+    assert code == 0, errors
+    with two_processes(files, "joint", *[["--epochs", "2", "--mapping", "shard_map"]] * 2) as children:
+        for code, said in endings(children):
+            assert code == 0, said
+    assert record(files / "joint") == record(files / "whole")
+    for folder in ("whole", "joint"):
+        assert (files / folder / "result.json").is_file()
+    digests = {teachers.describe(files / folder).digest for folder in ("whole", "joint")}
+    assert len(digests) == 1
 
 
 def test_two_processes_killed_and_stopped_end_like_one_with_two_devices(files: Path) -> None:

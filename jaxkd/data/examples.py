@@ -1,0 +1,160 @@
+"""Data sets of Python objects: Hugging Face `datasets`, `tfds.data_source`, any list of mappings.
+
+Nothing of these libraries is imported: an object has a length and gives a mapping by index, and may say what
+its columns are in `features`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxkd.data.augment import Augmentation
+from jaxkd.data.collection import Collection, Decoded, Part, assemble, evenly
+from jaxkd.data.datasets import Dataset, count_classes
+from jaxkd.data.pixels import channels_of
+
+_LOOKED_AT = 256
+
+
+def from_examples(
+    splits: Mapping[str, Any],
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: Augmentation | None = None,
+    image_size: int | None = None,
+    resized_crop: bool = False,
+    name: str = "examples",
+) -> Dataset:
+    """Makes a data set of objects that give examples by index.
+
+    Args:
+      splits: what `datasets.load_dataset` returns, or any objects by split ("train", "test"): each has a
+        length and gives a mapping with an image (uint8 `[H, W]` or `[H, W, C]`, or a Pillow image) and a
+        class number.  Without a test split, "validation" is it, or a fifth of the training examples.
+      image: the key of the image; by default the column of type `Image`, or "image".
+      label: the key of the class number; by default the column of type `ClassLabel`, or "label".
+      num_classes: by default what the column says, or the largest label plus one (all labels are read then,
+        and every smaller class must have an example).
+      mean: of each channel of pixels in [0, 1]; by default that of 1,024 training images.
+      std: likewise.
+      augmentation: of training images; by default a crop after padding by an eighth of the side, no flips.
+      image_size: as for `load`.
+      resized_crop: as for `load`.
+      name: for the record.
+
+    Returns:
+      The data set, in memory if its training images take at most 1 GiB, or else streamed.
+
+    Raises:
+      TypeError: a split has no length or no index, as a streamed one of Hugging Face.
+      ValueError: an image or a label is not valid, or the images differ in size and none is given.
+
+    >>> from jaxkd import data
+    >>> examples = [{"image": np.full((8, 8), 20 * i, np.uint8), "label": i % 2} for i in range(10)]
+    >>> dataset = data.from_examples({"train": examples, "test": examples[:4]})
+    >>> dataset.num_classes, dataset.image_shape, len(dataset.splits["test"])
+    (2, (8, 8, 1), 4)
+    """
+    for key, source in splits.items():
+        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+            raise TypeError(
+                f"split {key!r} must have a length and give examples by index, got {type(source).__name__}; "
+                "load it without streaming (Hugging Face: streaming=False)"
+            )
+        if not len(source):
+            raise ValueError(f"split {key!r} must hold at least one example, got none")
+    if not splits:
+        raise ValueError('splits must hold at least "train" or "test", got none')
+    first = splits.get("train", next(iter(splits.values())))
+    features = _features(first)
+    image = image or _column(first, features, "Image", "image")
+    label = label or _column(first, features, "ClassLabel", "label")
+    looked_at = {key: [source[i] for i in evenly(len(source), _LOOKED_AT)] for key, source in splits.items()}
+    channels, sizes = _look(looked_at.values(), image)
+    if num_classes is None:
+        num_classes = getattr(features.get(label), "num_classes", None)
+    decoded = {key: Decoded(source, image, label, channels, num_classes) for key, source in splits.items()}
+    if num_classes is None:
+        num_classes = count_classes([_labels(source) for source in decoded.values()])
+    return assemble(
+        Collection(
+            name=name,
+            parts={
+                key: Part(source, _digest(source, looked_at[key], channels))
+                for key, source in decoded.items()
+            },
+            num_classes=num_classes,
+            image_shape=(*(sizes.pop() if len(sizes) == 1 else (None, None)), channels),
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+            augmentation=augmentation,
+        ),
+        ("train", "test") if "train" in splits else ("test",),
+        image_size=image_size,
+        resized_crop=resized_crop,
+    )
+
+
+def _features(source: Any) -> Mapping[str, Any]:
+    """What a source says of its columns: Hugging Face's or TFDS's types, by name."""
+    for holder in (source, getattr(source, "dataset_info", None)):
+        if hasattr(found := getattr(holder, "features", None), "items"):
+            return dict(found.items())  # type: ignore[union-attr]
+    return {}
+
+
+def _column(source: Any, features: Mapping[str, Any], kind: str, usual: str) -> str:
+    """The column of a type, or of the usual name."""
+    found = [key for key, feature in features.items() if type(feature).__name__ == kind]
+    columns = list(features) or list(source[0])
+    if usual in found or (not found and usual in columns):
+        return usual
+    if len(found) == 1:
+        return found[0]
+    what = f"{usual}="
+    raise ValueError(
+        f"say with {what} which column is the {usual}: {', '.join(found or columns)}"
+        + ("" if found else f" (none of them is of type {kind} or called {usual})")
+    )
+
+
+def _look(splits: Any, image: str) -> tuple[int, set[tuple[int, int]]]:
+    """Channels and sizes of some examples."""
+    channels, sizes = 1, set()
+    for examples in splits:
+        for example in examples:
+            try:
+                picture = example[image]
+                channels = max(channels, channels_of(picture))
+            except KeyError:
+                raise ValueError(f"an example has no {image!r}; it has {', '.join(example)}") from None
+            except ValueError as error:
+                raise ValueError(f"an image in column {image!r} {error}") from None
+            shape = picture.size[::-1] if hasattr(picture, "convert") else np.shape(picture)[:2]
+            sizes.add((int(shape[0]), int(shape[1])))
+    return channels, sizes
+
+
+def _labels(source: Decoded) -> np.ndarray:
+    return np.array([source[i]["label"] for i in range(len(source))])
+
+
+def _digest(source: Decoded, looked_at: Sequence[Any], channels: int) -> str:
+    """Identifies a split: by what the library itself says of it, or by its length and some examples."""
+    if isinstance(own := getattr(source.source, "_fingerprint", None), str):
+        return f"{own} {source.image} {source.label}"
+    sha = hashlib.sha256(f"{len(source)} {channels}".encode())
+    some = Decoded(looked_at, source.image, source.label, channels, source.num_classes)
+    for i in range(len(some)):
+        example = some[i]
+        sha.update(f"{example['image'].shape} {example['label']}".encode())
+        sha.update(np.ascontiguousarray(example["image"]).data)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,137 @@
+"""Checkpoints that other programs saved with Flax: whose arrays are the network's, wherever they lie.
+
+An Orbax folder, an Orbax manager's folder of steps, or a Flax msgpack file becomes a tree of arrays; in it
+the network's variables are found by names and shapes, beside optimiser states, step counts and random keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax.tree_util
+import numpy as np
+
+from jaxkd import storage
+
+_WRAPPERS = ("value", "raw_value")  # what NNX puts an array into
+_LISTED = 8
+
+Path_ = tuple[str, ...]
+
+
+def read(path: Path) -> dict[Path_, np.ndarray]:
+    """All arrays of a checkpoint, by their path in it.
+
+    Args:
+      path: an Orbax folder, or one of steps, of which the last one is taken; or a msgpack file.
+
+    Raises:
+      FileNotFoundError: there is nothing.
+      ValueError: it is no checkpoint, or a damaged one.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint {path}; name an Orbax folder or a Flax msgpack file")
+    if path.is_file():
+        try:
+            tree = flax.serialization.msgpack_restore(path.read_bytes())
+        except Exception as error:
+            raise ValueError(f"{path} is no Flax msgpack file ({storage.first_line(error)})") from None
+    else:
+        tree = storage.load_tree(_item(path), None)
+    found = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        words = tuple(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in keys)
+        found[words[:-1] if words and words[-1] in _WRAPPERS else words] = np.asarray(leaf)
+    return found
+
+
+def _item(folder: Path) -> Path:
+    """The folder of arrays in what a checkpointer, or a manager of checkpoints, wrote."""
+    if any((folder / mark).exists() for mark in ("_METADATA", "manifest.ocdbt")):
+        return folder
+    steps = [each for each in folder.iterdir() if each.is_dir() and each.name.isdigit()]
+    if steps:
+        return _item(max(steps, key=lambda step: int(step.name)))
+    items = [each for each in sorted(folder.iterdir()) if each.is_dir() and (each / "_METADATA").exists()]
+    if len(items) == 1:
+        return items[0]
+    held = ", ".join(each.name for each in (items or sorted(folder.iterdir())[:_LISTED]))
+    raise ValueError(f"{folder} is no Orbax checkpoint, or several; name one folder of {held or 'it'}")
+
+
+def find(
+    arrays: Mapping[Path_, np.ndarray], like: Mapping[str, Any], *, prefix: str | None = None
+) -> dict[str, Any]:
+    """A network's variables among the arrays of a checkpoint.
+
+    Args:
+      arrays: by their path.
+      like: shapes of the variables, by collection.
+      prefix: of the paths, words joined with "/"; by default the only one under which they fit.
+
+    Returns:
+      Variables of the structure of `like`.
+
+    Raises:
+      ValueError: they fit nowhere (what is missing is listed), or in several places (all are named).
+
+    >>> like = {"params": {"w": np.zeros(2)}}
+    >>> find({("state", "params", "w"): np.ones(2), ("step",): np.ones(())}, like)
+    {'params': {'w': array([1., 1.])}}
+    """
+    wanted = {tuple(str(key.key) for key in keys): leaf for keys, leaf in _leaves(like)}
+    candidates = (
+        [tuple(prefix.split("/"))] if prefix else sorted({p for path in arrays for p in _starts(path)})
+    )
+    fitting = {}
+    for start in candidates:
+        if (found := _under(arrays, start, wanted)) is not None:
+            fitting[start] = found
+    # An optimiser's moments have the names and the shapes of parameters.
+    without = {start: found for start, found in fitting.items() if not {"opt_state", "opt"} & set(start)}
+    fitting = without or fitting
+    if len(fitting) == 1:
+        (found,) = fitting.values()
+        return jax.tree_util.tree_unflatten(
+            jax.tree_util.tree_structure(like), [found[path] for path in wanted]
+        )
+    if fitting:
+        names = ", ".join(f'"{"/".join(start)}"' for start in list(fitting)[:_LISTED])
+        raise ValueError(f"variables that fit the network lie under each of {names}; choose one with prefix=")
+    shapes = [f"{'/'.join(path)} {list(leaf.shape)}" for path, leaf in wanted.items()][:_LISTED]
+    held = [f"{'/'.join(path)} {list(leaf.shape)}" for path, leaf in arrays.items()][:_LISTED]
+    raise ValueError(
+        f"the network's variables are not in the checkpoint; wanted are {', '.join(shapes)}, ..., and it "
+        f"holds {', '.join(held)}, ..."
+    )
+
+
+def _leaves(like: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(like)
+
+
+def _starts(path: Path_) -> Iterator[Path_]:
+    return (path[:count] for count in range(len(path)))
+
+
+def _under(
+    arrays: Mapping[Path_, np.ndarray], start: Path_, wanted: Mapping[Path_, Any]
+) -> dict[Path_, np.ndarray] | None:
+    """The wanted arrays below a prefix, with or without the names of the collections."""
+    for named in (True, False):
+        found = {}
+        for path, leaf in wanted.items():
+            words = path if named else path[1:]
+            # NNX variables have their whole path in one word here.
+            array = arrays.get(start + words)
+            if array is None:
+                array = arrays.get(start + tuple(part for word in words for part in word.split("-")))
+            if array is None or array.shape != tuple(leaf.shape):
+                break
+            found[path] = array
+        else:
+            return found
+    return None
