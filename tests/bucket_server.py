@@ -14,7 +14,6 @@ import logging
 import re
 import socket
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -188,15 +187,6 @@ def environment(url: str, cache: object) -> dict[str, str]:
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which looks for buckets of a kind by gRPC
         "XDG_CACHE_HOME": str(cache),
     }
-
-
-def slow(seconds: float) -> Fault:
-    """A fault: every answer takes that long."""
-
-    def fault(method: str, path: str, query: dict[str, str]) -> None:
-        time.sleep(seconds)
-
-    return fault
 
 
 def refusing_after(count: int) -> Fault:

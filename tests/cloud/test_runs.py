@@ -105,12 +105,13 @@ def test_cut_off_anywhere_it_ends_with_the_same_bits(
         assert lines(folder) == lines(on_disk), number
 
 
-def test_a_store_that_fails_for_a_while_is_waited_for(
+def test_a_store_that_is_slow_and_fails_for_a_while_is_waited_for(
     server: Any, on_disk: Path, dataset: data.Dataset
 ) -> None:
     seen = [0]
 
     def fault(method: str, path: str, query: dict[str, str]) -> int | None:
+        time.sleep(0.02)
         seen[0] += 1
         if seen[0] == 70:
             threading.Thread(target=server.stop).start()
@@ -347,7 +348,7 @@ def test_killed_in_a_save_and_started_again(
     assert disk.returncode == 0, errors
     for number in numbers:
         killed_at(server, start(server, *common, "--run", RUN), number)
-    last = start(server, *common, "--run", RUN)
+    last = start(server, "train", "--config", f"{RUN}/config.json")
     output, errors = last.communicate(timeout=300)
     assert last.returncode == 0, errors
     assert "resuming at step" in output
