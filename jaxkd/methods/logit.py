@@ -49,7 +49,8 @@ class Logit(Method):
       options: keyword arguments of the loss.
     """
 
-    fixed: ClassVar[tuple[str, ...]] = ("axis", "where", "chunk_size")  # no options of a method
+    # No options of a method.
+    fixed: ClassVar[tuple[str, ...]] = ("axis", "axis_name", "where", "ignore_index", "chunk_size")
     ranges: ClassVar[Mapping[str, Range]] = {
         "weight": NOT_NEGATIVE,
         "ce_weight": NOT_NEGATIVE,
