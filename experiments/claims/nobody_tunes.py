@@ -95,6 +95,7 @@ def figure(cells: dict[str, Cell]) -> Figure:
 def main(
     teacher: str = "cifar100-resnet56",
     student: str = "resnet8",
+    methods: tuple[str, ...] = (),
     seeds: int = 3,
     data_dir: Path | None = None,
     out: Path = Path("runs/claims/nobody_tunes"),
@@ -106,6 +107,7 @@ def main(
     Args:
       teacher: name or folder of a network trained on CIFAR-100.
       student: architecture of the students.
+      methods: which ones, by their names here ("adaptive", "T=4", "adaptive, weight 27", ...); or all.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
       out: folder for the runs.
@@ -113,13 +115,13 @@ def main(
       small: the digits for two epochs instead, one temperature, with the teacher that comes with jaxkd.
     """
     teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
-    methods = methods_of(TEMPERATURES, WEIGHTS)
-    if small:
-        methods = methods_of((2.0,), ())
+    known = methods_of((2.0,), ()) if small else methods_of(TEMPERATURES, WEIGHTS)
+    if others := set(methods) - known.keys():
+        raise ValueError(f"no method {', '.join(sorted(others))}; there are {'; '.join(known)}")
     table = grid(
         out,
         pairs=[(teacher, student)],
-        methods=methods,
+        methods={name: known[name] for name in methods or known},
         alone=False,
         records=records,
         reuse=[FIRST_PAIR],
