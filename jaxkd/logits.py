@@ -1,6 +1,9 @@
 """What is done to logits before a loss: checks, z-scores, correlation, masked softmax, ensembles.
 
 Pure functions of arrays.  Only jax may be imported here; temperatures and losses build on this module.
+
+`axis_name`, in every function: the mesh axis, or axes, over which `jax.shard_map` shards the classes.  Each
+device then passes its own classes, and the result is that of all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
+
+from jaxkd import _classes
+from jaxkd._classes import AxisName
 
 # Stands for minus infinity where an infinity would make 0 * inf = NaN: exp of it is exactly 0 in every
 # supported precision, and differences of two of them stay finite.
@@ -52,6 +58,7 @@ def standardize(
     axis: int = -1,
     eps: float = 1e-7,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Z-scores of the logits over the classes.
 
@@ -63,6 +70,7 @@ def standardize(
       axis: the class axis.
       eps: added to the standard deviation, in logit units.
       where: optional boolean mask that broadcasts to `logits`; masked classes take no part and get z = 0.
+      axis_name: where the classes are sharded by hand, over which mesh axis.
 
     Returns:
       Array of the shape of `logits`, float32 (float64 for float64 input).
@@ -79,20 +87,23 @@ def standardize(
     authors' code of Matsuyama et al. 2025 (arXiv 2503.09030).
     """
     x = as_logits("logits", logits)
-    _require_classes(x, axis)
-    centered, spread = _center(x, axis, where)
+    _require_classes(x, axis, axis_name)
+    centered, spread = _center(x, axis, where, axis_name)
     constant = spread == 0
     # One division for each example and not for each logit.
     return centered * jnp.where(constant, 0.0, 1.0 / jnp.where(constant, 1.0, spread + eps))
 
 
-def deviation(logits: jax.Array, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
+def deviation(
+    logits: jax.Array, *, axis: int = -1, where: ArrayLike | None = None, axis_name: AxisName = None
+) -> jax.Array:
     """Bessel-corrected standard deviation over the classes, the class axis kept with length 1.
 
     Args:
       logits: floating, shape `[..., K]`, K at least 2.
       axis: the class axis.
       where: optional boolean mask that broadcasts to `logits`.
+      axis_name: as in `standardize`.
 
     Returns:
       Array of shape `[..., 1]`; 0, with a gradient of 0, for constant logits.
@@ -105,8 +116,8 @@ def deviation(logits: jax.Array, *, axis: int = -1, where: ArrayLike | None = No
     >>> print(deviation(jnp.array([1.0, 2.0, 3.0])))
     [1.]
     """
-    _require_classes(logits, axis)
-    return _center(logits, axis, where)[1]
+    _require_classes(logits, axis, axis_name)
+    return _center(logits, axis, where, axis_name)[1]
 
 
 def pearson(
@@ -115,6 +126,7 @@ def pearson(
     *,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Pearson correlation of two sets of logits over the classes.
 
@@ -126,6 +138,7 @@ def pearson(
       b: floating, the same shape.
       axis: the class axis.
       where: optional boolean mask that broadcasts to `a`; masked classes take no part.
+      axis_name: as in `standardize`.
 
     Returns:
       Array of shape `[...]` (the class axis is gone), float32 (float64 for float64 input).
@@ -146,21 +159,25 @@ def pearson(
         raise ValueError(
             f"a and b must have the same shape, got {x.shape} and {y.shape}; both hold one logit per class"
         )
-    _require_classes(x, axis)
-    (x, spread_x), (y, spread_y) = _center(x, axis, where), _center(y, axis, where)
+    _require_classes(x, axis, axis_name)
+    (x, spread_x), (y, spread_y) = (_center(a, axis, where, axis_name) for a in (x, y))
     constant = (spread_x == 0) | (spread_y == 0)
     x, y = (a * (1.0 / jnp.where(constant, 1.0, spread)) for a, spread in ((x, spread_x), (y, spread_y)))
-    rho = jnp.sum(x * y, axis=axis, keepdims=True) / _degrees_of_freedom(x, axis, where)
+    product = _classes.total(x * y, axis, axis_name, keepdims=True)
+    rho = product / _degrees_of_freedom(x, axis, where, axis_name)
     # With a constant it is 0; NaN if the other side is not finite.
     return jnp.squeeze(jnp.where(constant, jax.lax.stop_gradient(rho), rho), axis)
 
 
-def log_softmax(logits: jax.Array, where: jax.Array | None = None) -> jax.Array:
+def log_softmax(
+    logits: jax.Array, where: jax.Array | None = None, *, axis_name: AxisName = None
+) -> jax.Array:
     """Log-probabilities over the last axis; masked classes get probability 0 and no gradient.
 
     Args:
       logits: floating, shape `[..., K]`.
       where: optional boolean mask that broadcasts to `logits`.
+      axis_name: as in `standardize`.
 
     Returns:
       Array of the shape of `logits`; finite everywhere, about -1e30 in masked classes.
@@ -172,7 +189,7 @@ def log_softmax(logits: jax.Array, where: jax.Array | None = None) -> jax.Array:
     """
     if where is not None:
         logits = jnp.where(where, logits, MASKED_LOGIT)
-    return jax.nn.log_softmax(logits, axis=-1)
+    return _classes.log_softmax(logits, axis_name)
 
 
 def ensemble(
@@ -181,6 +198,7 @@ def ensemble(
     of: Literal["probabilities", "logits"] = "probabilities",
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """One teacher's logits from those of several: call it before the loss.
 
@@ -198,6 +216,7 @@ def ensemble(
       temperature: T, a positive number or an array that broadcasts to `[..., 1]`; unused for logits.
       where: optional boolean mask of classes that broadcasts to `[..., K]`; masked classes come out as -inf,
         so give the loss the same mask.
+      axis_name: as in `standardize`.
 
     Returns:
       Array of shape `[..., K]`, float32 (float64 for float64 input).
@@ -230,15 +249,93 @@ def ensemble(
     else:
         tau = per_example("temperature", temperature, members[0])
         mask = None if where is None else jnp.broadcast_to(jnp.asarray(where), members.shape)
-        log_p = log_softmax(members / tau[None], mask)
+        log_p = log_softmax(members / tau[None], mask, axis_name=axis_name)
         merged = tau * (jax.nn.logsumexp(log_p, axis=0) - math.log(members.shape[0]))
     return merged if where is None else jnp.where(jnp.asarray(where), merged, -jnp.inf)
 
 
+def from_hidden(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    soft_cap: float | None = None,
+) -> jax.Array:
+    """The logits of a language model's last hidden states.
+
+    `x = c tanh((h W + b) / c)`, or `h W + b` without a soft cap c.  The product is summed up in float32 for
+    bfloat16 inputs, and its gradient is bfloat16 there.
+
+    Args:
+      hidden: h, floating, shape `[..., D]`.
+      head: W, floating, shape `[D, K]`; for tied embeddings, their transpose.
+      bias: b, floating, shape `[K]`.
+      soft_cap: c, positive: no logit exceeds it.
+
+    Returns:
+      Array of shape `[..., K]`, float32 (float64 for float64 input).
+
+    Raises:
+      TypeError: an array is not floating.
+      ValueError: the shapes do not fit, or the soft cap is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import logits
+    >>> head = jnp.array([[9.0, 1.0], [9.0, 1.0]])
+    >>> print(logits.from_hidden(jnp.ones((1, 2)), head, soft_cap=6.0).round(2))
+    [[5.97 1.93]]
+
+    Source: the soft cap as in Gemma Team 2024 (arXiv 2408.00118), section 2.
+    """
+    logits = _product(*hidden_and_head("", hidden, head))
+    if bias is not None:
+        b = jnp.asarray(bias)
+        if b.shape != logits.shape[-1:]:
+            raise ValueError(f"bias must have shape {logits.shape[-1:]}, one entry per class, got {b.shape}")
+        logits = logits + jnp.expand_dims(b.astype(logits.dtype), range(logits.ndim - 1))
+    if soft_cap is None:
+        return logits
+    positive("soft_cap", soft_cap)
+    return soft_cap * jnp.tanh(logits / soft_cap)
+
+
+def hidden_and_head(network: str, hidden: ArrayLike, head: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Returns hidden states and output matrix in one dtype; raises if they do not fit."""
+    prefix = f"{network}_" if network else ""
+    h, w = jnp.asarray(hidden), jnp.asarray(head)
+    for what, array in (("hidden", h), ("head", w)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{prefix}{what} must be floating, got dtype {array.dtype}")
+    if h.ndim == 0 or w.ndim != 2 or h.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"{prefix}hidden must have shape [..., D] and {prefix}head [D, K], got {h.shape} and {w.shape}; "
+            "tied embeddings are to be transposed"
+        )
+    dtype = jnp.promote_types(h.dtype, w.dtype)
+    return h.astype(dtype), w.astype(dtype)
+
+
+@jax.custom_vjp
+def _product(h: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.matmul(h, w, preferred_element_type=jnp.promote_types(jnp.float32, h.dtype))
+
+
+def _product_forward(h: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(h, w), (h, w)
+
+
+def _product_backward(factors: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # In the precision of the factors: with the slope's, both products would be float32.
+    _, pullback = jax.vjp(jnp.matmul, *factors)
+    return pullback(slope.astype(factors[0].dtype))
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 def per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """Returns a positive number or array in shape `[..., 1]`, one value per example; raises if it cannot."""
-    require_positive(name, value)
-    return one_per_example(name, value, logits)
+    return one_per_example(name, positive(name, value), logits)
 
 
 def one_per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
@@ -257,15 +354,17 @@ def one_per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDt
     return jnp.broadcast_to(array, expected)
 
 
-def require_positive(name: str, value: ArrayLike) -> None:
-    """Raises ValueError unless every value is positive and finite; under `jit`, lets checkify report it."""
+def positive(name: str, value: ArrayLike) -> ArrayLike:
+    """Returns the value; raises ValueError unless every entry is positive and finite.
+
+    Under `jit` the entries are not known: there, those that are not become NaN, and checkify reports them.
+    """
     if isinstance(value, jax.core.Tracer):
+        usable = (value > 0) & jnp.isfinite(value)
         checkify.debug_check(
-            jnp.all((value > 0) & jnp.isfinite(value)),
-            f"{name} must be positive and finite, got {{value}}",
-            value=value,
+            jnp.all(usable), f"{name} must be positive and finite, got {{value}}", value=value
         )
-        return
+        return nan_unless_positive(value)
     known = np.asarray(value)
     if not jnp.issubdtype(known.dtype, jnp.number) and known.dtype != bool:
         rule = ", or a function such as jaxkd.temperature.max_logit (not its name)"
@@ -275,52 +374,72 @@ def require_positive(name: str, value: ArrayLike) -> None:
         )
     if not np.all((known > 0) & np.isfinite(known)):
         raise ValueError(f"{name} must be positive and finite, got {known}")
+    return value
 
 
-def _require_classes(logits: jax.Array, axis: int) -> None:
-    if logits.shape[axis] < 2:
+def nan_unless_positive(value: jax.Array) -> jax.Array:
+    """The value, with NaN for the entries that are not positive and finite."""
+    return jnp.where((value > 0) & jnp.isfinite(value), value, jnp.nan)
+
+
+def _require_classes(logits: jax.Array, axis: int, axis_name: AxisName) -> None:
+    _classes.require_sharded("the logits", logits, axis_name)
+    if _classes.number(logits, axis, axis_name) < 2:
         raise ValueError(
             f"at least 2 classes are needed along axis {axis}, got shape {logits.shape}; "
             "if the classes lie on another axis, name it with axis="
         )
 
 
-def _degrees_of_freedom(x: jax.Array, axis: int, where: ArrayLike | None) -> ArrayLike:
+def _degrees_of_freedom(x: jax.Array, axis: int, where: ArrayLike | None, axis_name: AxisName) -> ArrayLike:
     if where is None:
-        return x.shape[axis] - 1
-    count = jnp.sum(jnp.broadcast_to(where, x.shape), axis=axis, keepdims=True)
-    return jnp.maximum(count - 1, 1).astype(x.dtype)
+        return _classes.number(x, axis, axis_name) - 1
+    return jnp.maximum(_count(x, axis, where, axis_name) - 1, 1)
 
 
-def _center(x: jax.Array, axis: int, where: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
+def _count(x: jax.Array, axis: int, where: ArrayLike, axis_name: AxisName) -> jax.Array:
+    """How many classes are not masked, the axis kept."""
+    mask = jnp.broadcast_to(jnp.asarray(where), x.shape)
+    return _classes.total(mask, axis, axis_name, keepdims=True).astype(x.dtype)
+
+
+def _center(
+    x: jax.Array, axis: int, where: ArrayLike | None, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
     """Returns `x` minus its mean (0 in masked classes) and its standard deviation, the axis kept."""
-    # One entry is taken off first, so that constant logits centre to exactly 0 and not to the rounding error
-    # of their mean, whose reciprocal would then scale the gradient.
+    # The largest entry is taken off first, so that constant logits centre to exactly 0 and not to the
+    # rounding error of their mean, whose reciprocal would then scale the gradient.
     if where is None:
-        x = x - jax.lax.stop_gradient(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
-        centered = x - jnp.mean(x, axis=axis, keepdims=True)
+        x = x - _classes.top(x, axis, axis_name)
+        mean = _classes.total(x, axis, axis_name, keepdims=True) / _classes.number(x, axis, axis_name)
+        centered = x - mean
     else:
-        mask = jnp.broadcast_to(jnp.asarray(where), x.shape)
-        top = jnp.max(x, axis=axis, keepdims=True, where=mask, initial=-jnp.inf)
-        x = jnp.where(mask, x - jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top)), 0.0)
-        count = jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1).astype(x.dtype)
-        centered = jnp.where(mask, x - jnp.sum(x, axis=axis, keepdims=True) / count, 0.0)
-    return centered, _spread(axis, centered, jnp.asarray(_degrees_of_freedom(x, axis, where), x.dtype))
+        mask = jnp.asarray(where)
+        top = _classes.top(jnp.where(mask, x, -jnp.inf), axis, axis_name)
+        x = jnp.where(mask, x - jnp.where(jnp.isneginf(top), 0.0, top), 0.0)
+        count = jnp.maximum(_count(x, axis, where, axis_name), 1)
+        mean = _classes.total(x, axis, axis_name, keepdims=True) / count
+        centered = jnp.where(mask, x - mean, 0.0)
+    degrees_of_freedom = jnp.asarray(_degrees_of_freedom(x, axis, where, axis_name), x.dtype)
+    return centered, _spread(axis, axis_name, centered, degrees_of_freedom)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _spread(axis: int, centered: jax.Array, degrees_of_freedom: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _spread(axis: int, axis_name: AxisName, centered: jax.Array, degrees_of_freedom: jax.Array) -> jax.Array:
     """The root of the mean square: for any magnitude, with a slope that is finite too (0 at 0)."""
-    squares = jnp.sum((_SMALL * centered) ** 2, axis=axis, keepdims=True)
+    squares = _classes.total((_SMALL * centered) ** 2, axis, axis_name, keepdims=True)
     return jnp.sqrt(squares / degrees_of_freedom) / _SMALL
 
 
 @_spread.defjvp
-def _spread_jvp(axis: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _spread_jvp(
+    axis: int, axis_name: AxisName, primals: tuple, tangents: tuple
+) -> tuple[jax.Array, jax.Array]:
     centered, degrees_of_freedom = primals
-    spread = _spread(axis, *primals)
+    spread = _spread(axis, axis_name, *primals)
     scores = centered * (1.0 / jnp.where(spread == 0, 1.0, spread))
-    return spread, jnp.sum(scores * tangents[0], axis=axis, keepdims=True) / degrees_of_freedom
+    slope = _classes.total(scores * tangents[0], axis, axis_name, keepdims=True)
+    return spread, slope / degrees_of_freedom
 
 
 def power_of_two(x: jax.Array) -> jax.Array:

@@ -14,6 +14,8 @@ axis
 where
   Optional boolean mask that broadcasts to the logits.  Masked classes take no part.  A loss passes its mask
   of classes.
+axis_name
+  Where `jax.shard_map` shards the classes, the mesh axis or axes over which it does.  A loss passes its own.
 
 They return temperatures of shape `[..., 1]` (the class axis is kept with length 1); NaN for logits that are
 NaN.  They raise TypeError for logits that are not floating, and ValueError for shapes that differ, another
@@ -30,8 +32,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd import _classes
 from jaxkd import logits as _logits
-from jaxkd.logits import as_logits, require_positive
+from jaxkd._classes import AxisName
+from jaxkd.logits import as_logits, positive
 
 __all__ = [
     "MAX_LOGIT_FACTOR",
@@ -64,6 +68,7 @@ def max_logit(
     of: Literal["both", "teacher"] = "both",
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The adaptive temperature: each example's largest absolute logit times (1 + sqrt 3) / 2.
 
@@ -85,12 +90,11 @@ def max_logit(
     is ours.
     """
     _require_word("of", of, ("both", "teacher"))
-    s, t = as_logits("student", student), as_logits("teacher", teacher)
-    _require_same_shape(s, t)
+    s, t = _checked(student, teacher, axis_name)
     magnitude = jnp.abs(t) if of == "teacher" else jnp.maximum(jnp.abs(s), jnp.abs(t))
     if where is not None:
         magnitude = jnp.where(where, magnitude, 0.0)
-    largest = jax.lax.stop_gradient(jnp.max(magnitude, axis=axis, keepdims=True))
+    largest = _classes.top(magnitude, axis, axis_name)
     return jnp.where(largest == 0, 1.0, largest * MAX_LOGIT_FACTOR)
 
 
@@ -101,6 +105,7 @@ def constant(
     value: ArrayLike = 4.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The same temperature for every example; what a number passed as `temperature=` stands for.
 
@@ -119,9 +124,8 @@ def constant(
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
     """
     del where
-    s, t = as_logits("student", student), as_logits("teacher", teacher)
-    _require_same_shape(s, t)
-    require_positive("value", value)
+    s, _ = _checked(student, teacher, axis_name)
+    value = positive("value", value)
     shape = list(s.shape)
     shape[axis] = 1
     return jnp.broadcast_to(jnp.asarray(value, s.dtype), shape)
@@ -135,6 +139,7 @@ def standard_deviation(
     scale: float = 2.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """NormKD's temperature: a multiple of the standard deviation of one network's logits.
 
@@ -156,11 +161,10 @@ def standard_deviation(
     Source: Chi et al. 2023 (arXiv 2308.00520), the authors' code.
     """
     _require_word("of", of, ("student", "teacher"))
-    require_positive("scale", scale)
-    s, t = as_logits("student", student), as_logits("teacher", teacher)
-    _require_same_shape(s, t)
-    spread = _logits.deviation(s if of == "student" else t, axis=axis, where=where)
-    return jnp.where(spread == 0, 1.0, scale * spread)
+    factor = positive("scale", scale)
+    s, t = _checked(student, teacher, axis_name)
+    spread = _logits.deviation(s if of == "student" else t, axis=axis, where=where, axis_name=axis_name)
+    return jnp.where(spread == 0, 1.0, factor * spread)
 
 
 def max_ratio(
@@ -171,6 +175,7 @@ def max_ratio(
     reference: float = 4.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """DTKD's temperature: a reference, shared out between the networks in the ratio of their largest logits.
 
@@ -193,20 +198,19 @@ def max_ratio(
     Source: Wei and Bai 2024 (arXiv 2404.12711), as in public code of the method.
     """
     _require_word("of", of, ("student", "teacher"))
-    require_positive("reference", reference)
-    s, t = as_logits("student", student), as_logits("teacher", teacher)
-    _require_same_shape(s, t)
+    shared = positive("reference", reference)
+    s, t = _checked(student, teacher, axis_name)
     if where is not None:
         # An absent class must not be the largest, and -inf in it must not reach the arithmetic.
         s, t = jnp.where(where, s, -jnp.inf), jnp.where(where, t, -jnp.inf)
-    top_s, top_t = jnp.max(s, axis=axis, keepdims=True), jnp.max(t, axis=axis, keepdims=True)
+    top_s, top_t = (_classes.largest(x, axis, axis_name) for x in (s, t))
     undefined = (top_s <= 0) | (top_t <= 0)
     top_s, top_t = jnp.where(undefined, 1.0, top_s), jnp.where(undefined, 1.0, top_t)
     # Over a power of two, which is exact: the ratio's slope then neither overflows nor vanishes.
     largest = jnp.maximum(top_s, top_t)
     unit = jnp.maximum(_logits.power_of_two(0.5 * largest), jnp.finfo(largest.dtype).tiny)
     top_s, top_t = top_s / unit, top_t / unit
-    return 2 * reference * (top_s if of == "student" else top_t) / (top_s + top_t)
+    return (top_s if of == "student" else top_t) / (top_s + top_t) * (2 * shared)
 
 
 def scheduled(
@@ -250,7 +254,7 @@ def scheduled(
     Source: Dynamic Temperature Scheduler, 2025 (arXiv 2511.13767), as in public code of the method; the
     formula of the article itself was not available.
     """
-    require_positive("minimum", minimum)
+    positive("minimum", minimum)
     if minimum > maximum:
         raise ValueError(f"minimum must not exceed maximum, got {minimum} and {maximum}")
     t, x, d = jnp.asarray(previous), jnp.asarray(progress), jnp.asarray(divergence)
@@ -301,8 +305,8 @@ def learned(
 
     Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
     """
-    require_positive("start", start)
-    require_positive("end", end)
+    positive("start", start)
+    positive("end", end)
     value = jnp.asarray(theta)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"theta must be floating, got dtype {value.dtype}; it is a parameter to be learned")
@@ -364,7 +368,7 @@ def cosine_decay(
 
     Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
     """
-    require_positive("epochs", epochs)
+    positive("epochs", epochs)
     done = jnp.clip(_as_floating(epoch) / epochs, 0, 1)
     return minimum + (maximum - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * done))
 
@@ -395,7 +399,7 @@ def linear_decay(
 
     Source: Li et al. 2023 (arXiv 2211.16231), the authors' code.
     """
-    require_positive("epochs", epochs)
+    positive("epochs", epochs)
     return -jnp.clip(_as_floating(epoch), 0, epochs - 1) * ((maximum - minimum) / epochs)
 
 
@@ -405,6 +409,7 @@ def resolve(
     teacher: jax.Array,
     *,
     where: jax.Array | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Turns what a loss was given as `temperature=` into an array of shape `[..., 1]`.
 
@@ -413,13 +418,15 @@ def resolve(
       student: the logits that the softmax will see, classes on the last axis.
       teacher: the same for the teacher.
       where: optional mask of classes; a rule is then called with `where=`.
+      axis_name: where the classes are sharded by hand; a rule is then called with `axis_name=`.
 
     Returns:
       Temperatures, shape `[..., 1]`, in the precision of the logits.
 
     Raises:
       ValueError: a known temperature is not positive and finite, or the shape does not fit.  Under `jit` the
-        values are not known: there, `jax.experimental.checkify` reports those that the caller passes.
+        values are not known: there, such a temperature becomes NaN, and `jax.experimental.checkify` reports
+        it if the caller passed it.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -427,11 +434,13 @@ def resolve(
     [[4.0], [4.0]]
     """
     if callable(temperature):
-        temperature = temperature(student, teacher, **({} if where is None else {"where": where}))
+        options = {"where": where, "axis_name": axis_name}
+        given = {name: value for name, value in options.items() if value is not None}
+        temperature = temperature(student, teacher, **given)
         # A check inside a compiled program costs as much as a small loss: what a rule gives is checked if it
         # is known, what the caller passes in any case.
         if isinstance(temperature, jax.core.Tracer):
-            return _logits.one_per_example("temperature", temperature, student)
+            return _logits.nan_unless_positive(_logits.one_per_example("temperature", temperature, student))
     return _logits.per_example("temperature", temperature, student)
 
 
@@ -446,9 +455,13 @@ def _require_word(name: str, word: str, accepted: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {word!r}")
 
 
-def _require_same_shape(student: jax.Array, teacher: jax.Array) -> None:
-    if student.shape != teacher.shape:
+def _checked(student: ArrayLike, teacher: ArrayLike, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+    s, t = as_logits("student", student), as_logits("teacher", teacher)
+    if s.shape != t.shape:
         raise ValueError(
-            f"student and teacher must have the same shape, got {student.shape} and {teacher.shape}; "
+            f"student and teacher must have the same shape, got {s.shape} and {t.shape}; "
             "both hold one logit per class, so the two networks must share their classes"
         )
+    _classes.require_sharded("student", s, axis_name)
+    _classes.require_sharded("teacher", t, axis_name)
+    return s, t

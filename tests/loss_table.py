@@ -30,6 +30,7 @@ class Row(NamedTuple):
     scale: bool = False  # unchanged when an example's logits are multiplied by a positive number
     detached: bool = False
     excludes: bool = True  # finite where the teacher excludes a class with a logit of -inf
+    gram: bool = False  # compares every example, or class, with every other one: a device has to see them all
     variant: bool = False  # other numbers through the same code as another row: no structural properties
 
 
@@ -127,7 +128,7 @@ def _rows():
             variant=True,
         ),
     )
-    yield "normkd", Row(_plain(losses.normkd), lambda s, t, y: ref.normkd(s, t))
+    yield "normkd", Row(_plain(losses.normkd), lambda s, t, y: ref.normkd(s, t), zero="close")
     yield "dtkd", Row(_plain(losses.dtkd), lambda s, t, y: ref.dtkd(s, t), shift=False)
     yield (
         "dtkd standardised",
@@ -166,7 +167,7 @@ def _rows():
             **z,
         ),
     )
-    yield "normdkd", Row(_labelled(losses.normdkd), ref.normdkd)
+    yield "normdkd", Row(_labelled(losses.normdkd), ref.normdkd, zero="close")
     yield "rld", Row(_labelled(losses.rld), ref.rld, zero=None)
     yield (
         "rld adaptive",
@@ -193,7 +194,7 @@ def _rows():
     )
     for name in ("class_correlation", "batch_correlation"):
         loss, numpy = getattr(losses, name), getattr(ref, name)
-        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), **batch)
+        yield name, Row(_plain(loss), lambda s, t, y, f=numpy: f(s, t), gram=True, **batch)
     for label, options, numpy_options, promises in (
         ("", {}, {}, {}),
         (" adaptive", ADAPTIVE, {"tau": ref.adaptive, "standardize": True}, z | {"zero": "close"}),
@@ -210,6 +211,7 @@ def _rows():
             Row(
                 _views(losses.mlkd, **options),
                 lambda s, t, y, o=numpy_options: ref.mlkd(s, t, s * 0.75, t * 0.75, **o),
+                gram=True,
                 **batch,
                 **promises,
             ),

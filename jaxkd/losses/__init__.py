@@ -65,7 +65,7 @@ from jaxkd.losses.feature import (
     sp,
     vid,
 )
-from jaxkd.losses.from_hidden import kd_from_hidden
+from jaxkd.losses.from_hidden import in_chunks, kd_from_hidden
 from jaxkd.losses.logit import (
     correlation,
     dtkd,
@@ -95,6 +95,7 @@ __all__ = [
     "dtkd",
     "hcl",
     "hint",
+    "in_chunks",
     "itrd_correlation",
     "itrd_mutual",
     "jensen_shannon",

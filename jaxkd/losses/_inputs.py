@@ -15,24 +15,32 @@ from jax.custom_derivatives import SymbolicZero
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from jaxkd import _classes
 from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
+from jaxkd._classes import AxisName
 
 
 class Pair(NamedTuple):
     """The checked logits of both networks, classes last; what is masked is 0 and enters no arithmetic.
 
     `classes` (`[..., K]`) and `examples` (`[...]`) are boolean masks, or None where everything counts.
+    `weights` (`[...]`) multiply the loss, None for 1.  `axis_name` is where the classes are sharded by hand.
     """
 
     student: jax.Array
     teacher: jax.Array
     classes: jax.Array | None
     examples: jax.Array | None
+    weights: jax.Array | None = None
+    axis_name: AxisName = None
 
     def standardized(self, eps: float = 1e-7) -> Pair:
         """The z-scores of both."""
-        s, t = (_logits.standardize(x, eps=eps, where=self.classes) for x in (self.student, self.teacher))
+        s, t = (
+            _logits.standardize(x, eps=eps, where=self.classes, axis_name=self.axis_name)
+            for x in (self.student, self.teacher)
+        )
         return self._replace(student=s, teacher=t)
 
     def temperature(self, given: _temperature.Temperature, standardize: object = False) -> jax.Array:
@@ -45,7 +53,9 @@ class Pair(NamedTuple):
                 "temperature=standard_deviation has no effect with standardize=True, because all z-scores "
                 "have standard deviation 1; leave one of the two out"
             )
-        return _temperature.resolve(given, self.student, self.teacher, where=self.classes)
+        return _temperature.resolve(
+            given, self.student, self.teacher, where=self.classes, axis_name=self.axis_name
+        )
 
     def over(self, student_temperature: jax.Array, teacher_temperature: jax.Array) -> Pair:
         """Logits divided by temperatures of shape `[..., 1]`."""
@@ -71,7 +81,9 @@ class Pair(NamedTuple):
         Z-scores are finite or NaN, so that no infinity has to be looked for in them.
         """
         x = self if z_scores else self.without_infinities()
-        log_p, log_q = (_logits.log_softmax(z, x.classes) for z in (x.teacher, x.student))
+        log_p, log_q = (
+            _logits.log_softmax(z, x.classes, axis_name=x.axis_name) for z in (x.teacher, x.student)
+        )
         return log_p, log_q
 
     def probabilities(self) -> tuple[jax.Array, jax.Array]:
@@ -79,18 +91,33 @@ class Pair(NamedTuple):
         log_p, log_q = self.log_softmax()
         return jnp.exp(log_p), jnp.where(jnp.isneginf(log_q), jnp.nan, jnp.exp(log_q))
 
+    def total(self, values: jax.Array) -> jax.Array:
+        """The sum over the classes, `[...]`."""
+        return _classes.total(values, axis_name=self.axis_name)
+
+    def kl(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        """`KL(p || q) = sum_k p_k (log p_k - log q_k)`, `[...]`."""
+        return self.total(jnp.exp(log_p) * (log_p - log_q))
+
     def masked(self, loss: jax.Array) -> jax.Array:
-        """The loss per example, 0 (value and gradient) in masked examples."""
+        """The loss per example times its weight; 0 (value and gradient) in masked examples."""
+        loss = loss if self.weights is None else loss * self.weights
         return loss if self.examples is None else jnp.where(self.examples, loss, 0.0)
 
     def num_classes(self) -> ArrayLike:
         """How many classes count, for each example; at least 1."""
         if self.classes is None:
-            return self.student.shape[-1]
-        return jnp.maximum(jnp.sum(self.classes, axis=-1), 1).astype(self.student.dtype)
+            return _classes.number(self.student, axis_name=self.axis_name)
+        return jnp.maximum(self.total(self.classes), 1).astype(self.student.dtype)
 
 
-def prepare(student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None) -> Pair:
+def prepare(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    axis_name: AxisName = None,
+) -> Pair:
     """Checks logits and mask, moves the classes to the last axis and cuts the teacher's gradient."""
     s, t = _logits.as_logits("student", student), _logits.as_logits("teacher", teacher)
     if not -s.ndim <= axis < s.ndim:
@@ -99,16 +126,88 @@ def prepare(student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike 
         raise ValueError(
             f"student and teacher must have the same shape, got {s.shape} and {t.shape}; {_remedy(s, t)}"
         )
+    _classes.require_sharded("student", s, axis_name)
+    _classes.require_sharded("teacher", t, axis_name)
     dtype = jnp.promote_types(s.dtype, t.dtype)
     s = jnp.moveaxis(s.astype(dtype), axis, -1)
     t = jnp.moveaxis(jax.lax.stop_gradient(t).astype(dtype), axis, -1)
-    if s.shape[-1] < 2:
+    if _classes.number(s, axis_name=axis_name) < 2:
         raise ValueError(f"at least 2 classes are needed, got shape {s.shape}; name their axis with axis=")
     if where is None:
-        return Pair(s, t, None, None)
-    classes, examples = _masks(where, s.shape, axis)
+        return Pair(s, t, None, None, axis_name=axis_name)
+    classes, examples, weights = _masks(where, s, axis, axis_name)
     entries = examples[..., None] if classes is None else classes
-    return Pair(jnp.where(entries, s, 0.0), jnp.where(entries, t, 0.0), classes, examples)
+    return Pair(jnp.where(entries, s, 0.0), jnp.where(entries, t, 0.0), classes, examples, weights, axis_name)
+
+
+def prepare_batch(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    axis_name: AxisName = None,
+) -> Pair:
+    """As `prepare`, for a loss of a whole batch, whose examples have no weights."""
+    x = prepare(student, teacher, axis, where, axis_name)
+    if x.weights is not None:
+        raise TypeError(
+            "a floating mask holds weights, which a loss of a whole batch does not have; pass a mask of the "
+            "examples that belong to the batch, where=(weights != 0)"
+        )
+    return x
+
+
+def prepare_labelled(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    labels: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    axis_name: AxisName = None,
+) -> tuple[Pair, jax.Array]:
+    """As `prepare`, and the labels as a boolean array of the logits' shape.
+
+    Raises:
+      TypeError: the labels are not integers.
+      ValueError: the shape does not fit, or a known label of an unmasked example is out of range.  Under
+        `jit` the values are not known: there, the loss of such an example is NaN, and
+        `jax.experimental.checkify` reports it.
+    """
+    x = prepare(student, teacher, axis, where, axis_name)
+    # NumPy arrays stay as they are until they are checked: jax may narrow 64 bits to 32.
+    y = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    shape, num_classes = x.student.shape[:-1], _classes.number(x.student, axis_name=axis_name)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers (class indices, not one-hot rows), got dtype {y.dtype}")
+    if y.shape != shape:
+        raise ValueError(f"labels must have shape {shape}, one per example, got {y.shape}")
+    if y.dtype.itemsize < 4:  # a narrow type does not hold the number of classes
+        y = y.astype(np.int32)
+    inside = (y >= 0) & (y < num_classes)
+    if ignore_index is not None and np.can_cast(np.min_scalar_type(ignore_index), y.dtype):
+        counts = y != ignore_index
+        x = x._replace(
+            student=jnp.where(counts[..., None], x.student, 0.0),
+            teacher=jnp.where(counts[..., None], x.teacher, 0.0),
+            examples=jnp.asarray(counts) if x.examples is None else x.examples & counts,
+        )
+        inside = inside | ~counts
+    if x.examples is not None:
+        inside = inside | ~x.examples
+    message = f"labels must lie in [0, {num_classes - 1}], the classes of the logits"
+    if isinstance(inside, jax.core.Tracer):
+        checkify.debug_check(jnp.all(inside), message + ", got {labels}", labels=jnp.asarray(y))
+        weights = jnp.where(inside, 1.0, jnp.nan).astype(x.student.dtype)
+        x = x._replace(weights=weights if x.weights is None else weights * x.weights)
+    elif not np.all(inside):
+        wrong = np.asarray(y)[~np.asarray(inside)]
+        raise ValueError(
+            f"{message}, got {wrong.ravel()[:5].tolist()}; mask padding with where= or ignore_index="
+        )
+    y = jnp.asarray(y if isinstance(y, jax.Array) else y.astype(y.dtype.newbyteorder("=")))
+    classes = _classes.numbers(x.student, axis_name).astype(y.dtype)
+    return x, jnp.expand_dims(y, -1) == jnp.expand_dims(classes, range(y.ndim))
 
 
 def _remedy(s: jax.Array, t: jax.Array) -> str:
@@ -121,29 +220,61 @@ def _remedy(s: jax.Array, t: jax.Array) -> str:
 
 
 def boolean_mask(where: ArrayLike) -> jax.Array:
-    """Returns the mask as an array; raises TypeError unless it is boolean."""
+    """Returns a boolean or integer mask as a boolean array, True where it is not 0; else raises TypeError."""
     mask = jnp.asarray(where)
+    if jnp.issubdtype(mask.dtype, jnp.integer):
+        return mask != 0
     if mask.dtype != bool:
         raise TypeError(
-            f"where must be boolean (True where an entry counts), got dtype {mask.dtype}; convert a mask of "
-            "0 and 1 with mask.astype(bool)"
+            "where must be boolean or of integers (an entry counts where it is not 0), got dtype "
+            f"{mask.dtype}; floating weights are for examples, in losses of one value per example"
         )
     return mask
 
 
-def _masks(where: ArrayLike, shape: tuple[int, ...], axis: int) -> tuple[jax.Array | None, jax.Array]:
-    mask = boolean_mask(where)
+def mask_of_examples(
+    where: ArrayLike, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> tuple[jax.Array, jax.Array | None]:
+    """The mask of examples, boolean, and their weights if it is floating."""
+    mask, weights = jnp.asarray(where), None
+    if jnp.issubdtype(mask.dtype, jnp.floating):
+        weights = jnp.broadcast_to(mask.astype(dtype), shape)
+        mask = mask != 0
+    return jnp.broadcast_to(boolean_mask(mask), shape), weights
+
+
+def _no_fit(where: ArrayLike, shape: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"where must have the rank of the logits and broadcast to {shape} (a mask of classes), or one axis "
+        f"fewer and broadcast to {shape[:-1]} (a mask of examples)"
+        f"{', or be a vector of the classes' if len(shape) > 2 else ''}, got shape {jnp.shape(where)}"
+    )
+
+
+def _masks(
+    where: ArrayLike, logits: jax.Array, axis: int, axis_name: AxisName
+) -> tuple[jax.Array | None, jax.Array, jax.Array | None]:
+    """The mask of classes, the mask of examples, and the examples' weights."""
+    shape = logits.shape
+    mask = jnp.asarray(where)
     of_classes = mask.ndim == len(shape)
-    if of_classes:
+    if mask.ndim == 1 and len(shape) > 2:  # a vector [K]
+        mask, of_classes = mask.reshape(*[1] * (len(shape) - 1), -1), True
+    elif of_classes:
         mask = jnp.moveaxis(mask, axis, -1)
+    if not of_classes:
+        try:
+            return None, *mask_of_examples(mask, shape[:-1], logits.dtype)
+        except ValueError:
+            raise _no_fit(where, shape) from None
     try:
-        mask = jnp.broadcast_to(mask, shape if of_classes else shape[:-1])
+        mask = jnp.broadcast_to(boolean_mask(mask), shape)
     except ValueError:
-        raise ValueError(
-            f"where must have the rank of the logits and broadcast to {shape} (a mask of classes), or one "
-            f"axis fewer and broadcast to {shape[:-1]} (a mask of examples), got shape {jnp.shape(where)}"
-        ) from None
-    return (mask, jnp.any(mask, axis=-1)) if of_classes else (None, mask)
+        raise _no_fit(where, shape) from None
+    left = jnp.any(mask, axis=-1)
+    if axis_name is not None:
+        left = jax.lax.psum(left.astype(jnp.int32), axis_name) > 0
+    return mask, left, None
 
 
 @jax.custom_jvp
@@ -164,39 +295,3 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
     if isinstance(of_logits, SymbolicZero):
         return quotient, through_tau
     return quotient, of_logits * (1.0 / tau) + through_tau
-
-
-def kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """Returns `KL(p || q) = sum_k p_k (log p_k - log q_k)`, shape `[...]`."""
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def one_hot_labels(labels: ArrayLike, x: Pair) -> jax.Array:
-    """Returns the labels as a boolean array of the logits' shape.
-
-    Raises:
-      TypeError: the labels are not integers.
-      ValueError: the shape does not fit, or a known label of an unmasked example is out of range.  Under
-        `jit` the values are not known: there, `jax.experimental.checkify` reports them.
-    """
-    # NumPy arrays stay as they are until they are checked: jax may narrow 64 bits to 32.
-    y = labels if isinstance(labels, jax.Array) else np.asarray(labels)
-    shape, num_classes = x.student.shape[:-1], x.student.shape[-1]
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers (class indices, not one-hot rows), got dtype {y.dtype}")
-    if y.shape != shape:
-        raise ValueError(f"labels must have shape {shape}, one per example, got {y.shape}")
-    if y.dtype.itemsize < 4:  # a narrow type does not hold the number of classes
-        y = y.astype(np.int32)
-    inside = (y >= 0) & (y < num_classes)
-    if x.examples is not None:
-        inside = inside | ~x.examples
-    message = f"labels must lie in [0, {num_classes - 1}], the classes of the logits"
-    if isinstance(inside, jax.core.Tracer):
-        checkify.debug_check(jnp.all(inside), message + ", got {labels}", labels=jnp.asarray(y))
-    elif not np.all(inside):
-        wrong = np.asarray(y)[~np.asarray(inside)]
-        raise ValueError(f"{message}, got {wrong.ravel()[:5].tolist()}; mask padding with where=")
-    y = jnp.asarray(y if isinstance(y, jax.Array) else y.astype(y.dtype.newbyteorder("=")))
-    classes = jnp.arange(num_classes, dtype=y.dtype)
-    return jnp.expand_dims(y, -1) == jnp.expand_dims(classes, range(y.ndim))

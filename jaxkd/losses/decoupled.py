@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd import _classes
 from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
-from jaxkd.losses._inputs import Pair, kl, one_hot_labels, prepare
+from jaxkd._classes import AxisName
+from jaxkd.losses._inputs import Pair, prepare_labelled
 from jaxkd.losses.logit import norm_temperatures
 
 
@@ -24,8 +26,10 @@ def dkd(
     standardize: bool = False,
     alpha: float = 1.0,
     beta: float = 8.0,
+    ignore_index: int | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Decoupled KD: the KL divergence split into the target class and the rest, each with its weight.
 
@@ -52,8 +56,7 @@ def dkd(
     Source: Zhao et al. 2022 (arXiv 2203.08679), Eq. 7.  The source multiplies the loss by min(epoch / 20, 1),
     epochs counted from 1, which is left to the caller.
     """
-    x = prepare(student, teacher, axis, where)
-    is_target = one_hot_labels(labels, x)
+    x, is_target = prepare_labelled(student, teacher, labels, axis, where, ignore_index, axis_name)
     x = x.standardized() if standardize else x
     tau = x.temperature(temperature, standardize)
     return _decoupled(x.over(tau, tau), is_target, tau, alpha, beta)
@@ -67,8 +70,10 @@ def normdkd(
     scale: float = 2.0,
     alpha: float = 1.0,
     beta: float = 8.0,
+    ignore_index: int | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """NormKD's temperatures in decoupled KD: a multiple of each network's deviation.
 
@@ -90,8 +95,7 @@ def normdkd(
     Source: Chi et al. 2023 (arXiv 2308.00520), the authors' code, where the loss is multiplied by
     min(epoch / 20, 1), which is left to the caller.
     """
-    x = prepare(student, teacher, axis, where)
-    is_target = one_hot_labels(labels, x)
+    x, is_target = prepare_labelled(student, teacher, labels, axis, where, ignore_index, axis_name)
     tau_student, tau_teacher = norm_temperatures(x, scale)
     return _decoupled(x.over(tau_student, tau_teacher), is_target, tau_teacher, alpha, beta)
 
@@ -106,8 +110,10 @@ def rld(
     alpha: float = 1.0,
     beta: float = 8.0,
     confidence_temperature: float = 1.0,
+    ignore_index: int | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Refined logit distillation: the teacher's confidence, and its order of the classes below the label.
 
@@ -131,18 +137,15 @@ def rld(
     Source: Sun et al. 2024 (arXiv 2408.07703), the authors' code, where the loss is multiplied by
     min(epoch / 20, 1), which is left to the caller.
     """
-    _logits.require_positive("confidence_temperature", confidence_temperature)
-    x = prepare(student, teacher, axis, where)
-    is_target = one_hot_labels(labels, x)
+    x, is_target = prepare_labelled(student, teacher, labels, axis, where, ignore_index, axis_name)
     # The order is that of the logits as they are: z-scores may be computed twice, and rounded differently.
-    of_label = jnp.sum(jnp.where(is_target, x.teacher, 0.0), axis=-1, keepdims=True)
-    below = x.teacher < of_label
+    below = x.teacher < x.total(jnp.where(is_target, x.teacher, 0.0))[..., None]
     seen = x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
-    is_largest = jax.nn.one_hot(jnp.argmax(seen, axis=-1), x.teacher.shape[-1], dtype=bool)
+    is_largest = _classes.is_first_largest(seen, axis_name)
     x = x.standardized() if standardize else x
     tau = x.temperature(temperature, standardize)
-    sharp = x.over(*[jnp.full_like(tau, confidence_temperature)] * 2)
-    confidence = confidence_temperature**2 * _of_two(sharp, is_largest, is_target)
+    tau_c = _logits.per_example("confidence_temperature", confidence_temperature, x.student)
+    confidence = tau_c[..., 0] ** 2 * _of_two(x.over(tau_c, tau_c), is_largest, is_target)
     order = tau[..., 0] ** 2 * _of_some(x.over(tau, tau), below)
     return x.masked(alpha * confidence + beta * order)
 
@@ -155,7 +158,8 @@ def _decoupled(x: Pair, is_target: jax.Array, tau: jax.Array, alpha: float, beta
 def _of_two(x: Pair, of_teacher: jax.Array, of_student: jax.Array) -> jax.Array:
     """KL divergence between (a class, all others) of the teacher, and the same of the student."""
     x = x.without_infinities()
-    return kl(_one_or_not(x.teacher, of_teacher, x), _one_or_not(x.student, of_student, x))
+    log_p, log_q = _one_or_not(x.teacher, of_teacher, x), _one_or_not(x.student, of_student, x)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def _of_some(x: Pair, chosen: jax.Array) -> jax.Array:
@@ -165,8 +169,9 @@ def _of_some(x: Pair, chosen: jax.Array) -> jax.Array:
     # Of these, those to which the teacher gives probability; without one there is no p~.
     possible = chosen & ~jnp.isneginf(x.teacher)
     x = x.without_infinities()
-    log_p, log_q = _logits.log_softmax(x.teacher, possible), _logits.log_softmax(x.student, chosen)
-    return jnp.sum(jnp.exp(log_p) * jnp.where(possible, log_p - log_q, 0.0), axis=-1)
+    log_p = _logits.log_softmax(x.teacher, possible, axis_name=x.axis_name)
+    log_q = _logits.log_softmax(x.student, chosen, axis_name=x.axis_name)
+    return x.total(jnp.exp(log_p) * jnp.where(possible, log_p - log_q, 0.0))
 
 
 def _one_or_not(logits: jax.Array, is_it: jax.Array, x: Pair) -> jax.Array:
@@ -174,10 +179,10 @@ def _one_or_not(logits: jax.Array, is_it: jax.Array, x: Pair) -> jax.Array:
     kept, others = is_it, ~is_it
     if x.classes is not None:
         kept, others = kept & x.classes, others & x.classes
-    target = jnp.sum(jnp.where(kept, logits, 0.0), axis=-1)
+    target = x.total(jnp.where(kept, logits, 0.0))
     if x.classes is not None:  # a target that is masked out has probability 0 in both networks
-        target = jnp.where(jnp.any(kept, axis=-1), target, _logits.MASKED_LOGIT)
-    rest = jax.nn.logsumexp(jnp.where(others, logits, _logits.MASKED_LOGIT), axis=-1)
+        target = jnp.where(x.total(kept) > 0, target, _logits.MASKED_LOGIT)
+    rest = _classes.log_sum_exp(jnp.where(others, logits, _logits.MASKED_LOGIT), x.axis_name)
     # A target of +inf would leave the others' softmax, and so the whole loss, finite.
     log_odds = jnp.where(jnp.isposinf(target), jnp.nan, target - rest)
     return jax.nn.log_sigmoid(jnp.stack([log_odds, -log_odds], axis=-1))

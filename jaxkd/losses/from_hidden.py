@@ -6,14 +6,195 @@ exist for one chunk of tokens at a time, in the forward pass as in the backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
+from jaxkd import _meshes
 from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
-from jaxkd.losses._inputs import boolean_mask
+from jaxkd._classes import AxisName
+from jaxkd.losses._chunks import cut
+from jaxkd.losses._inputs import mask_of_examples
 from jaxkd.losses.logit import kd
+
+TokenLoss = Callable[..., jax.Array]
+
+
+def in_chunks(
+    loss: TokenLoss, *arrays: ArrayLike, chunk_size: int = 128, where: ArrayLike | None = None
+) -> jax.Array:
+    """Any loss per token, worked out for `chunk_size` tokens at a time.
+
+    `L = loss(*arrays)`, value and gradient.  What the loss makes on its way, such as logits, exists for one
+    chunk at a time: beside its arguments and their gradients it takes memory for a few arrays of
+    `chunk_size` x K, however many tokens there are.  The gradient is worked out in the forward pass, while
+    the logits are there.  That is all the work if the losses are then summed or averaged (some may be
+    masked); if they are weighted unevenly afterwards, it is computed again for what the tokens share.  So
+    give weights as `where`.
+
+    The loss takes what all tokens share (output matrices, biases, a learned temperature) from its closure.
+    The gradient flows there, and into the arrays.  It is a custom reverse-mode rule: `jax.jvp` and with it
+    forward mode, `jax.linearize` and Hessians are not available (TypeError).
+
+    Sharded tokens: a chunk takes a part of every device's tokens, under `jax.jit` (where `chunk_size` counts
+    the tokens of all devices) and inside `jax.shard_map` (those of one).
+
+    Args:
+      loss: called with a chunk of every array; gives one value per token, floating, and treats each token by
+        itself.  A chunk has one or several axes of tokens in front, which the loss must not count.
+      arrays: shape `[tokens..., ...]`, of any number of token axes and of anything behind them: hidden
+        states, labels, temperatures.
+      chunk_size: how many tokens are worked on at a time.  More is faster where the memory allows it.
+      where: optional mask of tokens, or their weights, as in `jaxkd.losses`; shape `[tokens...]`.  What the
+        arrays hold in a masked token is replaced by 1 before the loss sees it.
+
+    Returns:
+      One value per token, shape `[tokens...]`.
+
+    Raises:
+      ValueError: there is no array, one does not begin with the token axes, or the chunk size is below 1.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> keys = jax.random.split(jax.random.key(0), 4)
+    >>> shapes = [(2, 5, 8), (8, 100), (2, 5, 16), (16, 100)]
+    >>> student, head, teacher, teacher_head = (jax.random.normal(k, s) for k, s in zip(keys, shapes))
+    >>> labels = jnp.zeros((2, 5), int)
+    >>> def loss(student, teacher, labels):
+    ...     s, t = 30 * jnp.tanh(student @ head / 30), teacher @ teacher_head
+    ...     log_q = jax.nn.log_softmax(s)
+    ...     cross_entropy = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+    ...     return 0.5 * cross_entropy + 0.5 * losses.reverse_kl(s, t)
+    >>> print(losses.in_chunks(loss, student, teacher, labels, chunk_size=4).shape)
+    (2, 5)
+
+    Source: the arrangement is that of memory-saving cross-entropies.
+    """
+    inputs = [jnp.asarray(a) for a in arrays]
+    if not inputs:
+        raise ValueError("in_chunks needs at least one array of tokens")
+    result = jax.eval_shape(loss, *inputs)
+    tokens = result.shape
+    for index, a in enumerate(inputs):
+        if a.shape[: len(tokens)] != tokens:
+            raise ValueError(
+                f"array {index} must begin with the axes of the tokens, {tokens}, got shape {a.shape}; take "
+                "what all tokens share from the loss's closure"
+            )
+    plan = cut(inputs[0], tokens, chunk_size)
+    keep, weights = jnp.ones(tokens, bool), None
+    if where is not None:
+        keep, weights = mask_of_examples(where, tokens)
+        # What is masked may hold anything, and nothing of it may reach a product.
+        inputs = [jnp.where(keep.reshape(*tokens, *[1] * (a.ndim - len(tokens))), a, 1) for a in inputs]
+    if 0 in tokens:
+        return loss(*inputs)
+
+    def of_chunk(chunk: Sequence[jax.Array]) -> jax.Array:
+        keep, weight, *arrays = chunk
+        return jnp.where(keep, loss(*arrays) * weight, 0.0)
+
+    weights = jnp.ones(tokens, result.dtype) if weights is None else weights.astype(result.dtype)
+    chunks = (plan.split(keep), plan.split(weights), *(plan.split(a, fill=1) for a in inputs))
+    with_shared, shared = jax.closure_convert(of_chunk, [a[0] for a in chunks])
+    return plan.join(_with_gradients(with_shared)(chunks, tuple(shared)))
+
+
+def _with_gradients(of_chunk: Callable[..., jax.Array]) -> Callable[[tuple, tuple], jax.Array]:
+    """The losses of all chunks, `[chunks, ...]`, with gradients that are worked out in the forward pass.
+
+    `of_chunk(chunk, *shared)` gives the losses of a chunk, whose first array is the mask.
+    """
+
+    @jax.custom_vjp
+    def run(chunks: tuple, shared: tuple) -> jax.Array:
+        return jax.lax.map(lambda chunk: of_chunk(list(chunk), *shared), chunks)
+
+    def derive(chunks: tuple, shared: tuple, wanted: tuple, weights: jax.Array | None) -> tuple:
+        """Losses, each token's gradients, and the gradients of what is shared, summed with the weights."""
+        of_tokens, of_shared = wanted
+
+        def step(total: list, xs: tuple) -> tuple[list, tuple]:
+            chunk, weight = xs
+
+            def losses(some: list, others: list) -> jax.Array:
+                return of_chunk(_put(some, of_tokens, chunk), *_put(others, of_shared, shared))
+
+            value, pullback = jax.vjp(losses, _take(chunk, of_tokens), _take(shared, of_shared))
+            own, common = pullback(jnp.ones_like(value) if weight is None else weight)
+            return [t + g.astype(t.dtype) for t, g in zip(total, common, strict=True)], (value, own)
+
+        start = [
+            jnp.zeros_like(x, dtype=jnp.promote_types(jnp.float32, x.dtype)) for x in _take(shared, of_shared)
+        ]
+        total, (values, own) = jax.lax.scan(step, start, (chunks, weights))
+        return values, own, total
+
+    def forward(chunks: tuple, shared: tuple) -> tuple[jax.Array, tuple]:
+        wanted = tuple(tuple(x.perturbed and _is_floating(x.value) for x in xs) for xs in (chunks, shared))
+        chunks, shared = (tuple(x.value for x in xs) for xs in (chunks, shared))
+        # Inside shard_map, every device sums up its own tokens; the sum over devices comes once, at the end.
+        local = tuple(_meshes.vary(x, _varying(chunks)) for x in shared)
+        values, own, total = derive(chunks, local, wanted, None)
+        own, total = _put(own, wanted[0], [None] * len(chunks)), _put(total, wanted[1], [None] * len(shared))
+        return values, (chunks, shared, own, total)
+
+    def backward(residuals: tuple, weights: Any) -> tuple[tuple, tuple]:
+        chunks, shared, own, total = residuals
+        if isinstance(weights, SymbolicZero):
+            return (None,) * len(chunks), (None,) * len(shared)
+        wanted = tuple(tuple(x is not None for x in xs) for xs in (own, total))
+        axes = _varying(chunks)
+        highest = jnp.max(weights, where=chunks[0], initial=-jnp.inf)
+        lowest = jnp.min(weights, where=chunks[0], initial=jnp.inf)
+        scale = jnp.where(jnp.isfinite(highest), highest, 0.0)
+        sums = jax.lax.cond(
+            highest <= lowest,  # one weight for all tokens, or no token
+            lambda: [x * scale.astype(x.dtype) for x in _take(total, wanted[1])],
+            lambda: derive(
+                chunks,
+                tuple(_meshes.vary(x, axes) for x in shared),
+                ((False,) * len(chunks), wanted[1]),
+                weights,
+            )[2],
+        )
+        whole = [
+            _meshes.sum_over(x, axes - (_meshes.varying_axes(like) or frozenset())).astype(like.dtype)
+            for x, like in zip(sums, _take(shared, wanted[1]), strict=True)
+        ]
+        scaled = [
+            x
+            if x is None
+            else x * weights.reshape(*weights.shape, *[1] * (x.ndim - weights.ndim)).astype(x.dtype)
+            for x in own
+        ]
+        return tuple(scaled), tuple(_put(whole, wanted[1], [None] * len(shared)))
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return run
+
+
+def _take(xs: Sequence, wanted: Sequence[bool]) -> list:
+    return [x for x, is_wanted in zip(xs, wanted, strict=True) if is_wanted]
+
+
+def _put(some: Sequence, wanted: Sequence[bool], xs: Sequence) -> list:
+    """The inverse of `_take`: `xs`, with `some` in the wanted places."""
+    rest = iter(some)
+    return [next(rest) if is_wanted else x for x, is_wanted in zip(xs, wanted, strict=True)]
+
+
+def _is_floating(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _varying(chunks: Sequence[jax.Array]) -> frozenset[str]:
+    return frozenset().union(*(_meshes.varying_axes(x) or () for x in chunks))
 
 
 def kd_from_hidden(
@@ -24,38 +205,44 @@ def kd_from_hidden(
     *,
     temperature: _temperature.Temperature = 4.0,
     standardize: bool = False,
+    student_bias: ArrayLike | None = None,
+    teacher_bias: ArrayLike | None = None,
+    student_soft_cap: float | None = None,
+    teacher_soft_cap: float | None = None,
+    classes: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
     chunk_size: int = 128,
 ) -> jax.Array:
     """`kd` of the logits `hidden @ head`, which never exist for more than `chunk_size` tokens at a time.
 
-    `L_i = kd(student_hidden_i @ student_head, teacher_hidden_i @ teacher_head)`, value and gradient.  Beside
-    its arguments and their gradients it takes memory for a few arrays of `chunk_size` x K, however many
-    tokens there are.  The gradient is worked out chunk by chunk in the forward pass, while the logits are
-    there.  That is all the work if the loss is then summed or averaged over the tokens (of which some may be
-    masked); if the tokens are weighted unevenly, the logits are computed again for the gradient of the head.
-
-    The gradient is a custom reverse-mode rule.  `jax.jvp` and with it forward mode, `jax.linearize` and
-    Hessians are not available (TypeError).  There is no mask of classes.
+    `L_i = kd(s_i, t_i)`, value and gradient, with the logits of `jaxkd.logits.from_hidden`.  This is
+    `in_chunks` with `kd` as its loss: for memory, gradients and sharding see there, and for another loss, or
+    for the cross-entropy in the same pass, call it.
 
     Args:
       student_hidden: floating, shape `[..., D]`, what the student's output matrix is applied to.
       student_head: floating, shape `[D, K]`; for tied embeddings, their transpose.
       teacher_hidden: floating, shape `[..., E]`, the same leading axes; no gradient flows into it.
-      teacher_head: floating, shape `[E, K]`; no gradient flows into it.
+      teacher_head: floating, shape `[E, K]`; no gradient flows into it.  A padded vocabulary is cut to the
+        other one's size first, `teacher_head[:, :K]`.
       temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule, as in `kd`.  The
-        gradient flows into a number or an array.  A rule must not close over a value that is being
-        differentiated or traced: that raises `jax.errors.UnexpectedTracerError`.  Compute such a temperature
-        outside and pass it as an array.
+        gradient flows into a number, an array, and what a rule takes from its closure.
       standardize: whether to take z-scores of both networks' logits first.
-      where: optional boolean mask of tokens, shape `[...]`; a masked token has loss 0 and gradient 0.
-      chunk_size: how many tokens are worked on at a time.  More is faster where the memory allows it.
+      student_bias: floating, shape `[K]`.
+      teacher_bias: floating, shape `[K]`; no gradient flows into it.
+      student_soft_cap: bound of the student's logits, as in `jaxkd.logits.from_hidden`.
+      teacher_soft_cap: the same for the teacher.
+      classes: optional mask of classes, shape `[K]`, for the padding of a vocabulary.
+      where: optional mask of tokens, or their weights, shape `[...]`.
+      axis_name: where `jax.shard_map` shards the heads' classes, the mesh axis over which it does.
+      chunk_size: how many tokens are worked on at a time.
 
     Returns:
       One value per token, shape `[...]`, in nats times squared logit units; float32 (float64 for float64).
 
     Raises:
-      TypeError: an array that is not floating, a mask that is not boolean.
+      TypeError: an array that is not floating, a mask that is not boolean, of integers or of weights.
       ValueError: shapes that do not fit together, a temperature that is not positive or does not fit, a chunk
         size below 1.
 
@@ -70,126 +257,34 @@ def kd_from_hidden(
     >>> print(loss.shape, bool(jnp.allclose(loss, naive, rtol=1e-4)))
     (2, 5) True
 
-    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, for the loss; the arrangement is that of
-    memory-saving cross-entropies.
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, for the loss.
     """
-    h_s, w_s = _network("student", student_hidden, student_head)
-    h_t, w_t = _network("teacher", teacher_hidden, teacher_head)
+    h_s, w_s = _logits.hidden_and_head("student", student_hidden, student_head)
+    h_t, w_t = _logits.hidden_and_head("teacher", teacher_hidden, teacher_head)
     if h_s.shape[:-1] != h_t.shape[:-1] or w_s.shape[1] != w_t.shape[1]:
         raise ValueError(
             "student and teacher must share tokens and classes, got hidden states "
-            f"{h_s.shape} and {h_t.shape}, output matrices {w_s.shape} and {w_t.shape}"
+            f"{h_s.shape} and {h_t.shape}, output matrices {w_s.shape} and {w_t.shape}; a padded vocabulary "
+            "is cut to size with head[:, :num_classes]"
         )
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    shape = h_s.shape[:-1]
-    keep = jnp.ones(shape, bool) if where is None else boolean_mask(where)
-    if keep.shape != shape:
-        raise ValueError(f"where must have shape {shape}, one entry per token, got {keep.shape}")
-    rule, given = (temperature, 1.0) if callable(temperature) else (None, temperature)
+    h_t, w_t = jax.lax.stop_gradient((h_t, w_t))
+    mask = None if classes is None else jnp.asarray(classes)
+    if mask is not None and mask.shape != w_s.shape[1:]:
+        raise ValueError(f"classes must have shape {w_s.shape[1:]}, one entry per class, got {mask.shape}")
     dtype = jnp.promote_types(jnp.float32, jnp.promote_types(h_s.dtype, h_t.dtype))
-    tau = _logits.per_example("temperature", given, jax.ShapeDtypeStruct((*shape, w_s.shape[1]), dtype))
+    like = jax.ShapeDtypeStruct((*h_s.shape[:-1], w_s.shape[1]), dtype)
+    taus = () if callable(temperature) else (_logits.per_example("temperature", temperature, like),)
 
-    num_tokens = keep.size
-    chunk_size = min(chunk_size, max(num_tokens, 1))
-    num_chunks = -(-num_tokens // chunk_size)
-
-    def chunks(x: jax.Array, trailing: tuple[int, ...], fill: float) -> jax.Array:
-        x = x.reshape(num_tokens, *trailing)
-        missing = num_chunks * chunk_size - num_tokens
-        x = jnp.pad(x, [(0, missing), *((0, 0) for _ in trailing)], constant_values=fill)
-        return x.reshape(num_chunks, chunk_size, *trailing)
-
-    # What is masked may hold anything: nothing of it may reach a product.
-    h_s, h_t = (jnp.where(keep[..., None], h, 0) for h in (h_s, jax.lax.stop_gradient(h_t)))
-    losses = _chunked(rule, standardize)(
-        chunks(h_s, h_s.shape[-1:], 0),
-        w_s,
-        chunks(h_t, h_t.shape[-1:], 0),
-        jax.lax.stop_gradient(w_t),
-        chunks(tau, (1,), 1.0),
-        chunks(keep, (), False),
-    )
-    return losses.reshape(-1)[:num_tokens].reshape(shape)
-
-
-def _network(name: str, hidden: ArrayLike, head: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    h, w = jnp.asarray(hidden), jnp.asarray(head)
-    for what, array in (("hidden", h), ("head", w)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"{name}_{what} must be floating, got dtype {array.dtype}")
-    if h.ndim == 0 or w.ndim != 2 or h.shape[-1] != w.shape[0] or w.shape[1] < 2:
-        raise ValueError(
-            f"{name}_hidden must have shape [..., D] and {name}_head [D, K] with at least 2 classes, got "
-            f"{h.shape} and {w.shape}; tied embeddings are to be transposed"
+    def loss(h_s: jax.Array, h_t: jax.Array, *tau: jax.Array) -> jax.Array:
+        s = _logits.from_hidden(h_s, w_s, bias=student_bias, soft_cap=student_soft_cap)
+        t = _logits.from_hidden(h_t, w_t, bias=teacher_bias, soft_cap=teacher_soft_cap)
+        return kd(
+            s,
+            t,
+            temperature=tau[0] if tau else temperature,
+            standardize=standardize,
+            where=None if mask is None else mask.reshape(*[1] * (s.ndim - 1), -1),
+            axis_name=axis_name,
         )
-    dtype = jnp.promote_types(h.dtype, w.dtype)
-    return h.astype(dtype), w.astype(dtype)
 
-
-def _chunked(rule: _temperature.Rule | None, standardize: bool):  # type: ignore[no-untyped-def]
-    """The loss on chunked arrays, `[chunks, tokens, ...]`, as a function with a custom gradient."""
-
-    def logits(h: jax.Array, w: jax.Array) -> jax.Array:
-        return jnp.matmul(h, w, preferred_element_type=jnp.promote_types(jnp.float32, h.dtype))
-
-    def of_logits(z_s: jax.Array, z_t: jax.Array, tau: jax.Array, keep: jax.Array) -> jax.Array:
-        return kd(z_s, z_t, temperature=tau if rule is None else rule, standardize=standardize, where=keep)
-
-    @jax.custom_vjp
-    def run(
-        h_s: jax.Array, w_s: jax.Array, h_t: jax.Array, w_t: jax.Array, tau: jax.Array, keep: jax.Array
-    ) -> jax.Array:
-        def one(chunk: tuple) -> jax.Array:
-            s, t, tau, keep = chunk
-            return of_logits(logits(s, w_s), logits(t, w_t), tau, keep)
-
-        return jax.lax.map(one, (h_s, h_t, tau, keep))
-
-    def gradients(w_s: jax.Array, w_t: jax.Array, chunk: tuple) -> tuple[jax.Array, ...]:
-        """Losses, and the gradients of each token's loss: of its logits and of its temperature."""
-        s, t, tau, keep = chunk
-        z_t = logits(t, w_t)
-        value, pullback = jax.vjp(lambda z, tau: of_logits(z, z_t, tau, keep), logits(s, w_s), tau)
-        return value, *pullback(jnp.ones_like(value))
-
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(jnp.float32, a.dtype))
-
-    def head_gradient(
-        w_s: jax.Array, w_t: jax.Array, chunks: tuple, weights: jax.Array
-    ) -> tuple[jax.Array, tuple]:
-        """The head's gradient for the given weights of the tokens; losses, and the other gradients."""
-
-        def step(total: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
-            chunk, weight = xs
-            value, of_z, of_tau = gradients(w_s, w_t, chunk)
-            of_z = of_z.astype(w_s.dtype)
-            of_h = product(of_z, w_s.T)
-            # The small factor takes the weight.
-            weighted = (chunk[0].astype(weight.dtype) * weight[:, None]).astype(w_s.dtype)
-            return total + product(weighted.T, of_z), (value, of_h, of_tau)
-
-        start = jnp.zeros(w_s.shape, jnp.promote_types(jnp.float32, w_s.dtype))
-        return jax.lax.scan(step, start, (chunks, weights))
-
-    def forward(h_s, w_s, h_t, w_t, tau, keep):  # type: ignore[no-untyped-def]
-        chunks = (h_s, h_t, tau, keep)
-        of_w, (values, of_h, of_tau) = head_gradient(w_s, w_t, chunks, jnp.ones(keep.shape, tau.dtype))
-        return values, (chunks, w_s, w_t, of_w, of_h, of_tau)
-
-    def backward(residuals, weights):  # type: ignore[no-untyped-def]
-        chunks, w_s, w_t, of_w, of_h, of_tau = residuals
-        keep = chunks[3]
-        highest = jnp.max(weights, where=keep, initial=-jnp.inf)
-        lowest = jnp.min(weights, where=keep, initial=jnp.inf)
-        of_w = jax.lax.cond(
-            highest <= lowest,  # one weight for all tokens, or no token
-            lambda: of_w * jnp.where(jnp.isfinite(highest), highest, 0.0),
-            lambda: head_gradient(w_s, w_t, chunks, weights)[0],
-        )
-        of_h = of_h * weights[..., None]
-        return of_h.astype(w_s.dtype), of_w.astype(w_s.dtype), None, None, of_tau * weights[..., None], None
-
-    run.defvjp(forward, backward)
-    return run
+    return in_chunks(loss, h_s, h_t, *taus, chunk_size=chunk_size, where=where)

@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd import _classes
 from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
-from jaxkd.losses._inputs import Pair, kl, prepare
+from jaxkd._classes import AxisName
+from jaxkd.losses._chunks import cut
+from jaxkd.losses._inputs import Pair, prepare
 
 
 def kd(
@@ -26,6 +29,7 @@ def kd(
     chunk_size: int | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Knowledge distillation: the KL divergence between softened teacher and student, times T squared.
 
@@ -34,10 +38,11 @@ def kd(
     which is close to one minus the correlation of the two.
 
     Args:
-      chunk_size: number of examples in a chunk, or None for all at once.  For logits of hundreds of megabytes
+      chunk_size: number of examples in a chunk, or None for all at once; on sharded examples, of all devices
+        together.  For logits of hundreds of megabytes
         on a CPU: temporary memory is a few megabytes (8 examples of 32,000 classes) and not several times
         the logits.  The gradient computes each chunk twice: no slower in the plain loss, a little slower in
-        the adaptive one.  A temperature rule is called with one example, `[K]`.
+        the adaptive one.
 
     Raises:
       ValueError: the chunk size is below 1.
@@ -54,35 +59,35 @@ def kd(
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2; Sun et al. 2024 (arXiv 2403.01427) for z-scores;
     Matsuyama et al. 2025 (arXiv 2503.09030) for the adaptive temperature.
     """
-    x = prepare(student, teacher, axis, where)
+    x = prepare(student, teacher, axis, where, axis_name)
     if chunk_size is None:
         return _kd(x, temperature, standardize)
     return _by_chunks(x, temperature, standardize, chunk_size)
 
 
 def _kd(x: Pair, temperature: _temperature.Temperature, standardize: bool) -> jax.Array:
-    x, tau = _soften(x, temperature, standardize)
+    x, tau = softened(x, temperature, standardize)
     log_p, log_q = x.log_softmax(z_scores=standardize)
-    return x.masked(tau**2 * kl(log_p, log_q))
+    return x.masked(tau**2 * x.kl(log_p, log_q))
 
 
 def _by_chunks(
     x: Pair, temperature: _temperature.Temperature, standardize: bool, chunk_size: int
 ) -> jax.Array:
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    plan = cut(x.student, x.student.shape[:-1], chunk_size)
     # A number or an array may carry a gradient, and an array has a row for each example: it is cut up too.
     tau = None if callable(temperature) else x.temperature(temperature)
 
-    def of_example(row: tuple[Pair, jax.Array | None]) -> jax.Array:
-        x, tau = row
-        return _kd(x, temperature if tau is None else lambda *_, **__: tau, standardize)
+    def of_chunk(rows: tuple) -> jax.Array:
+        tau, arrays = rows
+        return _kd(
+            Pair(*arrays, x.axis_name), temperature if tau is None else lambda *_, **__: tau, standardize
+        )
 
-    shape = x.student.shape[:-1]
-    rows = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(shape) :]), (x, tau))
+    rows = jax.tree.map(lambda a: plan.split(a, fill=1), (tau, x[:-1]))
     # Nothing of a chunk is kept for the backward pass.
-    forgetful = jax.checkpoint(of_example, prevent_cse=False)
-    return jax.lax.map(forgetful, rows, batch_size=chunk_size).reshape(shape)
+    forgetful = jax.checkpoint(of_chunk, prevent_cse=False)
+    return plan.join(jax.lax.map(forgetful, rows))
 
 
 def reverse_kl(
@@ -93,6 +98,7 @@ def reverse_kl(
     standardize: bool = False,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Reverse KL divergence, from softened student to softened teacher, times T squared.
 
@@ -107,11 +113,11 @@ def reverse_kl(
 
     Source: Gu et al. 2024 (arXiv 2306.08543), section 2, for sequences; here for each position by itself.
     """
-    x, tau = soften(student, teacher, temperature, standardize, axis, where)
+    x, tau = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
     log_p, log_q = x.log_softmax()
     # Infinite where the teacher alone excludes a class.
     log_p = jnp.where(jnp.isneginf(x.teacher) & ~jnp.isneginf(x.student), -jnp.inf, log_p)
-    return x.masked(tau**2 * kl(log_q, log_p))
+    return x.masked(tau**2 * x.kl(log_q, log_p))
 
 
 def jensen_shannon(
@@ -123,6 +129,7 @@ def jensen_shannon(
     teacher_weight: float = 0.5,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Jensen-Shannon divergence of softened teacher and student, times T squared.
 
@@ -150,13 +157,13 @@ def jensen_shannon(
             f"teacher_weight must lie between 0 and 1, both excluded, got {w}; "
             "kd and reverse_kl are what the loss tends to at the ends"
         )
-    x, tau = soften(student, teacher, temperature, standardize, axis, where)
+    x, tau = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
     log_p, log_q = x.log_softmax()
     # log m from the larger of the two: exact at p = q, and without overflow for distant logits.
     difference = log_q - log_p
     other_weight = jnp.where(difference > 0, w, 1 - w)
     log_m = jnp.maximum(log_p, log_q) + jnp.log1p(other_weight * jnp.expm1(-jnp.abs(difference)))
-    return x.masked(tau**2 * (w * kl(log_p, log_m) + (1 - w) * kl(log_q, log_m)))
+    return x.masked(tau**2 * (w * x.kl(log_p, log_m) + (1 - w) * x.kl(log_q, log_m)))
 
 
 def soft_cross_entropy(
@@ -167,6 +174,7 @@ def soft_cross_entropy(
     standardize: bool = False,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Cross-entropy with the softened teacher as target, times T squared.
 
@@ -181,9 +189,9 @@ def soft_cross_entropy(
 
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
     """
-    x, tau = soften(student, teacher, temperature, standardize, axis, where)
+    x, tau = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
     log_p, log_q = x.log_softmax()
-    return x.masked(-(tau**2) * jnp.sum(jnp.exp(log_p) * log_q, axis=-1))
+    return x.masked(-(tau**2) * x.total(jnp.exp(log_p) * log_q))
 
 
 def normkd(
@@ -193,6 +201,7 @@ def normkd(
     scale: float = 2.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """NormKD: KL divergence with a temperature for each network, a multiple of its logits' deviation.
 
@@ -213,10 +222,10 @@ def normkd(
 
     Source: Chi et al. 2023 (arXiv 2308.00520), the authors' code.
     """
-    x = prepare(student, teacher, axis, where)
+    x = prepare(student, teacher, axis, where, axis_name)
     tau_student, tau_teacher = norm_temperatures(x, scale)
     log_p, log_q = x.over(tau_student, tau_teacher).log_softmax()
-    return x.masked(tau_teacher[..., 0] ** 2 * kl(log_p, log_q))
+    return x.masked(tau_teacher[..., 0] ** 2 * x.kl(log_p, log_q))
 
 
 def dtkd(
@@ -229,6 +238,7 @@ def dtkd(
     beta: float = 1.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """DTKD: KL divergence with a temperature for each network, in the ratio of their largest logits.
 
@@ -250,16 +260,19 @@ def dtkd(
     Source: Wei and Bai 2024 (arXiv 2404.12711), as in public code of the method.  The source multiplies the
     loss by min(epoch / 20, 1), which is left to the caller.
     """
-    x = prepare(student, teacher, axis, where)
+    x = prepare(student, teacher, axis, where, axis_name)
     x = x.standardized() if standardize else x
     x = x.without_infinities()  # both temperatures have a gradient, in which infinite logits would be NaN
     reference = x.temperature(temperature, standardize)
     tau_teacher, tau_student = (
-        reference * _temperature.max_ratio(x.student, x.teacher, of=of, reference=1.0, where=x.classes)
+        reference
+        * _temperature.max_ratio(
+            x.student, x.teacher, of=of, reference=1.0, where=x.classes, axis_name=x.axis_name
+        )
         for of in ("teacher", "student")
     )
-    own = (tau_teacher * tau_student)[..., 0] * kl(*x.over(tau_student, tau_teacher).log_softmax())
-    shared = reference[..., 0] ** 2 * kl(*x.over(reference, reference).log_softmax())
+    own = (tau_teacher * tau_student)[..., 0] * x.kl(*x.over(tau_student, tau_teacher).log_softmax())
+    shared = reference[..., 0] ** 2 * x.kl(*x.over(reference, reference).log_softmax())
     return x.masked(alpha * own + beta * shared)
 
 
@@ -270,6 +283,7 @@ def ttm(
     exponent: ArrayLike = 1.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """TTM: KL divergence at temperature 1 from the teacher's probabilities, raised to a power.
 
@@ -292,9 +306,9 @@ def ttm(
 
     Source: Zheng and Yang 2024 (arXiv 2402.11148), section 3, and the authors' code.
     """
-    x = prepare(student, teacher, axis, where)
+    x = prepare(student, teacher, axis, where, axis_name)
     log_r, log_q = x._replace(teacher=_exponent(exponent, x) * x.teacher).log_softmax()
-    return x.masked(kl(log_r, log_q))
+    return x.masked(x.kl(log_r, log_q))
 
 
 def wttm(
@@ -304,6 +318,7 @@ def wttm(
     exponent: ArrayLike = 1.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """WTTM: TTM with a weight for each example, larger where the teacher is less certain.
 
@@ -321,13 +336,13 @@ def wttm(
 
     Source: Zheng and Yang 2024 (arXiv 2402.11148), section 4, and the authors' code.
     """
-    x = prepare(student, teacher, axis, where)
+    x = prepare(student, teacher, axis, where, axis_name)
     power = _exponent(exponent, x)
     log_r, log_q = x._replace(teacher=power * x.teacher).log_softmax()
-    log_powers = power * _logits.log_softmax(x.teacher, x.classes)
+    log_powers = power * _logits.log_softmax(x.teacher, x.classes, axis_name=x.axis_name)
     if x.classes is not None:
         log_powers = jnp.where(x.classes, log_powers, _logits.MASKED_LOGIT)
-    return x.masked(jnp.exp(jax.nn.logsumexp(log_powers, axis=-1)) * kl(log_r, log_q))
+    return x.masked(jnp.exp(_classes.log_sum_exp(log_powers, x.axis_name)) * x.kl(log_r, log_q))
 
 
 def mse(
@@ -337,6 +352,7 @@ def mse(
     over_classes: Literal["mean", "sum"] = "mean",
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Mean squared difference of the raw logits.
 
@@ -359,8 +375,8 @@ def mse(
     """
     if over_classes not in ("mean", "sum"):
         raise ValueError(f'over_classes must be "mean" or "sum", got {over_classes!r}')
-    x = prepare(student, teacher, axis, where)
-    total = jnp.sum((x.student - x.teacher) ** 2, axis=-1)
+    x = prepare(student, teacher, axis, where, axis_name)
+    total = x.total((x.student - x.teacher) ** 2)
     return x.masked(total / x.num_classes() if over_classes == "mean" else total)
 
 
@@ -370,6 +386,7 @@ def correlation(
     *,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """One minus the correlation of the logits, times (K-1)/K: the limit of `kd` on z-scores for large T.
 
@@ -387,24 +404,13 @@ def correlation(
     Source: the limit is ours; Matsuyama et al. 2025 (arXiv 2503.09030) state the convergence of the KL to a
     correlation.  Cf. Huang et al. 2022 (arXiv 2205.10536), whose `dist` correlates probabilities.
     """
-    x = prepare(student, teacher, axis, where)
+    x = prepare(student, teacher, axis, where, axis_name)
     z = x.standardized(eps=0.0)
-    return x.masked(jnp.sum((z.student - z.teacher) ** 2, axis=-1) / (2 * x.num_classes()))
+    return x.masked(x.total((z.student - z.teacher) ** 2) / (2 * x.num_classes()))
 
 
-def soften(
-    student: ArrayLike,
-    teacher: ArrayLike,
-    temperature: _temperature.Temperature,
-    standardize: bool,
-    axis: int,
-    where: ArrayLike | None,
-) -> tuple[Pair, jax.Array]:
-    """Returns checked logits (z-scores if asked) over their temperature, and the temperature, `[...]`."""
-    return _soften(prepare(student, teacher, axis, where), temperature, standardize)
-
-
-def _soften(x: Pair, temperature: _temperature.Temperature, standardize: bool) -> tuple[Pair, jax.Array]:
+def softened(x: Pair, temperature: _temperature.Temperature, standardize: bool) -> tuple[Pair, jax.Array]:
+    """Logits (z-scores if asked) over their temperature, and the temperature, `[...]`."""
     x = x.standardized() if standardize else x
     tau = x.temperature(temperature, standardize)
     return x.over(tau, tau), tau[..., 0]
@@ -412,7 +418,7 @@ def _soften(x: Pair, temperature: _temperature.Temperature, standardize: bool) -
 
 def norm_temperatures(x: Pair, scale: float) -> tuple[jax.Array, jax.Array]:
     """NormKD's temperatures of student and teacher, `[..., 1]`."""
-    rule = functools.partial(_temperature.standard_deviation, scale=scale)
+    rule = functools.partial(_temperature.standard_deviation, scale=scale, axis_name=x.axis_name)
     possible = ~jnp.isneginf(x.teacher)
     possible = possible if x.classes is None else possible & x.classes
     return (

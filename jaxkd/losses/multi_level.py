@@ -5,6 +5,7 @@ For what all losses share, and for losses of a whole batch, see `jaxkd.losses`.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import temperature as _temperature
-from jaxkd.losses._inputs import Pair, kl, prepare
-from jaxkd.losses.logit import soften
+from jaxkd._classes import AxisName
+from jaxkd._meshes import on_auto_axes
+from jaxkd.losses._inputs import Pair, prepare_batch
+from jaxkd.losses.logit import softened
 
 # The temperatures beside the base one, as published: on the weak view all four, on the strong view the first
 # two.  The two last terms that the source computes for the "strong" view use the weak logits.
@@ -78,16 +81,26 @@ def mlkd(
             f"student and student_strong must have the same shape, got {jnp.shape(student)} and "
             f"{jnp.shape(student_strong)}; they are two views of the same images"
         )
-    weak = prepare(student, teacher, axis, where)
-    strong = prepare(student_strong, teacher_strong, axis, where)
+    weak = prepare_batch(student, teacher, axis, where)
+    strong = prepare_batch(student_strong, teacher_strong, axis, where)
     weak_kd, strong_kd = (x.standardized() if standardize else x for x in (weak, strong))
     weak = weak_kd if standardize is True else weak
-    base_weak, base_strong = (
-        x.temperature(temperature, standardize).reshape(-1, 1) for x in (weak_kd, strong_kd)
+    base_weak, base_strong = (x.temperature(temperature, standardize) for x in (weak_kd, strong_kd))
+    return on_auto_axes(
+        functools.partial(_mlkd, true_mask=true_mask), weak, weak_kd, strong_kd, base_weak, base_strong
     )
-    weak, weak_kd, strong_kd = _flat(weak), _flat(weak_kd), _flat(strong_kd)
-    fixed = {t: jnp.full_like(base_weak, t) for t in _WEAK_TEMPERATURES}
 
+
+def _mlkd(
+    weak: Pair,
+    weak_kd: Pair,
+    strong_kd: Pair,
+    base_weak: jax.Array,
+    base_strong: jax.Array,
+    *,
+    true_mask: bool,
+) -> jax.Array:
+    fixed = {t: jnp.full_like(base_weak, t) for t in _WEAK_TEMPERATURES}
     confident, classes = _low_confidence(weak)
     chosen_examples: jax.Array | None = None
     chosen_classes: jax.Array | None = None
@@ -100,10 +113,10 @@ def mlkd(
 
     total = jnp.zeros((), base_weak.dtype)
     for tau in (base_weak, *fixed.values()):
-        p, q = _probabilities(weak.over(tau, tau))
+        softer = weak.over(tau, tau)
         total += example_factor * _mean_kd(weak_kd, tau, chosen_examples)
-        total += class_factor * _gram_distance(p.T, q.T, _count(_classes_in_use(weak), p, 1), chosen_classes)
-        total += example_factor * _gram_distance(p, q, _count(weak.examples, p, 0), chosen_examples)
+        total += class_factor * _between_classes(softer, chosen_classes)
+        total += example_factor * _between_examples(softer, chosen_examples)
     for tau in (base_strong, *(fixed[t] for t in _STRONG_TEMPERATURES)):
         total += _mean_kd(strong_kd, tau, None)
     for t in _AGAIN_ON_WEAK:
@@ -133,10 +146,8 @@ def class_correlation(
 
     Source: Jin et al. 2023, "Multi-Level Logit Distillation" (CVPR), the authors' code.
     """
-    x, _ = soften(student, teacher, temperature, standardize, axis, where)
-    x = _flat(x)
-    p, q = _probabilities(x)
-    return _gram_distance(p.T, q.T, _count(_classes_in_use(x), p, 1), None)
+    x, _ = softened(prepare_batch(student, teacher, axis, where), temperature, standardize)
+    return on_auto_axes(_between_classes, x)
 
 
 def batch_correlation(
@@ -147,6 +158,7 @@ def batch_correlation(
     standardize: bool = False,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """MLKD's batch level, a scalar of the whole batch: distance of the examples' Gram matrices.
 
@@ -161,42 +173,41 @@ def batch_correlation(
 
     Source: Jin et al. 2023, "Multi-Level Logit Distillation" (CVPR), the authors' code.
     """
-    x, _ = soften(student, teacher, temperature, standardize, axis, where)
-    x = _flat(x)
-    p, q = _probabilities(x)
-    return _gram_distance(p, q, _count(x.examples, p, 0), None)
-
-
-def _flat(x: Pair) -> Pair:
-    """All leading axes made one."""
-    shape = (x.student[..., 0].size, x.student.shape[-1])
-    return Pair(
-        x.student.reshape(shape),
-        x.teacher.reshape(shape),
-        None if x.classes is None else x.classes.reshape(shape),
-        None if x.examples is None else x.examples.reshape(-1),
-    )
+    x, _ = softened(prepare_batch(student, teacher, axis, where, axis_name), temperature, standardize)
+    return on_auto_axes(_between_examples, x) if axis_name is None else _between_examples(x)
 
 
 def _probabilities(x: Pair) -> tuple[jax.Array, jax.Array]:
-    """Teacher's and student's B x K probabilities; the rows of masked examples are 0."""
+    """Teacher's and student's probabilities, `[..., K]`; the rows of masked examples are 0."""
     p, q = x.probabilities()
     if x.examples is None:
         return p, q
-    keep = x.examples[:, None]
+    keep = x.examples[..., None]
     return jnp.where(keep, p, 0.0), jnp.where(keep, q, 0.0)
 
 
 def _mean_kd(x: Pair, tau: jax.Array, chosen: jax.Array | None) -> jax.Array:
     """Batch mean of `kd`; examples that are not chosen count as 0."""
-    loss = x.masked(tau[..., 0] ** 2 * kl(*x.over(tau, tau).log_softmax()))
-    return jnp.sum(_chosen(loss, chosen)) / _count(x.examples, loss, 0)
+    loss = x.masked(tau[..., 0] ** 2 * x.kl(*x.over(tau, tau).log_softmax()))
+    return jnp.sum(_chosen(loss, chosen)) / _count(x.examples, loss)
 
 
-def _gram_distance(p: jax.Array, q: jax.Array, count: jax.Array, chosen: jax.Array | None) -> jax.Array:
-    """Squared distance of the rows' Gram matrices over `count`; rows that are not chosen count as 0."""
-    rows = jnp.sum((p @ p.T - q @ q.T) ** 2, axis=1)
-    return jnp.sum(_chosen(rows, chosen)) / count
+def _between_classes(x: Pair, chosen: jax.Array | None = None) -> jax.Array:
+    """Squared distance of the classes' Gram matrices over K; rows that are not chosen count as 0."""
+    p, q = _probabilities(x)
+    examples = tuple(range(p.ndim - 1))
+    of_teacher, of_student = (jnp.tensordot(a, a, (examples, examples)) for a in (p, q))
+    rows = jnp.sum((of_teacher - of_student) ** 2, axis=1)
+    return jnp.sum(_chosen(rows, chosen)) / _count(_classes_in_use(x), rows)
+
+
+def _between_examples(x: Pair, chosen: jax.Array | None = None) -> jax.Array:
+    """Squared distance of the examples' Gram matrices over B; rows that are not chosen count as 0."""
+    p, q = _probabilities(x)
+    products = (jnp.tensordot(a, a, (-1, -1)) for a in (p, q))
+    of_teacher, of_student = (a if x.axis_name is None else jax.lax.psum(a, x.axis_name) for a in products)
+    rows = jnp.sum((of_teacher - of_student) ** 2, axis=tuple(range(p.ndim - 1, 2 * (p.ndim - 1))))
+    return jnp.sum(_chosen(rows, chosen)) / _count(x.examples, rows)
 
 
 def _chosen(values: jax.Array, chosen: jax.Array | None) -> jax.Array:
@@ -206,9 +217,10 @@ def _chosen(values: jax.Array, chosen: jax.Array | None) -> jax.Array:
 def _low_confidence(x: Pair) -> tuple[jax.Array, jax.Array]:
     """Which examples, and which classes, the teacher is at most as sure of as of the median one."""
     p, _ = _probabilities(x)
+    of_classes = jnp.sum(p, axis=tuple(range(p.ndim - 1)))
     return (
-        _at_most_median(jnp.max(p, axis=1), x.examples),
-        _at_most_median(jnp.sum(p, axis=0), _classes_in_use(x)),
+        _at_most_median(jnp.max(p, axis=-1), x.examples),
+        _at_most_median(of_classes, _classes_in_use(x)),
     )
 
 
@@ -216,22 +228,22 @@ def _at_most_median(values: jax.Array, keep: jax.Array | None) -> jax.Array:
     """Which of the kept values do not exceed the median of the kept (mean of the middle two)."""
     if keep is None:
         return values <= jnp.median(values) if values.size else values > 0
-    ordered = jnp.sort(jnp.where(keep, values, jnp.inf))
+    ordered = jnp.sort(jnp.where(keep, values, jnp.inf), axis=None)
     count = jnp.maximum(jnp.sum(keep), 1)
     low, high = ordered[(count - 1) // 2], ordered[count // 2]
     return keep & (values <= 0.5 * (low + high))
 
 
 def _classes_in_use(x: Pair) -> jax.Array | None:
-    return None if x.classes is None else jnp.any(x.classes, axis=0)
+    return None if x.classes is None else jnp.any(x.classes, axis=tuple(range(x.classes.ndim - 1)))
 
 
-def _count(keep: jax.Array | None, like: jax.Array, axis: int) -> jax.Array:
-    """How many count along an axis of `like`, at least 1; all of them without a mask."""
-    count = like.shape[axis] if keep is None else jnp.sum(keep)
+def _count(keep: jax.Array | None, like: jax.Array) -> jax.Array:
+    """How many count, at least 1; all entries of `like` without a mask."""
+    count = like.size if keep is None else jnp.sum(keep)
     return jnp.maximum(count, 1).astype(like.dtype)
 
 
 def _fraction(chosen: jax.Array, keep: jax.Array | None) -> jax.Array:
     of = chosen.astype(jnp.result_type(float))
-    return jnp.sum(of) / _count(keep, of, 0)
+    return jnp.sum(of) / _count(keep, of)

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd import _classes
 from jaxkd import temperature as _temperature
-from jaxkd.losses._inputs import Pair
-from jaxkd.losses.logit import soften
+from jaxkd._classes import AxisName
+from jaxkd.losses._inputs import Pair, prepare, prepare_batch
+from jaxkd.losses.logit import softened
 
 # Added to the product of the two norms, as in the authors' code.
 _EPS = 1e-8
@@ -27,6 +29,7 @@ def dist(
     standardize: bool = False,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """DIST, a scalar of the whole batch: correlation over the classes and correlation over the batch.
 
@@ -45,7 +48,7 @@ def dist(
 
     Source: Huang et al. 2022 (arXiv 2205.10536), Eq. 10; constants as in its public code.
     """
-    x, tau = soften(student, teacher, temperature, standardize, axis, where)
+    x, tau = softened(prepare_batch(student, teacher, axis, where, axis_name), temperature, standardize)
     return beta * _batch_mean(_inter(x, tau), x.examples) + gamma * _intra(x, tau)
 
 
@@ -57,6 +60,7 @@ def dist_inter(
     standardize: bool = False,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """DIST's first part: one minus the correlation over the classes of softened probabilities.
 
@@ -70,7 +74,8 @@ def dist_inter(
 
     Source: Huang et al. 2022 (arXiv 2205.10536), Eq. 8.
     """
-    return _inter(*soften(student, teacher, temperature, standardize, axis, where))
+    x = prepare(student, teacher, axis, where, axis_name)
+    return _inter(*softened(x, temperature, standardize))
 
 
 def dist_intra(
@@ -81,6 +86,7 @@ def dist_intra(
     standardize: bool = False,
     axis: int = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """DIST's second part, a scalar of the whole batch: one minus the correlation over the batch.
 
@@ -97,13 +103,14 @@ def dist_intra(
 
     Source: Huang et al. 2022 (arXiv 2205.10536), Eq. 9.
     """
-    return _intra(*soften(student, teacher, temperature, standardize, axis, where))
+    x = prepare_batch(student, teacher, axis, where, axis_name)
+    return _intra(*softened(x, temperature, standardize))
 
 
 def _inter(x: Pair, tau: jax.Array) -> jax.Array:
     p, q = x.probabilities()
     mask = jnp.ones_like(p, bool) if x.classes is None else x.classes
-    return x.masked(tau**2 * (1 - _correlation(p, q, mask, axis=-1)))
+    return x.masked(tau**2 * (1 - _correlation(p, q, mask, -1, x.axis_name)))
 
 
 def _intra(x: Pair, tau: jax.Array) -> jax.Array:
@@ -111,30 +118,35 @@ def _intra(x: Pair, tau: jax.Array) -> jax.Array:
     mask = jnp.ones_like(p, bool) if x.classes is None else x.classes
     if x.examples is not None:
         mask = mask & x.examples[..., None]
-    p, q, mask = (a.reshape(-1, p.shape[-1]) for a in (p, q, mask))
-    rho = _correlation(p, q, mask, axis=0)
-    in_use = jnp.any(mask, axis=0)
-    mean_rho = jnp.sum(rho, where=in_use) / jnp.maximum(jnp.sum(in_use), 1).astype(rho.dtype)
+    of_examples = tuple(range(p.ndim - 1))
+    rho = _correlation(p, q, mask, of_examples, None)
+    in_use = jnp.any(mask, axis=of_examples)
+    count = x.total(in_use)
+    mean_rho = x.total(jnp.where(in_use, rho, 0.0)) / jnp.maximum(count, 1).astype(rho.dtype)
     loss = _batch_mean(tau**2, x.examples) * (1 - mean_rho)
-    return jnp.where(jnp.any(mask), loss, 0.0)
+    return jnp.where(count > 0, loss, 0.0)
 
 
-def _correlation(a: jax.Array, b: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
-    a, b = _centered(a, mask, axis), _centered(b, mask, axis)
-    product, square_a, square_b = (jnp.sum(x, axis=axis) for x in (a * b, a**2, b**2))
+def _correlation(
+    a: jax.Array, b: jax.Array, mask: jax.Array, axis: int | tuple[int, ...], axis_name: AxisName
+) -> jax.Array:
+    def total(x: jax.Array, keepdims: bool = False) -> jax.Array:
+        return _classes.total(x, axis, axis_name, keepdims=keepdims)
+
+    def centered(a: jax.Array) -> jax.Array:
+        # The largest entry is taken off first, so that equal entries centre to exactly 0.
+        top = _classes.top(jnp.where(mask, a, 0.0), axis, axis_name)
+        a = jnp.where(mask, a - top, 0.0)
+        count = jnp.maximum(total(mask, keepdims=True), 1).astype(a.dtype)
+        return jnp.where(mask, a - total(a, keepdims=True) / count, 0.0)
+
+    a, b = centered(a), centered(b)
+    product, square_a, square_b = total(a * b), total(a**2), total(b**2)
     constant = (square_a == 0) | (square_b == 0)
     # Norms of constant vectors are 0, where sqrt has an infinite slope: take it of 1 there.
     norms = jnp.sqrt(jnp.where(constant, 1.0, square_a)) * jnp.sqrt(jnp.where(constant, 1.0, square_b))
     # The product with a constant is 0; NaN if the other side is not finite.
     return jnp.where(constant, jax.lax.stop_gradient(product), product / (norms + _EPS))
-
-
-def _centered(a: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
-    # The largest entry is taken off first, so that equal entries centre to exactly 0.
-    top = jnp.max(a, axis=axis, keepdims=True, where=mask, initial=0.0)
-    a = jnp.where(mask, a - jax.lax.stop_gradient(top), 0.0)
-    count = jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1).astype(a.dtype)
-    return jnp.where(mask, a - jnp.sum(a, axis=axis, keepdims=True) / count, 0.0)
 
 
 def _batch_mean(values: jax.Array, examples: jax.Array | None) -> jax.Array:

@@ -27,7 +27,7 @@ LABELLED = {"dkd", "normdkd", "rld"}
         (S[:, :1], T[:, :1], {}, ValueError, "at least 2 classes"),
         (S, T, {"axis": 2}, ValueError, "axis must name one of the 2 axes"),
         (S, T, {"where": np.ones((3,), bool)}, ValueError, "where must have the rank of the logits"),
-        (S, T, {"where": np.ones((2,), np.int32)}, TypeError, "where must be boolean"),
+        (S, T, {"where": np.ones((2, 3), np.float32)}, TypeError, "where must be boolean or of integers"),
     ],
 )
 def test_every_loss_refuses(name, student, teacher, options, error, words):
@@ -67,7 +67,10 @@ def test_every_loss_refuses(name, student, teacher, options, error, words):
         (lambda: losses.kd(S, T, chunk_size=0), ValueError, "chunk_size must be at least 1"),
         (lambda: losses.kd(S, np.stack([T, T])), ValueError, "jaxkd.logits.ensemble"),
         (lambda: losses.kd(S, T[:, :2]), ValueError, r"teacher\[..., :num_classes\].*where="),
-        (lambda: losses.kd(S, T, where=np.ones(2, np.int32)), TypeError, r"mask.astype\(bool\)"),
+        (lambda: losses.kd(S, T, where=np.ones(2, np.complex64)), TypeError, "where must be boolean"),
+        (lambda: losses.dist(S, T, where=np.ones(2)), TypeError, r"where=\(weights != 0\)"),
+        (lambda: losses.kd(S, T, axis_name="data"), ValueError, "check_vma=True.*varies over none"),
+        (lambda: temperature.max_logit(S, T, axis_name="data"), ValueError, "need no axis_name"),
         (lambda: losses.ttm(S, T, exponent=temperature.max_logit), TypeError, "got a rule"),
         (lambda: losses.wttm(S, T, exponent=0.0), ValueError, "exponent must be positive"),
         (lambda: losses.normkd(S, T, scale=-1.0), ValueError, "scale must be positive"),

@@ -201,7 +201,7 @@ def test_what_is_refused(name: str) -> None:
         loss(s[:, 0, 0, 0] if maps else s[:, 0], t)
     if name in BATCH:
         with pytest.raises(TypeError, match="where must be boolean"):
-            loss(s, t, where=np.ones(6, np.int32))
+            loss(s, t, where=np.ones(6, np.float32))
         with pytest.raises(ValueError, match=r"where must have shape \(6,\), one entry an example"):
             loss(s, t, where=np.ones((6, 1), bool))
 

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from loss_table import ADAPTIVE, OF_LOGITS, PER_EXAMPLE, ROWS, STRUCTURAL
 
 from jaxkd import losses, standardize, temperature
@@ -178,7 +176,7 @@ def test_a_mask_of_examples_is_that_of_all_their_classes(name):
     keep = np.arange(B) % 3 > 0
     wide = np.broadcast_to(keep[:, None], s.shape)
     of_examples, of_all = (ROWS[name].call(s, t, y, where=where) for where in (keep, wide))
-    np.testing.assert_allclose(of_examples, of_all, rtol=1e-5)
+    np.testing.assert_allclose(of_examples, of_all, rtol=1e-5, atol=1e-5)
 
 
 @every_loss
@@ -292,33 +290,6 @@ def test_bfloat16_is_computed_in_float32(name):
     np.testing.assert_allclose(values, expected, rtol=2e-2 if "mlkd" in name else 2e-4, atol=1e-5)
     scale = np.abs(expected_gradient).max()
     np.testing.assert_allclose(gradient.astype(jnp.float32), expected_gradient, rtol=2e-2, atol=2e-2 * scale)
-
-
-@functools.cache
-def on_eight_devices():
-    """Values and gradients of all losses by `pmap` and by `shard_map`, from one compilation each."""
-    devices = jax.device_count()
-    assert devices == 8
-    whole = data((devices * B, K))
-    pieces = [a.reshape(devices, B, *a.shape[1:]) for a in whole]
-
-    def run(s, t, y):
-        results = {name: values_and_gradients(name, s, t, y) for name in STRUCTURAL}
-        return {name: (jnp.atleast_1d(values), gradient) for name, (values, gradient, _) in results.items()}
-
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-    return pieces, jax.device_get((jax.pmap(run)(*pieces), jax.jit(sharded, compiler_options=QUICK)(*whole)))
-
-
-@every_loss
-def test_pmap_and_shard_map(name):
-    pieces, results = on_eight_devices()
-    expected = [compiled(name)(*piece) for piece in zip(*pieces, strict=True)]
-    values, gradient, _ = map(np.stack, zip(*expected, strict=True))
-    for result in results:
-        np.testing.assert_allclose(np.ravel(result[name][0]), np.ravel(values), rtol=2e-4, atol=1e-5)
-        np.testing.assert_allclose(np.ravel(result[name][1]), np.ravel(gradient), rtol=2e-3, atol=2e-5)
 
 
 @every_loss
