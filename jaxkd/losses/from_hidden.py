@@ -89,6 +89,8 @@ def in_chunks(
     plan = cut(inputs[0], tokens, chunk_size)
     keep, weights = jnp.ones(tokens, bool), None
     if where is not None:
+        if jnp.shape(where) != tokens:
+            raise ValueError(f"where must have shape {tokens}, one entry per token, got {jnp.shape(where)}")
         keep, weights = mask_of_examples(where, tokens)
         # What is masked may hold anything, and nothing of it may reach a product.
         inputs = [jnp.where(keep.reshape(*tokens, *[1] * (a.ndim - len(tokens))), a, 1) for a in inputs]

@@ -80,11 +80,11 @@ def _by_chunks(
 
     def of_chunk(rows: tuple) -> jax.Array:
         tau, arrays = rows
-        return _kd(
-            Pair(*arrays, x.axis_name), temperature if tau is None else lambda *_, **__: tau, standardize
-        )
+        rule = temperature if tau is None else lambda *_, **__: tau
+        return _kd(Pair(**arrays, axis_name=x.axis_name), rule, standardize)
 
-    rows = jax.tree.map(lambda a: plan.split(a, fill=1), (tau, x[:-1]))
+    arrays = {name: value for name, value in x._asdict().items() if name != "axis_name"}
+    rows = jax.tree.map(lambda a: plan.split(a, fill=1), (tau, arrays))
     # Nothing of a chunk is kept for the backward pass.
     forgetful = jax.checkpoint(of_chunk, prevent_cse=False)
     return plan.join(jax.lax.map(forgetful, rows))

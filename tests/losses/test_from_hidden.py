@@ -136,17 +136,63 @@ def test_memory_grows_with_the_chunk_and_not_with_the_tokens():
     assert 8 * large < temporary_memory(naive, 8192)
 
 
+def test_gradient_reaches_what_the_rule_and_the_loss_take_from_their_closures():
+    """A learned temperature, a bias; also traced by jit, and mapped."""
+    inputs = arrays()
+    labels = np.arange(21).reshape(3, 7) % 11
+
+    def chunked(scale, bias, labels):
+        def loss(h_s, h_t, y):
+            s, t = h_s @ inputs[1] + bias, h_t @ inputs[3]
+            rule = lambda s, t: scale * temperature.max_logit(s, t)  # noqa: E731
+            return losses.dkd(s, t, y, temperature=rule)
+
+        return jnp.sum(losses.in_chunks(loss, inputs[0], inputs[2], labels, chunk_size=4))
+
+    def naive(scale, bias, labels):
+        s, t = inputs[0] @ inputs[1] + bias, inputs[2] @ inputs[3]
+        rule = lambda s, t: scale * temperature.max_logit(s, t)  # noqa: E731
+        return jnp.sum(losses.dkd(s, t, labels, temperature=rule))
+
+    given = jnp.float32(2.0), jnp.linspace(-1, 1, 11, dtype=jnp.float32), labels
+    expected = jax.jit(jax.grad(naive, argnums=(0, 1)))(*given)
+    gradient = jax.grad(chunked, argnums=(0, 1))
+    for actual in (gradient(*given), jax.jit(gradient)(*given)):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), actual, expected)
+    scales = jnp.array([1.0, 2.0])
+    mapped = jax.vmap(gradient, in_axes=(0, None, None))(scales, *given[1:])
+    np.testing.assert_allclose(mapped[0][1], expected[0], rtol=1e-3)
+
+
 def test_what_its_docstring_says_is_not_available():
     inputs = arrays()
-    loss = functools.partial(losses.kd_from_hidden, *inputs)
-
-    def closed_over(scale):
-        return jnp.sum(loss(temperature=lambda s, t: scale * temperature.max_logit(s, t)))
-
-    with pytest.raises(jax.errors.UnexpectedTracerError):
-        jax.grad(closed_over)(2.0)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda h: losses.kd_from_hidden(h, *inputs[1:]), (inputs[0],), (inputs[0],))
+
+
+def test_weights_soft_caps_biases_and_a_mask_of_classes():
+    inputs, rng = arrays(), np.random.default_rng(2)
+    weights = rng.random((3, 7)).astype(np.float32) * (rng.random((3, 7)) < 0.7)
+    bias = rng.standard_normal(11).astype(np.float32)
+    classes = np.arange(11) < 9
+    options = {"temperature": temperature.max_logit, "standardize": True}
+
+    def chunked(h, w, b):
+        return losses.kd_from_hidden(
+            h, w, *inputs[2:], student_bias=b, teacher_soft_cap=3.0, classes=classes, where=weights,
+            chunk_size=4, **options,
+        )  # fmt: skip
+
+    def naive(h, w, b):
+        s, t = h @ w + b, 3 * jnp.tanh(inputs[2] @ inputs[3] / 3)
+        return weights * losses.kd(s[..., :9], t[..., :9], **options)
+
+    for loss in (chunked, naive):
+        value, pullback = jax.vjp(loss, *inputs[:2], bias)
+        results = value, *pullback(jnp.ones_like(value))
+        expected = results if loss is chunked else expected
+    for a, b in zip(results, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(
