@@ -52,8 +52,3 @@ def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(x, more, to="varying")
     return jax.lax.pvary(x, more)  # type: ignore[attr-defined]  # the name before jax 0.9
-
-
-def sum_over(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    """The sum over the devices along these axes of `jax.shard_map`."""
-    return jax.lax.psum(x, tuple(sorted(axes))) if axes else x

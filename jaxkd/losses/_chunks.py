@@ -102,7 +102,8 @@ def _shards(like: jax.Array, tokens: tuple[int, ...], chunk_size: int) -> tuple[
     """Into how many shards each axis of tokens may be cut.
 
     Explicit axes of a mesh say it.  An array does not know which Auto axes it is sharded over: each of its
-    axes is taken to be sharded over all of them, as far as the chunk size allows.
+    axes is taken to be sharded over all of them.  A device then has as many tokens of a chunk as there are
+    devices, or more.
     """
     sharding = sharding_of(like)
     if sharding is None:
@@ -115,6 +116,6 @@ def _shards(like: jax.Array, tokens: tuple[int, ...], chunk_size: int) -> tuple[
         names = (names,) if isinstance(names, str) else names or ()
         shards.append(math.prod(sizes[name] for name in names))
         more = math.gcd(n // shards[-1], unknown)
-        if math.prod(shards) * more <= max(chunk_size, unknown):
+        if math.prod(shards) * more <= max(chunk_size, unknown**2):
             shards[-1] *= more
     return tuple(shards)

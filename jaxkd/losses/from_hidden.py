@@ -26,7 +26,11 @@ TokenLoss = Callable[..., jax.Array]
 
 
 def in_chunks(
-    loss: TokenLoss, *arrays: ArrayLike, chunk_size: int = 128, where: ArrayLike | None = None
+    loss: TokenLoss,
+    *arrays: ArrayLike,
+    shared: Any = None,
+    chunk_size: int = 128,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Any loss per token, worked out for `chunk_size` tokens at a time.
 
@@ -37,18 +41,21 @@ def in_chunks(
     masked); if they are weighted unevenly afterwards, it is computed again for what the tokens share.  So
     give weights as `where`.
 
-    The loss takes what all tokens share (output matrices, biases, a learned temperature) from its closure.
-    The gradient flows there, and into the arrays.  It is a custom reverse-mode rule: `jax.jvp` and with it
-    forward mode, `jax.linearize` and Hessians are not available (TypeError).
+    The loss takes what all tokens share (output matrices, biases, a learned temperature) from its closure, or
+    as `shared`.  The gradient flows there, and into the arrays.  It is a custom reverse-mode rule: `jax.jvp`
+    and with it forward mode, `jax.linearize` and Hessians are not available (TypeError).
 
     Sharded tokens: a chunk takes a part of every device's tokens, under `jax.jit` (where `chunk_size` counts
-    the tokens of all devices) and inside `jax.shard_map` (those of one).
+    the tokens of all devices) and inside `jax.shard_map` (those of one).  There, what is given as `shared`
+    has its gradient summed over the devices once, what comes from the closure for each chunk.
 
     Args:
-      loss: called with a chunk of every array; gives one value per token, floating, and treats each token by
-        itself.  A chunk has one or several axes of tokens in front, which the loss must not count.
+      loss: called with a chunk of every array, after `shared` if that is given; gives one value per token,
+        floating, and treats each token by itself.  A chunk has one or several axes of tokens in front, which
+        the loss must not count.
       arrays: shape `[tokens..., ...]`, of any number of token axes and of anything behind them: hidden
         states, labels, temperatures.
+      shared: any tree of arrays.
       chunk_size: how many tokens are worked on at a time.  More is faster where the memory allows it.
       where: optional mask of tokens, or their weights, as in `jaxkd.losses`; shape `[tokens...]`.  What the
         arrays hold in a masked token is replaced by 1 before the loss sees it.
@@ -78,7 +85,8 @@ def in_chunks(
     inputs = [jnp.asarray(a) for a in arrays]
     if not inputs:
         raise ValueError("in_chunks needs at least one array of tokens")
-    result = jax.eval_shape(loss, *inputs)
+    common = () if shared is None else (shared,)
+    result = jax.eval_shape(loss, *common, *inputs)
     tokens = result.shape
     for index, a in enumerate(inputs):
         if a.shape[: len(tokens)] != tokens:
@@ -95,16 +103,25 @@ def in_chunks(
         # What is masked may hold anything, and nothing of it may reach a product.
         inputs = [jnp.where(keep.reshape(*tokens, *[1] * (a.ndim - len(tokens))), a, 1) for a in inputs]
     if 0 in tokens:
-        return loss(*inputs)
+        return loss(*common, *inputs)
 
-    def of_chunk(chunk: Sequence[jax.Array]) -> jax.Array:
+    def of_chunk(chunk: Sequence[jax.Array], common: tuple) -> jax.Array:
         keep, weight, *arrays = chunk
-        return jnp.where(keep, loss(*arrays) * weight, 0.0)
+        return jnp.where(keep, loss(*common, *arrays) * weight, 0.0)
 
     weights = jnp.ones(tokens, result.dtype) if weights is None else weights.astype(result.dtype)
     chunks = (plan.split(keep), plan.split(weights), *(plan.split(a, fill=1) for a in inputs))
-    with_shared, shared = jax.closure_convert(of_chunk, [a[0] for a in chunks])
-    return plan.join(_with_gradients(with_shared)(chunks, tuple(shared)))
+    # Inside shard_map, every device sums up its own tokens' gradients.
+    axes = frozenset().union(*(_meshes.varying_axes(x) or () for x in chunks))
+    common = jax.tree.map(lambda x: _meshes.vary(jnp.asarray(x), axes), common)
+    converted, closed_over = jax.closure_convert(of_chunk, [a[0] for a in chunks], common)
+    leaves, structure = jax.tree.flatten(common)
+
+    def of_leaves(chunk: Sequence[jax.Array], *shared: jax.Array) -> jax.Array:
+        common = jax.tree.unflatten(structure, shared[: len(leaves)])
+        return converted(chunk, common, *shared[len(leaves) :])
+
+    return plan.join(_with_gradients(of_leaves)(chunks, (*leaves, *closed_over)))
 
 
 def _with_gradients(of_chunk: Callable[..., jax.Array]) -> Callable[[tuple, tuple], jax.Array]:
@@ -140,9 +157,7 @@ def _with_gradients(of_chunk: Callable[..., jax.Array]) -> Callable[[tuple, tupl
     def forward(chunks: tuple, shared: tuple) -> tuple[jax.Array, tuple]:
         wanted = tuple(tuple(x.perturbed and _is_floating(x.value) for x in xs) for xs in (chunks, shared))
         chunks, shared = (tuple(x.value for x in xs) for xs in (chunks, shared))
-        # Inside shard_map, every device sums up its own tokens; the sum over devices comes once, at the end.
-        local = tuple(_meshes.vary(x, _varying(chunks)) for x in shared)
-        values, own, total = derive(chunks, local, wanted, None)
+        values, own, total = derive(chunks, shared, wanted, None)
         own, total = _put(own, wanted[0], [None] * len(chunks)), _put(total, wanted[1], [None] * len(shared))
         return values, (chunks, shared, own, total)
 
@@ -151,31 +166,19 @@ def _with_gradients(of_chunk: Callable[..., jax.Array]) -> Callable[[tuple, tupl
         if isinstance(weights, SymbolicZero):
             return (None,) * len(chunks), (None,) * len(shared)
         wanted = tuple(tuple(x is not None for x in xs) for xs in (own, total))
-        axes = _varying(chunks)
         highest = jnp.max(weights, where=chunks[0], initial=-jnp.inf)
         lowest = jnp.min(weights, where=chunks[0], initial=jnp.inf)
+        if axes := _meshes.varying_axes(highest):  # the same branch on all devices, which meet in its sums
+            highest, lowest = jax.lax.pmax(highest, tuple(axes)), jax.lax.pmin(lowest, tuple(axes))
         scale = jnp.where(jnp.isfinite(highest), highest, 0.0)
         sums = jax.lax.cond(
             highest <= lowest,  # one weight for all tokens, or no token
             lambda: [x * scale.astype(x.dtype) for x in _take(total, wanted[1])],
-            lambda: derive(
-                chunks,
-                tuple(_meshes.vary(x, axes) for x in shared),
-                ((False,) * len(chunks), wanted[1]),
-                weights,
-            )[2],
+            lambda: derive(chunks, shared, ((False,) * len(chunks), wanted[1]), weights)[2],
         )
-        whole = [
-            _meshes.sum_over(x, axes - (_meshes.varying_axes(like) or frozenset())).astype(like.dtype)
-            for x, like in zip(sums, _take(shared, wanted[1]), strict=True)
-        ]
-        scaled = [
-            x
-            if x is None
-            else x * weights.reshape(*weights.shape, *[1] * (x.ndim - weights.ndim)).astype(x.dtype)
-            for x in own
-        ]
-        return tuple(scaled), tuple(_put(whole, wanted[1], [None] * len(shared)))
+        sums = [x.astype(like.dtype) for x, like in zip(sums, _take(shared, wanted[1]), strict=True)]
+        of_tokens = [x if x is None else x * _like(weights, x) for x in own]
+        return tuple(of_tokens), tuple(_put(sums, wanted[1], [None] * len(shared)))
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run
@@ -195,8 +198,8 @@ def _is_floating(x: jax.Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _varying(chunks: Sequence[jax.Array]) -> frozenset[str]:
-    return frozenset().union(*(_meshes.varying_axes(x) or () for x in chunks))
+def _like(weights: jax.Array, x: jax.Array) -> jax.Array:
+    return weights.reshape(*weights.shape, *[1] * (x.ndim - weights.ndim)).astype(x.dtype)
 
 
 def kd_from_hidden(
@@ -269,7 +272,7 @@ def kd_from_hidden(
             f"{h_s.shape} and {h_t.shape}, output matrices {w_s.shape} and {w_t.shape}; a padded vocabulary "
             "is cut to size with head[:, :num_classes]"
         )
-    h_t, w_t = jax.lax.stop_gradient((h_t, w_t))
+    h_t, w_t, teacher_bias = jax.lax.stop_gradient((h_t, w_t, teacher_bias))
     mask = None if classes is None else jnp.asarray(classes)
     if mask is not None and mask.shape != w_s.shape[1:]:
         raise ValueError(f"classes must have shape {w_s.shape[1:]}, one entry per class, got {mask.shape}")
@@ -277,9 +280,10 @@ def kd_from_hidden(
     like = jax.ShapeDtypeStruct((*h_s.shape[:-1], w_s.shape[1]), dtype)
     taus = () if callable(temperature) else (_logits.per_example("temperature", temperature, like),)
 
-    def loss(h_s: jax.Array, h_t: jax.Array, *tau: jax.Array) -> jax.Array:
-        s = _logits.from_hidden(h_s, w_s, bias=student_bias, soft_cap=student_soft_cap)
-        t = _logits.from_hidden(h_t, w_t, bias=teacher_bias, soft_cap=teacher_soft_cap)
+    def loss(shared: tuple, h_s: jax.Array, h_t: jax.Array, *tau: jax.Array) -> jax.Array:
+        w_s, b_s, w_t, b_t = shared
+        s = _logits.from_hidden(h_s, w_s, bias=b_s, soft_cap=student_soft_cap)
+        t = _logits.from_hidden(h_t, w_t, bias=b_t, soft_cap=teacher_soft_cap)
         return kd(
             s,
             t,
@@ -289,4 +293,5 @@ def kd_from_hidden(
             axis_name=axis_name,
         )
 
-    return in_chunks(loss, h_s, h_t, *taus, chunk_size=chunk_size, where=where)
+    shared = (w_s, student_bias, w_t, teacher_bias)
+    return in_chunks(loss, h_s, h_t, *taus, shared=shared, chunk_size=chunk_size, where=where)

@@ -17,7 +17,7 @@ Y = np.array([2, 0], np.int32)
 LABELLED = {"dkd", "normdkd", "rld"}
 
 
-@pytest.mark.parametrize("name", sorted(OF_LOGITS - {"kd_from_hidden"}))
+@pytest.mark.parametrize("name", sorted(OF_LOGITS))
 @pytest.mark.parametrize(
     ("student", "teacher", "options", "error", "words"),
     [

@@ -59,7 +59,7 @@ def assert_finite(*arrays):
 
 def test_the_table_has_a_row_for_every_loss():
     called = {name.split(" ")[0].rstrip(",") for name in ROWS}
-    assert called == OF_LOGITS - {"kd_from_hidden"}
+    assert called == OF_LOGITS
 
 
 @functools.cache
@@ -177,6 +177,73 @@ def test_a_mask_of_examples_is_that_of_all_their_classes(name):
     wide = np.broadcast_to(keep[:, None], s.shape)
     of_examples, of_all = (ROWS[name].call(s, t, y, where=where) for where in (keep, wide))
     np.testing.assert_allclose(of_examples, of_all, rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_masks_of_integers_and_weights(name):
+    s, t, y = data()
+    keep = np.arange(B) % 3 > 0
+    expected = ROWS[name].call(s, t, y, where=keep)
+    # Any integer that is not 0 counts, such as the number of a segment.
+    np.testing.assert_array_equal(ROWS[name].call(s, t, y, where=(keep * 2).astype(np.uint8)), expected)
+    weights = np.linspace(0.5, 2, B, dtype=np.float32) * keep
+    if not ROWS[name].per_example:
+        with pytest.raises(TypeError, match=r"where=\(weights != 0\)"):
+            ROWS[name].call(s, t, y, where=weights)
+        return
+    s[~keep] = np.nan
+    values, gradient = jax.value_and_grad(lambda s: ROWS[name].call(s, t, y, where=weights).sum())(s)
+    np.testing.assert_allclose(values, np.sum(weights * expected), rtol=1e-5)
+    assert_finite(gradient)
+
+
+def test_a_vector_masks_the_classes_of_tokens():
+    s, t, _ = data((2, 3, K))
+    classes, tokens = np.arange(K) < 4, np.array([[1, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(losses.kd(s, t, where=classes), losses.kd(s, t, where=classes[None, None]))
+    np.testing.assert_allclose(losses.kd(s, t, where=classes), losses.kd(s[..., :4], t[..., :4]), rtol=1e-5)
+    np.testing.assert_array_equal(losses.kd(s, t, where=tokens) == 0, tokens == 0)
+    moved = [np.moveaxis(x, -1, 1) for x in (s, t)]
+    np.testing.assert_allclose(losses.kd(*moved, axis=1, where=classes), losses.kd(s, t, where=classes))
+    with pytest.raises(ValueError, match="or be a vector of the classes"):
+        losses.kd(s, t, where=classes[:3])
+
+
+@pytest.mark.parametrize("name", ["dkd", "normdkd", "rld adaptive"])
+def test_labels_that_are_ignored_and_labels_that_are_wrong(name):
+    s, t, y = data()
+    run = jax.jit(
+        lambda s, y, where: jax.value_and_grad(
+            lambda s: (lambda v: (v.sum(), v))(
+                ROWS[name].call(s, t, y, where=where, ignore_index=-100)
+            ), has_aux=True
+        )(s),
+        compiler_options=QUICK,
+    )  # fmt: skip
+    keep, everything = np.arange(B) % 3 > 0, np.ones(B, bool)
+    expected = ROWS[name].call(s, t, y)
+    padded = s.copy()
+    padded[~keep] = np.nan
+    (_, values), gradient = run(padded, np.where(keep, y, -100), everything)
+    np.testing.assert_allclose(values, np.where(keep, expected, 0), rtol=1e-4)
+    np.testing.assert_array_equal(gradient[~keep], 0)
+    # Under jit a wrong label is NaN, value and gradient, unless the example is masked.
+    (_, values), gradient = run(s, np.where(keep, y, K), everything)
+    np.testing.assert_array_equal(np.isnan(values), ~keep)
+    np.testing.assert_array_equal(np.isnan(gradient).all(-1), ~keep)
+    (_, values), gradient = run(s, np.where(keep, y, K), keep)
+    assert_finite(values, gradient)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 0.0, np.inf, np.nan])
+def test_under_jit_a_temperature_that_is_not_positive_gives_nan(wrong):
+    s, t, _ = data()
+    given = jax.jit(lambda tau: losses.kd(s, t, temperature=tau))
+    ruled = jax.jit(lambda tau: losses.kd(s, t, temperature=lambda s, t: tau))
+    exponent = jax.jit(lambda tau: losses.ttm(s, t, exponent=tau))
+    for loss in (given, ruled, exponent):
+        assert np.isnan(loss(wrong)).all()
+        assert_finite(loss(2.0))
 
 
 @every_loss
@@ -486,6 +553,4 @@ def test_chunks_of_examples_change_nothing(options):
 
 def test_every_loss_has_the_common_options():
     for name in OF_LOGITS:
-        options = inspect.signature(getattr(losses, name)).parameters
-        if name != "kd_from_hidden":
-            assert {"axis", "where"} <= set(options), name
+        assert {"axis", "where"} <= set(inspect.signature(getattr(losses, name)).parameters), name
