@@ -7,11 +7,13 @@ finished by a sum or a maximum over the devices, of one number per example.  Onl
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxkd._meshes import sharding_of, varying_axes
+from jaxkd._meshes import on_auto_axes, sharding_of, varying_axes
 
 AxisName = str | tuple[str, ...] | None
 Axis = int | tuple[int, ...]
@@ -101,3 +103,32 @@ def is_first_largest(x: jax.Array, axis_name: AxisName = None) -> jax.Array:
     reached = jnp.where(x == top(x, axis_name=axis_name), index, jnp.iinfo(jnp.int32).max)
     first = -top(-reached, axis_name=axis_name)
     return jnp.expand_dims(index, range(x.ndim - 1)) == first
+
+
+def take(x: jax.Array, indices: jax.Array, axis_name: AxisName = None) -> jax.Array:
+    """The entries of the classes `indices`, `[..., k]`, of `[..., K]`; where there is none, not a number."""
+    if axis_name is None:
+        sharding = sharding_of(indices)
+        read = functools.partial(jnp.take_along_axis, axis=-1, mode="fill", fill_value=jnp.nan)
+        return on_auto_axes(read, x, indices, spec=None if sharding is None else sharding.spec)
+    size = x.shape[-1]
+    own = indices - size * jax.lax.axis_index(axis_name)
+    is_here = (own >= 0) & (own < size)
+    here = jnp.take_along_axis(x, jnp.clip(own, 0, size - 1), axis=-1)
+    some = total(is_here, (), axis_name) > 0
+    return jnp.where(some, total(jnp.where(is_here, here, 0.0), (), axis_name), jnp.nan)
+
+
+def without(x: jax.Array, indices: jax.Array, value: float, axis_name: AxisName = None) -> jax.Array:
+    """`[..., K]` with `value` in the classes `indices`, `[..., k]`."""
+
+    def write(x: jax.Array, indices: jax.Array) -> jax.Array:
+        lead = jnp.meshgrid(*(jnp.arange(n) for n in indices.shape[:-1]), indexing="ij", sparse=True)
+        return x.at[(*(a[..., None] for a in lead), indices)].set(value, mode="drop")
+
+    size = x.shape[-1]
+    if axis_name is not None:
+        indices = indices - size * jax.lax.axis_index(axis_name)
+    indices = jnp.where(indices < 0, size, indices)  # a negative index would count from the end
+    own = sharding_of(x)
+    return on_auto_axes(write, x, indices, spec=None if own is None else own.spec)

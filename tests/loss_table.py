@@ -12,7 +12,9 @@ import reference as ref
 from jaxkd import losses, temperature
 
 # Losses on logits; the others are tested in test_features.py and beside their methods.
-OF_LOGITS = set(losses.__all__) - set(losses.feature.__all__) - {"nce", "in_chunks", "kd_from_hidden"}
+OF_LOGITS = (
+    set(losses.__all__) - set(losses.feature.__all__) - {"nce", "in_chunks", "kd_from_hidden", "kd_top_k"}
+)
 
 
 class Row(NamedTuple):

@@ -80,6 +80,7 @@ from jaxkd.losses.logit import (
 )
 from jaxkd.losses.multi_level import batch_correlation, class_correlation, mlkd
 from jaxkd.losses.relational import dist, dist_inter, dist_intra
+from jaxkd.losses.top_k import kd_top_k
 
 __all__ = [
     "attention",
@@ -101,6 +102,7 @@ __all__ = [
     "jensen_shannon",
     "kd",
     "kd_from_hidden",
+    "kd_top_k",
     "mlkd",
     "mse",
     "nce",
