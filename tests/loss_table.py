@@ -13,7 +13,15 @@ from jaxkd import losses, temperature
 
 # Losses on logits; the others are tested in test_features.py and beside their methods.
 OF_LOGITS = (
-    set(losses.__all__) - set(losses.feature.__all__) - {"nce", "in_chunks", "kd_from_hidden", "kd_top_k"}
+    set(losses.__all__)
+    - set(losses.feature.__all__)
+    - {
+        "nce",
+        "cross_entropy",
+        "in_chunks",
+        "kd_from_hidden",
+        "kd_top_k",
+    }
 )
 
 

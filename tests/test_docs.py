@@ -8,16 +8,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "own_loop.md"
 PROGRAMS = dict(re.findall(r"^## ([^\n]+)\n.*?```python\n(.*?)```", PAGE.read_text(), re.S | re.M))
+LANGUAGE_MODEL = "Language model"
+PROGRAMS[LANGUAGE_MODEL] = re.findall(
+    r"^```python\n(.*?)```", (ROOT / "docs" / "language_models.md").read_text(), re.S | re.M
+)[0]
 
 
-def test_the_page_has_the_three_programs():
-    assert list(PROGRAMS) == ["Plain JAX", "Flax Linen", "Flax NNX"]
+def test_the_pages_have_their_programs():
+    assert [name.split(":")[0] for name in PROGRAMS] == [
+        "Several devices", "Flax NNX", "Flax Linen", "Equinox", "Haiku", "Plain JAX, on one device",
+        LANGUAGE_MODEL,
+    ]  # fmt: skip
+    assert len([line for line in PROGRAMS[LANGUAGE_MODEL].splitlines() if line.strip()]) <= 60
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program_runs_and_learns(name, capsys):
-    if "flax" in PROGRAMS[name]:
-        pytest.importorskip("flax")
+    for package in ("flax", "optax", "equinox", "haiku"):
+        if re.search(rf"^(import|from) {package}", PROGRAMS[name], re.M):
+            pytest.importorskip(package)
     scope = {"__name__": "__main__"}
     exec(compile(PROGRAMS[name], f"{PAGE.name}: {name}", "exec"), scope)
     assert scope["history"][-1] < 0.7 * scope["history"][0]

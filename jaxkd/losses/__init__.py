@@ -66,6 +66,7 @@ from jaxkd.losses.feature import (
     vid,
 )
 from jaxkd.losses.from_hidden import in_chunks, kd_from_hidden
+from jaxkd.losses.labels import cross_entropy
 from jaxkd.losses.logit import (
     correlation,
     dtkd,
@@ -89,6 +90,7 @@ __all__ = [
     "class_activation",
     "class_correlation",
     "correlation",
+    "cross_entropy",
     "dist",
     "dist_inter",
     "dist_intra",

@@ -56,9 +56,8 @@ def from_hidden(hidden, heads, labels, weights, *, axis_name=None, over=None):
     def total(student, head):
         def loss(shared, student, teacher, labels):
             s, t = student @ shared[0], teacher @ shared[1]
-            return losses.dkd(s, t, labels, axis_name=axis_name, **ADAPTIVE) + losses.reverse_kl(
-                s, t, axis_name=axis_name
-            )
+            distillation = losses.dkd(s, t, labels, axis_name=axis_name, **ADAPTIVE)
+            return distillation + losses.cross_entropy(s, labels, axis_name=axis_name)
 
         arrays = student, hidden[1], labels
         values = losses.in_chunks(loss, *arrays, shared=(head, heads[1]), where=weights, chunk_size=64)

@@ -235,6 +235,22 @@ def test_labels_that_are_ignored_and_labels_that_are_wrong(name):
     assert_finite(values, gradient)
 
 
+def test_cross_entropy():
+    s, _, y = data((3, 4, K))
+    log_q = np.log(np.exp(s) / np.exp(s).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_q, y[..., None], -1)[..., 0]
+    np.testing.assert_allclose(losses.cross_entropy(s, y), expected, rtol=1e-5)
+    ignored = np.where(y == 2, -100, y)
+    value, gradient = jax.value_and_grad(lambda s: losses.cross_entropy(s, ignored, ignore_index=-100).sum())(
+        np.where(y[..., None] == 2, np.nan, s)
+    )
+    np.testing.assert_allclose(value, expected[y != 2].sum(), rtol=1e-5)
+    assert_finite(gradient)
+    known = losses.cross_entropy(s, y % 4, where=np.arange(K) < 4)
+    np.testing.assert_allclose(known, losses.cross_entropy(s[..., :4], y % 4), rtol=1e-5)
+    assert np.isposinf(losses.cross_entropy(s, np.full_like(y, 5), where=np.arange(K) < 4)).all()
+
+
 @pytest.mark.parametrize("wrong", [-1.0, 0.0, np.inf, np.nan])
 def test_under_jit_a_temperature_that_is_not_positive_gives_nan(wrong):
     s, t, _ = data()
