@@ -48,9 +48,11 @@ def total(x: jax.Array, axis: Axis = -1, axis_name: AxisName = None, *, keepdims
     return part if axis_name is None else jax.lax.psum(part, axis_name)
 
 
-def top(x: jax.Array, axis: Axis = -1, axis_name: AxisName = None) -> jax.Array:
-    """The largest entry of all classes, the axis kept with length 1, without a gradient."""
-    part = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
+def top(
+    x: jax.Array, axis: Axis = -1, axis_name: AxisName = None, *, least: float | None = None
+) -> jax.Array:
+    """The largest entry of all classes, or `least`; the axis kept with length 1, without a gradient."""
+    part = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, initial=least))
     return part if axis_name is None else jax.lax.pmax(part, axis_name)
 
 

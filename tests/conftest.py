@@ -28,6 +28,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import pytest
 
+if not hasattr(jax, "enable_x64"):  # its name before jax 0.8
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
+
 if TYPE_CHECKING:
     from jaxkd import data
 

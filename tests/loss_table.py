@@ -11,7 +11,7 @@ import reference as ref
 
 from jaxkd import losses, temperature
 
-# Losses on logits; the others are tested in test_features.py and beside their methods.
+# Losses on logits; the others have tests of their own.
 OF_LOGITS = (
     set(losses.__all__)
     - set(losses.feature.__all__)
@@ -20,6 +20,9 @@ OF_LOGITS = (
         "cross_entropy",
         "in_chunks",
         "kd_from_hidden",
+        "entropy_weights",
+        "repair",
+        "wkd",
         "kd_top_k",
     }
 )
@@ -130,6 +133,16 @@ def _rows():
         ),
     )
     yield "kd, array", Row(_plain(losses.kd, **ARRAY), lambda s, t, y: ref.kd(s, t, 3.0), variant=True)
+    for a, b in ((0.2, 0.7), (0.0, 1.0)):
+        yield (
+            f"alpha_beta {a}, {b}" if b != 0.7 else "alpha_beta",
+            Row(
+                _plain(losses.alpha_beta, alpha=a, beta=b),
+                lambda s, t, y, a=a, b=b: ref.alpha_beta(s, t, a, b),
+                excludes=a > 0,
+                variant=a == 0,
+            ),
+        )
     yield (
         "jensen_shannon, uneven",
         Row(

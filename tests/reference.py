@@ -95,6 +95,14 @@ def normdkd(s, t, y, scale=2.0, alpha=1.0, beta=8.0):
     return tau_t[..., 0] ** 2 * _decoupled(s / tau_s, t / tau_t, y, alpha, beta)
 
 
+def alpha_beta(s, t, a, b, tau=4.0):
+    p, q = softmax(t / tau), softmax(s / tau)
+    if a == 0 and b == 1:
+        return kl(q, p)
+    terms = p**a * q**b - (a * p ** (a + b) + b * q ** (a + b)) / (a + b)
+    return -terms.sum(-1) / (a * b)
+
+
 def rld(s, t, y, tau=4.0, standardize=False, alpha=1.0, beta=8.0):
     if standardize:
         s, t = zscore(s), zscore(t)

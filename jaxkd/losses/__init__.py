@@ -66,10 +66,12 @@ from jaxkd.losses.feature import (
     vid,
 )
 from jaxkd.losses.from_hidden import in_chunks, kd_from_hidden
-from jaxkd.losses.labels import cross_entropy
+from jaxkd.losses.labels import cross_entropy, repair
 from jaxkd.losses.logit import (
+    alpha_beta,
     correlation,
     dtkd,
+    entropy_weights,
     jensen_shannon,
     kd,
     mse,
@@ -82,8 +84,10 @@ from jaxkd.losses.logit import (
 from jaxkd.losses.multi_level import batch_correlation, class_correlation, mlkd
 from jaxkd.losses.relational import dist, dist_inter, dist_intra
 from jaxkd.losses.top_k import kd_top_k
+from jaxkd.losses.transport import wkd
 
 __all__ = [
+    "alpha_beta",
     "attention",
     "batch_correlation",
     "cc",
@@ -96,6 +100,7 @@ __all__ = [
     "dist_intra",
     "dkd",
     "dtkd",
+    "entropy_weights",
     "hcl",
     "hint",
     "in_chunks",
@@ -114,6 +119,7 @@ __all__ = [
     "ofd",
     "ofd_margin",
     "pkt",
+    "repair",
     "reverse_kl",
     "rkd",
     "rld",
@@ -121,5 +127,6 @@ __all__ = [
     "sp",
     "ttm",
     "vid",
+    "wkd",
     "wttm",
 ]

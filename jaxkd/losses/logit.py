@@ -166,6 +166,59 @@ def jensen_shannon(
     return x.masked(tau**2 * (w * x.kl(log_p, log_m) + (1 - w) * x.kl(log_q, log_m)))
 
 
+def alpha_beta(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    alpha: float = 0.2,
+    beta: float = 0.7,
+    temperature: _temperature.Temperature = 4.0,
+    standardize: bool = False,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """Alpha-beta divergence of softened teacher and student: a family with KL in both directions at its ends.
+
+    `L_i = -1/(a b) sum_k [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)]`, a and b the two options.  It is
+    KL(p || q) for (1, 0), KL(q || p) for (0, 1), and 4 times the squared Hellinger distance for (1/2, 1/2).
+    As in the source there is no factor T^2.
+
+    Args:
+      alpha: a, at least 0; the larger, the more the classes count that the teacher finds probable.
+      beta: b, at least 0; the larger, the more those count that the student finds probable.
+
+    Raises:
+      ValueError: an option is negative, or both are 0.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 2.0]])
+    >>> print(f"{losses.alpha_beta(student, teacher, temperature=1.0)[0]:.3f}")
+    0.725
+
+    Source: Wang et al. 2025, "ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge
+    Distillation via alpha-beta-Divergence" (ICML), and the authors' code, whose default for language models
+    is (0.2, 0.7).
+    """
+    a, b = alpha, beta
+    if not (a >= 0 and b >= 0 and a + b > 0):
+        raise ValueError(f"alpha and beta must be at least 0, and not both 0, got {a} and {b}")
+    x, _ = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
+    log_p, log_q = x.log_softmax()
+    if a == 0 or b == 0:
+        first, second = (log_p, log_q) if b == 0 else (log_q, log_p)
+        c = a + b
+        terms = jnp.exp(c * first) * (c * (first - second) - 1) + jnp.exp(c * second)
+        return x.masked(x.total(terms) / c**2)
+    # From the larger of the two: exact at p = q, and without overflow for distant logits.
+    power = jnp.exp((a + b) * jnp.maximum(log_p, log_q))
+    distance = -jnp.abs(log_q - log_p)
+    of_smaller = jnp.where(log_q > log_p, a, b)
+    terms = power * (of_smaller / (a + b) * jnp.expm1((a + b) * distance) - jnp.expm1(of_smaller * distance))
+    return x.masked(x.total(terms) / (a * b))
+
+
 def soft_cross_entropy(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -343,6 +396,39 @@ def wttm(
     if x.classes is not None:
         log_powers = jnp.where(x.classes, log_powers, _logits.MASKED_LOGIT)
     return x.masked(jnp.exp(_classes.log_sum_exp(log_powers, x.axis_name)) * x.kl(log_r, log_q))
+
+
+def entropy_weights(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    temperature: _temperature.Temperature = 3.0,
+    scale: float = 100.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """EA-KD's weight of each example: large where the softened teacher is uncertain, and the student too.
+
+    `w_i = (H_i + H_i H'_i / c) / 2`, with H and H' the entropies of p and q, in nats.  No gradient flows
+    through it.  Multiply any loss by it.
+
+    Args:
+      scale: c, positive; the source's constant for 100 classes.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 2.0]])
+    >>> weights = losses.entropy_weights(student, teacher)
+    >>> print(f"{weights[0]:.3f} {(weights * losses.kd(student, teacher))[0]:.3f}")
+    0.549 0.436
+
+    Source: Su et al. 2023, EA-KD (arXiv 2311.13621), the authors' code.
+    """
+    _logits.positive("scale", scale)
+    x, _ = softened(prepare(student, teacher, axis, where, axis_name), temperature, False)
+    of_teacher, of_student = (-x.total(jnp.exp(log_p) * log_p) for log_p in x.log_softmax())
+    return jax.lax.stop_gradient(x.masked((of_teacher + of_teacher * of_student / scale) / 2))
 
 
 def mse(

@@ -135,7 +135,7 @@ def _correlation(
 
     def centered(a: jax.Array) -> jax.Array:
         # The largest entry is taken off first, so that equal entries centre to exactly 0.
-        top = _classes.top(jnp.where(mask, a, 0.0), axis, axis_name)
+        top = _classes.top(jnp.where(mask, a, 0.0), axis, axis_name, least=0.0)
         a = jnp.where(mask, a - top, 0.0)
         count = jnp.maximum(total(mask, keepdims=True), 1).astype(a.dtype)
         return jnp.where(mask, a - total(a, keepdims=True) / count, 0.0)

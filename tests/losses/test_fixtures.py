@@ -63,6 +63,11 @@ _decoupled = {
         ),
     ),
 }
+_transport = {
+    "wkd_l_T4_g1_lam0.05_it10": functools.partial(losses.wkd, weight=1.0),
+    "wkd_l_T2_g30_lam0.05_it10": functools.partial(losses.wkd, temperature=2.0),
+    "wkd_l_T4_g1_lam25_it30": functools.partial(losses.wkd, weight=1.0, regularizer=25.0, iterations=30),
+}
 _totals = {
     "total_kd_r0.1_b0.9_T4": (0.9, losses.kd),
     "total_lskd_r0.1_b9_T2": (9.0, functools.partial(losses.kd, temperature=2.0, standardize=True)),
@@ -97,6 +102,9 @@ def _cases():
         yield name, lambda w, s, x, loss=loss: jnp.mean(loss(w, x["z_t"]))
     for name, (factor, loss) in _decoupled.items():
         yield name, lambda w, s, x, f=factor, loss=loss: f * jnp.mean(loss(w, x["z_t"], x["labels"]))
+    for name, loss in _transport.items():
+        cost = NEWER[f"logits/{B8}wkd_cost"]
+        yield name, lambda w, s, x, loss=loss, c=cost: jnp.mean(loss(w, x["z_t"], x["labels"], c))
     for name, (weight, loss) in _totals.items():
         yield (
             name,
@@ -145,7 +153,7 @@ def test_value_and_gradient_are_those_of_the_source(name, precision, off):
     dtype, rtol, atol = PRECISIONS[precision]
     value, (weak, strong) = _results(precision)[name]
     assert value.dtype == dtype
-    newer = name.startswith("rld")
+    newer = name.startswith(("rld", "wkd"))
     expected_value = (
         NEWER[f"logits/{B8}{name}/loss_{precision}"] if newer else FIXTURES[f"{B8}{name}/loss_{precision}"]
     )
@@ -162,7 +170,11 @@ def test_value_and_gradient_are_those_of_the_source(name, precision, off):
 def test_every_logit_fixture_has_a_case():
     stored = {k.split("/")[1] for k in FIXTURES.files if k.startswith(B8) and k.endswith("loss_f64")}
     elsewhere = {k for k in stored if k.startswith("ctkd")} | {"ce", "hiT", "corr"}
-    stored |= {k.split("/")[2] for k in NEWER.files if k.startswith("logits/" + B8 + "rld")}
+    stored |= {
+        k.split("/")[2]
+        for k in NEWER.files
+        if k.startswith(("logits/" + B8 + "rld", "logits/" + B8 + "wkd_l"))
+    }
     assert stored - elsewhere == set(CASES)
 
 
