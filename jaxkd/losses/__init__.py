@@ -20,21 +20,31 @@ standardize
 axis
   The class axis.
 where
-  Optional boolean mask.  With the rank of the logits it broadcasts to them and masks classes; with one axis
-  fewer it masks examples.  What is masked may hold anything, -inf and NaN included.  An example that is
-  masked, or has no class left, has loss 0 and gradient 0.
+  Optional mask, boolean or of integers; an entry counts where it is not 0.  With the rank of the logits it
+  broadcasts to them and masks classes; with one axis fewer it masks examples; a vector `[K]` masks classes
+  where the logits have three axes or more.  A floating mask of examples holds weights, which multiply the
+  loss.  What is masked may hold anything, -inf and NaN included.  An example that is masked, or has no class
+  left, has loss 0 and gradient 0.
+axis_name
+  For `jax.shard_map` over the classes: the mesh axis, or axes, over which they are sharded.  Each device
+  passes its own classes (and its own part of a mask of classes), labels count those of all devices, and every
+  device has the losses of the whole vocabulary.  A temperature rule is then called with `axis_name=` too.
+  Arrays that are sharded under `jax.jit` need nothing.
 
 **Returns**: one value per example, shape `[...]`, in nats (times squared logit units where T^2 is a factor);
 float32, or float64 for float64 logits.  The factor T^2 keeps the size of the gradient independent of T; it is
 inside.  The caller reduces; published numbers use the mean over the batch.
 
 **Losses of a whole batch** (`dist`, `dist_intra`, `mlkd`, `class_correlation`, `batch_correlation`) return a
-scalar.  All leading axes count as one batch, to which masked examples do not belong.  With data parallelism
-each device computes its own, unless the caller gathers the logits first.
+scalar.  All leading axes count as one batch, to which masked examples do not belong; examples have no
+weights there.  Under `jax.shard_map` and `jax.pmap` each device computes its own, unless the caller gathers
+the logits first; under `jax.jit` it is that of the whole batch.
 
-**Raises**: TypeError for logits that are not floating and a mask that is not boolean; ValueError for shapes
+**Raises**: TypeError for logits that are not floating and a floating mask of classes; ValueError for shapes
 that differ, fewer than two classes, a temperature that is not positive or does not fit, a mask that does not
-fit, and a rule that `standardize` makes meaningless.
+fit, a rule that `standardize` makes meaningless, and an `axis_name` along which the logits are not sharded.
+Under `jit`, where values are not known, a temperature that is not positive and a label that is out of range
+make the loss NaN.
 
 **Infinities**: a teacher's logit of -inf is a class of probability 0, which adds 0 to a divergence from the
 teacher; value and gradient stay finite.  It has no z-score and no maximum of absolute logits: there, mask the

@@ -86,6 +86,10 @@ class Pair(NamedTuple):
         )
         return log_p, log_q
 
+    def infinite_where_excluded(self, log_p: jax.Array) -> jax.Array:
+        """`log p`, with -inf where the teacher alone excludes a class: the student must not expect it."""
+        return jnp.where(jnp.isneginf(self.teacher) & ~jnp.isneginf(self.student), -jnp.inf, log_p)
+
     def probabilities(self) -> tuple[jax.Array, jax.Array]:
         """Softmaxes of the teacher and of the student, p and q; NaN where the student alone has -inf."""
         log_p, log_q = self.log_softmax()

@@ -41,11 +41,12 @@ def dkd(
       labels: target classes, integers of any width in [0, K), shape `[...]`; masked examples may have any.
       alpha: weight of the target-class term.
       beta: weight of the other classes' term.
+      ignore_index: a label whose examples are masked, such as -100.
 
     Raises:
       TypeError: the labels are not integers.
-      ValueError: the labels have another shape or are out of range.  Under `jit` the range is checked only
-        through `jax.experimental.checkify`.
+      ValueError: the labels have another shape or are out of range.  Under `jit` the loss is NaN there, and
+        `jax.experimental.checkify` names the label.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses

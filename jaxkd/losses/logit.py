@@ -115,8 +115,7 @@ def reverse_kl(
     """
     x, tau = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
     log_p, log_q = x.log_softmax()
-    # Infinite where the teacher alone excludes a class.
-    log_p = jnp.where(jnp.isneginf(x.teacher) & ~jnp.isneginf(x.student), -jnp.inf, log_p)
+    log_p = x.infinite_where_excluded(log_p)
     return x.masked(tau**2 * x.kl(log_q, log_p))
 
 
@@ -206,6 +205,9 @@ def alpha_beta(
         raise ValueError(f"alpha and beta must be at least 0, and not both 0, got {a} and {b}")
     x, _ = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
     log_p, log_q = x.log_softmax()
+    log_q = jnp.where(jnp.isneginf(log_q), jnp.nan, log_q)
+    if a == 0:
+        log_p = x.infinite_where_excluded(log_p)
     if a == 0 or b == 0:
         first, second = (log_p, log_q) if b == 0 else (log_q, log_p)
         c = a + b
