@@ -13,6 +13,8 @@ from loss_table import ADAPTIVE, ROWS, STRUCTURAL
 
 from jaxkd import losses
 
+pytestmark = pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="this jax has no jax.shard_map")
+
 # The ways that between them shard every axis, on both kinds of mesh axes and by hand.
 QUICK = (
     "jit, explicit axes: batch and vocabulary",
