@@ -5,13 +5,13 @@
 4,096 tokens, 32,000 classes, hidden width 512 on both sides, float32; value and gradient of the mean with
 respect to the student's hidden states and output matrix.  Temporary memory is XLA's own analysis of the
 compiled program; seconds are the process's CPU time, which other programs on the machine do not change.
-"naive" computes all logits and hands them to `losses.kd`; "naive, loss in chunks" does so with `chunk_size=8`,
-which saves the loss's memory and not that of the logits; "with the cross-entropy" has both losses in one pass.
-Needs about 8 GB and a minute on two cores; writes `results/from_hidden.json`.
+"naive" computes all logits and hands them to `losses.kd`; "naive, loss in chunks" does so with
+`chunk_size=8`, which saves the loss's memory and not that of the logits; "with the cross-entropy" has both
+losses in one pass.  Needs about 8 GB and a minute on two cores; writes `results/from_hidden.json`.
 
-With `--devices`: 8,192 tokens, 256,000 classes, bfloat16, on eight simulated devices, sharded over 4 x 2 (batch and
-vocabulary) and over 8 (batch); compiled and not run.  Memory of a device; writes
-`results/from_hidden_devices.json`.
+With `--devices`: 8,192 tokens, 256,000 classes, float32, on eight simulated devices, sharded over 4 x 2
+(batch and vocabulary) and over 8 (batch); compiled and not run.  Memory of a device, whose arguments are
+mostly the two output matrices; writes `results/from_hidden_devices.json`.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ def with_cross_entropy(student_hidden, student_head, teacher_hidden, teacher_hea
 
 def on_devices() -> None:
     """Memory of a device, by XLA's analysis: nothing is run."""
-    tokens, classes, width = (8, 1024), 256_000, 2048
+    tokens, classes, width = (8, 1024), 256_000, WIDTH
     ways = {"naive": naive} | {
         f"chunks of {size}": functools.partial(losses.kd_from_hidden, **ADAPTIVE, chunk_size=size)
-        for size in (256, 1024)
+        for size in (128, 512)
     }
     rows: dict[str, dict] = {}
     for layout, shape, of_heads in (("4 x 2", (4, 2), P(None, "vocabulary")), ("8 x 1", (8, 1), P())):
         mesh = jax.make_mesh(shape, ("data", "vocabulary"))
 
         def like(*shape, spec, mesh=mesh):
-            return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+            return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
 
         arrays = [like(*tokens, width, spec=P("data")), like(width, classes, spec=of_heads)] * 2
         for name, loss in ways.items():
