@@ -56,6 +56,14 @@ def top(
     return part if axis_name is None else jax.lax.pmax(part, axis_name)
 
 
+def some_entry(x: jax.Array, axis: int = -1, axis_name: AxisName = None) -> jax.Array:
+    """One of the entries, the axis kept with length 1, without a gradient."""
+    sharding = sharding_of(x)
+    if axis_name is not None or (sharding is not None and sharding.spec[axis] is not None):
+        return top(x, axis, axis_name)  # explicit axes do not allow the slice
+    return jax.lax.stop_gradient(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
+
+
 def largest(x: jax.Array, axis: Axis = -1, axis_name: AxisName = None) -> jax.Array:
     """As `top`, with a gradient, which equal entries share."""
     if axis_name is None:

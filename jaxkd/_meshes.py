@@ -52,3 +52,15 @@ def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(x, more, to="varying")
     return jax.lax.pvary(x, more)  # type: ignore[attr-defined]  # the name before jax 0.9
+
+
+def contract(
+    a: jax.Array, b: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]], *, like: jax.Array
+) -> jax.Array:
+    """The product of two arrays summed over these axes, which is a gradient of `like`: on its devices."""
+    sharding = sharding_of(like)
+    explicit = sharding is not None and AxisType.Explicit in sharding.mesh.axis_types
+    placed: dict[str, Any] = {"out_sharding": sharding} if explicit else {}
+    product = jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=like.dtype, **placed)
+    more = (varying_axes(product) or frozenset()) - (varying_axes(like) or frozenset())
+    return jax.lax.psum(product, tuple(sorted(more))) if more else product

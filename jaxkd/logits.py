@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from jaxkd import _classes
+from jaxkd import _classes, _meshes
 from jaxkd._classes import AxisName
 
 # Stands for minus infinity where an infinity would make 0 * inf = NaN: exp of it is exactly 0 in every
@@ -325,9 +325,13 @@ def _product_forward(h: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.A
 
 
 def _product_backward(factors: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # In the precision of the factors: with the slope's, both products would be float32.
-    _, pullback = jax.vjp(jnp.matmul, *factors)
-    return pullback(slope.astype(factors[0].dtype))
+    # In the precision of the factors, with a [D, K] result: autodiff's is float32, and transposed.
+    h, w = factors
+    slope, tokens = slope.astype(h.dtype), tuple(range(h.ndim - 1))
+    return (
+        _meshes.contract(slope, w.T, ((h.ndim - 1,), (0,)), like=h),
+        _meshes.contract(h, slope, (tokens, tokens), like=w),
+    )
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -407,10 +411,10 @@ def _center(
     x: jax.Array, axis: int, where: ArrayLike | None, axis_name: AxisName
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `x` minus its mean (0 in masked classes) and its standard deviation, the axis kept."""
-    # The largest entry is taken off first, so that constant logits centre to exactly 0 and not to the
+    # An entry is taken off first, so that constant logits centre to exactly 0 and not to the
     # rounding error of their mean, whose reciprocal would then scale the gradient.
     if where is None:
-        x = x - _classes.top(x, axis, axis_name)
+        x = x - _classes.some_entry(x, axis, axis_name)
         mean = _classes.total(x, axis, axis_name, keepdims=True) / _classes.number(x, axis, axis_name)
         centered = x - mean
     else:

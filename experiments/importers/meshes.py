@@ -5,12 +5,11 @@
 One compiled program a loss and a mode (see `tests/meshes.py`): value and gradient against one device; the
 arrays that move between devices (not the sums and maxima of one number per example); and by how much a device
 has less to do than one device alone, by the operations that XLA counts.  Runs on a CPU with eight simulated
-devices, some minutes on two cores; writes `results/meshes.md` and `results/meshes.json`.
+devices, some minutes on two cores; writes `results/meshes.md`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -80,7 +79,6 @@ moves n arrays that are as large as a device's logits or larger. "-": the loss h
     out = HERE / "results"
     out.mkdir(parents=True, exist_ok=True)
     (out / "meshes.md").write_text(text)
-    (out / "meshes.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
