@@ -48,7 +48,7 @@ def main() -> None:
     options = ["-o", "addopts=", "--import-mode=importlib", "-q"]
     failed = pytest.main([*options, *(str(TESTS / file) for file in FILES)], plugins=[kept])
     rows = []
-    for name in methods.names():
+    for name in (*methods.names(), *sorted(kept.largest.keys() - set(methods.names()))):
         found = [kept.largest[name].get(column) for column in (*COLUMNS, *STEPS)]
         numbers = ["-" if value is None else f"{value:.0e}" for value in found]
         rows.append([name, str(kept.comparisons[name]), *numbers])

@@ -118,7 +118,7 @@ def _cases():
 
 CASES = dict(_cases())
 METHODS = ["kd", "lskd", "atkd", "ttm", "wttm", "dist", "normkd", "mse", "dkd", "atkd_dkd", "normdkd", "rld"]
-METHODS += ["mlkd", "atkd_mlkd"]
+METHODS += ["mlkd", "atkd_mlkd", "wkd"]
 
 
 def method_of(case):
