@@ -16,6 +16,26 @@ FORMULAS = {
         r" \qquad m = w p + (1 - w) q"
     ),
     "losses.soft_cross_entropy": rf"L_i = -T_i^2 \sum_k p_{{ik}} \log q_{{ik}}, \qquad {_P}",
+    "losses.in_chunks": r"L_i = f(h^s_i W^s,\; h^t_i W^t,\; \ldots)",
+    "losses.kd_top_k": (
+        r"L_i = T^2 \Big[ \sum_{k \in S} p_{ik} \log \frac{p_{ik}}{q_{ik}}"
+        r" + p'_i \log \frac{p'_i}{q'_i} \Big],"
+        r" \qquad p'_i = 1 - \sum_{k \in S} p_{ik}, \quad q'_i = 1 - \sum_{k \in S} q_{ik}"
+    ),
+    "losses.alpha_beta": (
+        r"L_i = -\frac{1}{a b} \sum_k \Big[ p_{ik}^a q_{ik}^b - \frac{a}{a + b} p_{ik}^{a + b}"
+        r" - \frac{b}{a + b} q_{ik}^{a + b} \Big]"
+    ),
+    "losses.cross_entropy": r"L_i = -\log \mathrm{softmax}(s_i)_{y_i}",
+    "losses.entropy_weights": r"w_i = \frac{1}{2} \Big( H(p_i) + \frac{H(p_i) H(q_i)}{c} \Big)",
+    "losses.repair": (
+        r"t'_{iy} = \max_k t_{ik}, \quad t'_{ij} = t_{iy} \text{ for } j = \arg\max_k t_{ik}"
+        r" \qquad \text{(swap)}"
+    ),
+    "losses.wkd": (
+        r"L_i = -p_{iy} \log q_{iy} + g \sum_{kl} P_{kl}\, c_{kl}, \qquad P = \mathrm{diag}(u)\, e^{-c / r}\,"
+        r" \mathrm{diag}(v)"
+    ),
     "losses.mse": r"L_i = \frac{1}{K} \sum_k (s_{ik} - t_{ik})^2",
     "losses.correlation": (r"L_i = \frac{K-1}{K} (1 - \rho_i) = \frac{1}{2K} \sum_k (z^s_{ik} - z^t_{ik})^2"),
     "losses.ttm": (
