@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -45,7 +46,7 @@ print(json.dumps([scope[name] for name in {names!r}]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=helpers.environment(),
+        env={**os.environ, "XLA_FLAGS": ""},  # they train: code that is not optimised takes far longer
         capture_output=True,
         text=True,
         check=False,
