@@ -86,9 +86,12 @@ def find(
     candidates = (
         [tuple(prefix.split("/"))] if prefix else sorted({p for path in arrays for p in _starts(path)})
     )
-    fitting = {}
+    fitting, seen = {}, set()
     for start in candidates:
-        if (found := _under(arrays, start, wanted)) is not None:
+        found = _under(arrays, start, wanted)
+        # With the collections' names below "state" and without them below "state/params" are the same arrays.
+        if found is not None and (which := tuple(map(id, found.values()))) not in seen:
+            seen.add(which)
             fitting[start] = found
     # An optimiser's moments have the names and the shapes of parameters.
     without = {start: found for start, found in fitting.items() if not {"opt_state", "opt"} & set(start)}
