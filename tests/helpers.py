@@ -123,19 +123,27 @@ def deterministic_variables(model: str, num_classes: int = 100, **options: Any) 
     return to_flax({name: deterministic_weight(name, w.shape) for name, w in names.items()}, shapes)
 
 
-def environment(devices: int = 1) -> dict[str, str]:
-    """That of a child process with some devices, which compiles as fast as this one."""
-    flags = re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"])
-    return {**os.environ, "XLA_FLAGS": flags}
+def environment(devices: int = 1, *, optimized: bool = False) -> dict[str, str]:
+    """That of a child process with some devices.
+
+    It compiles as fast as this one; or, for one that computes much, code as fast as a user's.
+    """
+    count = "--xla_force_host_platform_device_count="
+    flags = re.sub(rf"(?<={count})\d+", str(devices), os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": f"{count}{devices}" if optimized else flags}
 
 
 def start_jaxkd(
-    *arguments: object, devices: int = 1, own_group: bool = False, folder: Path | None = None
+    *arguments: object,
+    devices: int = 1,
+    optimized: bool = False,
+    own_group: bool = False,
+    folder: Path | None = None,
 ) -> subprocess.Popen[str]:
     """Starts the command line in a child process; if asked, in its own process group, in another folder."""
     return subprocess.Popen(
         [sys.executable, "-m", "jaxkd", *map(str, arguments)],
-        env=environment(devices),
+        env=environment(devices, optimized=optimized),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -144,9 +152,9 @@ def start_jaxkd(
     )
 
 
-def run_jaxkd(*arguments: object, devices: int = 1, folder: Path | None = None) -> tuple[int, str, str]:
-    """Runs the command line in a child process; returns its exit code, output and error output."""
-    with start_jaxkd(*arguments, devices=devices, folder=folder) as child:
+def run_jaxkd(*arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Runs the command line as `start_jaxkd`; returns its exit code, output and error output."""
+    with start_jaxkd(*arguments, **options) as child:
         output, errors = child.communicate(timeout=300)
         return child.returncode, output, errors
 

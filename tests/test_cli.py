@@ -442,7 +442,7 @@ def test_import_writes_a_teacher_with_its_accuracy(shared_data: Path, tmp_path: 
     weights = shared_data / "teachers" / "cifar100_resnet56.npz"
     options = ["--model", "resnet56", "--data-dir", shared_data / "tfds", "--out", tmp_path / "t"]
     normalisation = ["--mean", 0.5070, 0.4865, 0.4409, "--std", 0.2673, 0.2564, 0.2761]
-    code, output, errors = run_jaxkd("import", weights, *options, *normalisation)
+    code, output, errors = run_jaxkd("import", weights, *options, *normalisation, optimized=True)
     assert code == 0, errors
     assert "on all 10,000 test images: accuracy 72.63 %, top-5 91.94 %, cross-entropy 1.2946" in output
     assert teachers.load(tmp_path / "t").description.test_accuracy == pytest.approx(72.63)

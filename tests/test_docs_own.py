@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -46,7 +45,7 @@ print(json.dumps([scope[name] for name in {names!r}]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "XLA_FLAGS": ""},  # they train: code that is not optimised takes far longer
+        env=helpers.environment(optimized=True),
         capture_output=True,
         text=True,
         check=False,
