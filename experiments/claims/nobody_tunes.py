@@ -60,6 +60,8 @@ def figure(cells: dict[str, Cell]) -> Figure:
             axes: Any, places: list[float], names: list[str], colour: str, marker: str, label: str
         ) -> None:
             known = [(place, name) for place, name in zip(places, names, strict=True) if name in spreads]
+            if not known:
+                return
             axes.errorbar(
                 [place for place, _ in known],
                 [spreads[name].mean for _, name in known],
