@@ -33,6 +33,7 @@ import tyro
 from jaxkd import _markdown, losses, methods, models, standardize, temperature
 from jaxkd.cli import run
 from jaxkd.data import CropFlip
+from jaxkd.data.augment import as_views
 from jaxkd.data.batch import Batch
 from jaxkd.models.network import AXIS
 from jaxkd.training import Frozen, Recipe, Task, initial_state, train_step
@@ -143,6 +144,23 @@ def of_losses(size: tuple[int, int]) -> dict[str, Program]:
     }
 
 
+def task_of(
+    method: methods.Method, student: models.Network, teacher: models.Network | None, main: CropFlip
+) -> Task:
+    """The task of a training step: SGD as in the recipe, each view with the augmentation of a run."""
+    recipe = Recipe("sgd", 0.05, "steps", 0, momentum=0.9, weight_decay=5e-4, total_steps=1000)
+    return Task(
+        student=student.on_axis(AXIS),
+        teacher=teacher,
+        method=method,
+        optimizer=recipe.transformation(),
+        augmentations=tuple(as_views(None, method.views, main, method.augmentation).items()),
+        seed=0,
+        num_epochs=1,
+        steps_per_epoch=1000,
+    )
+
+
 def of_steps(
     teacher: str,
     student: str,
@@ -161,20 +179,11 @@ def of_steps(
         name: models.as_network(name, classes).normalized(mean, std)
         for name in dict.fromkeys((teacher, student))
     }
-    recipe = Recipe("sgd", 0.05, "steps", 0, momentum=0.9, weight_decay=5e-4, total_steps=1000)
     programs = {}
     variables = networks[teacher].init(0, shape)
     for name, (method, options) in chosen.items():
-        task = Task(
-            student=networks[student].on_axis(AXIS),
-            teacher=networks[teacher],
-            method=methods.create(method, **options),
-            optimizer=recipe.transformation(),
-            augmentations=(("main", CropFlip(padding=4, flip=True)),),
-            seed=0,
-            num_epochs=1,
-            steps_per_epoch=1000,
-        )
+        made = methods.create(method, **options)
+        task = task_of(made, networks[student], networks[teacher], CropFlip(padding=4, flip=True))
         state = jax.tree.map(lambda leaf: leaf[None], initial_state(task, shape, teacher=variables))
         step = functools.partial(train_step, task)
         programs[name] = Program(step, state, Frozen(None, {}), seen, mapped=True)

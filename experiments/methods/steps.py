@@ -28,12 +28,11 @@ from jaxkd.cli import run
 from jaxkd.data.batch import Batch
 from jaxkd.methods.black_box import Generated
 from jaxkd.models.dcgan import Generator
-from jaxkd.models.network import AXIS
-from jaxkd.training import Frozen, Recipe, Task, initial_state, train_step
+from jaxkd.training import Frozen, initial_state, train_step
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "claims"))
-from cost import Program, measure  # noqa: E402
+from cost import Program, measure, task_of  # noqa: E402
 
 SMALL = ("kd", "crd", "simkd")
 LATENT = 100
@@ -55,19 +54,8 @@ def program(
 ) -> tuple[Program, int]:
     """A method's compiled step, and the bytes that the method keeps."""
     shape, classes = dataset.image_shape, dataset.num_classes
-    network = models.as_network(student, classes).normalized(dataset.mean, dataset.std).on_axis(AXIS)
-    task = Task(
-        student=network,
-        teacher=teacher.frozen[0] if method.reads else None,
-        method=method,
-        optimizer=Recipe(
-            "sgd", 0.05, "steps", 0, momentum=0.9, weight_decay=5e-4, total_steps=1000
-        ).transformation(),
-        augmentations=tuple((view, method.augmentation(view, dataset.augmentation)) for view in method.views),
-        seed=0,
-        num_epochs=1,
-        steps_per_epoch=1000,
-    )
+    network = models.as_network(student, classes).normalized(dataset.mean, dataset.std)
+    task = task_of(method, network, teacher.frozen[0] if method.reads else None, dataset.augmentation)
     variables = teacher.frozen[1] if method.reads else None
     constants = dict(method.constants(teacher, network, dataset))
     state = initial_state(task, shape, teacher=variables, constants=constants)
