@@ -482,13 +482,12 @@ def from_keras(
 
         return from_function(logits, variables=jax.tree.map(jnp.asarray, weights), **about)
     arrays = [[keras.ops.convert_to_numpy(value) for value in group] for group in weights]
-    made = from_function(
+    return from_function(
         lambda _, images: keras.ops.convert_to_numpy(model(images, training=False)),
         variables=arrays,
         traceable=False,
         **about,
     )
-    return made
 
 
 def zoo() -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from loss_table import ROWS
+from reference import relative
 
 SHAPE = (8, 8, 128)
 DEVICES = 8
@@ -142,7 +143,7 @@ def outcome(mode: str, rows: Iterable[str], shape: tuple[int, ...] = SHAPE) -> O
 
     def deviation(name: str) -> float:
         pairs = zip(results[name], correct[name], strict=True)
-        return max(float(np.abs(np.ravel(a) - np.ravel(b)).max() / np.abs(b).max()) for a, b in pairs)
+        return max(relative(np.ravel(a), np.ravel(b)) for a, b in pairs)
 
     # What is as large as a device's part of the logits; smaller are numbers per example.
     least = math.prod(arrays[0].shape) // DEVICES

@@ -22,6 +22,8 @@ import jax  # noqa: E402
 import meshes  # noqa: E402
 from loss_table import STRUCTURAL  # noqa: E402
 
+from jaxkd import _markdown  # noqa: E402
+
 SHAPE = (16, 16, 512)
 WRONG = 2e-4  # of the largest entry
 
@@ -47,11 +49,11 @@ def cell(row: dict) -> str:
 
 def table(rows: dict[str, dict[str, dict]]) -> str:
     modes = list(meshes.MODES)
-    lines = ["| loss | " + " | ".join(modes) + " |", "|---" * (len(modes) + 1) + "|"]
-    for name, of_modes in rows.items():
-        cells = [cell(of_modes[mode]) if mode in of_modes else "-" for mode in modes]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [
+        [name, *(cell(of_modes[mode]) if mode in of_modes else "-" for mode in modes)]
+        for name, of_modes in rows.items()
+    ]
+    return _markdown.table(["loss", *modes], cells, left=1)
 
 
 def main() -> None:
@@ -74,8 +76,7 @@ done per example is done by every device that holds a part of its classes). Ever
 {WRONG} of one device's, relative to the largest entry, unless the cell says "wrong". "moves n": the program
 moves n arrays that are as large as a device's logits or larger. "-": the loss has no `axis_name`.
 
-{table(rows)}
-"""
+{table(rows)}"""
     out = HERE / "results"
     out.mkdir(parents=True, exist_ok=True)
     (out / "meshes.md").write_text(text)

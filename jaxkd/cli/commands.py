@@ -73,12 +73,11 @@ def _evaluate(config: EvaluateConfig) -> None:
 
     teacher = teachers.load(config.teacher)
     run = _options_of_run(place(config.teacher))
-    height, width, _ = teacher.description.image_shape
     dataset = data.load(
         config.data or run.get("data") or teacher.description.data,
         data_dir=config.data_dir,
         splits=(config.split,),
-        image_size=config.image_size or (height if height == width else None),
+        image_size=config.image_size or _side(teacher.description.image_shape),
         resized_crop=run.get("resized_crop", False) if config.resized_crop is None else config.resized_crop,
     )
     scores = evaluate(
@@ -86,6 +85,12 @@ def _evaluate(config: EvaluateConfig) -> None:
     )
     count = len(dataset.splits[config.split])
     print_line(f"{teacher.name} on all {count:,} {config.split} images: {_scores(scores)}")
+
+
+def _side(image_shape: tuple[int, int, int]) -> int | None:
+    """The height and width of square images; None for others."""
+    height, width, _ = image_shape
+    return height if height == width else None
 
 
 def _options_of_run(folder: Path) -> dict[str, Any]:
@@ -138,12 +143,11 @@ def _load(config: ImportConfig, name: str, image_shape: tuple[int, int, int] | N
     """The test split that a network to import is evaluated on, of the size of its images."""
     from jaxkd import data
 
-    side = image_shape[0] if image_shape and image_shape[0] == image_shape[1] else None
     return data.load(
         name,
         data_dir=config.data_dir,
         splits=("test",),
-        image_size=config.image_size or side,
+        image_size=config.image_size or (_side(image_shape) if image_shape else None),
         resized_crop=config.resized_crop,
     )
 

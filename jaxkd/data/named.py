@@ -131,8 +131,9 @@ def require_known(name: str, data_dir: str | Path | None = None) -> None:
     """Raises ValueError unless `load` accepts a name, without reading images."""
     if name in FACTS or is_path(name) or is_known(name, data_dir):
         return
-    also = f", folder:PATH, an .npz file, or any of the {len(known_names())} names of TensorFlow Datasets"
-    raise unknown("data set", name, [*FACTS, *known_names()], shown=FACTS, also=also)
+    others = known_names()
+    also = f", folder:PATH, an .npz file, or any of the {len(others)} names of TensorFlow Datasets"
+    raise unknown("data set", name, [*FACTS, *others], shown=FACTS, also=also)
 
 
 def _open(name: str, data_dir: str | Path | None) -> Collection:
@@ -140,13 +141,16 @@ def _open(name: str, data_dir: str | Path | None) -> Collection:
         return open_folder(name.removeprefix(PREFIX))
     if Path(name).suffix == ".npz":
         return _open_npz(place(name))
-    require_known(name, data_dir)
     if name == "digits":
         parts = _digits()
     elif found := find_archive(name, data_dir):
         parts = {split: Part(source, found[1].md5) for split, source in read_archive(*found).items()}
     else:
-        opened = open_tfds(name, data_dir)
+        try:
+            opened = open_tfds(name, data_dir)
+        except ValueError:
+            require_known(name, data_dir)
+            raise
         if name not in FACTS:
             return opened
         parts = dict(opened.parts)

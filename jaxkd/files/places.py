@@ -131,18 +131,20 @@ class BucketPath(PosixPath):
     def objects(self) -> dict[str, Held]:
         """All objects below this folder, by the rest of their names, in order."""
         with self._asking(of_bucket=True):
-            listed = _client().list_blobs(self.bucket, prefix=self._below, **_options())
-            found = [_held(blob, blob.name.removeprefix(self._below)) for blob in listed]
-        # A name that ends in a slash is what some tools make to show a folder.
-        return {one.name: one for one in found if one.name and not one.name.endswith("/")}
+            return self._by_name(_client().list_blobs(self.bucket, prefix=self._below, **_options()))
 
     def direct(self) -> tuple[dict[str, Held], set[str]]:
         """The objects directly in this folder, and the names of its folders."""
         with self._asking(of_bucket=True):
             listed = _client().list_blobs(self.bucket, prefix=self._below, delimiter="/", **_options())
-            found = [_held(blob, blob.name.removeprefix(self._below)) for blob in listed]
-            folders = {name.removeprefix(self._below).rstrip("/") for name in listed.prefixes}
-        return {one.name: one for one in found if one.name and not one.name.endswith("/")}, folders
+            files = self._by_name(listed)
+            return files, {name.removeprefix(self._below).rstrip("/") for name in listed.prefixes}
+
+    def _by_name(self, blobs: Any) -> dict[str, Held]:
+        """Listed objects by their names below this folder."""
+        found = [_held(blob, blob.name.removeprefix(self._below)) for blob in blobs]
+        # A name that ends in a slash is what some tools make to show a folder.
+        return {one.name: one for one in found if one.name and not one.name.endswith("/")}
 
     def is_file(self, **_: Any) -> bool:
         """See `Path`."""

@@ -126,6 +126,7 @@ class Range(NamedTuple):
 
 
 NOT_NEGATIVE, POSITIVE, COUNT = Range(0.0), Range(0.0, open=True), Range(1.0)
+WEIGHTS: Mapping[str, Range] = {"weight": NOT_NEGATIVE, "ce_weight": NOT_NEGATIVE}  # see `check_weights`
 
 
 class Method(nn.Module):

@@ -20,7 +20,17 @@ import numpy as np
 
 from jaxkd import losses
 from jaxkd.losses.feature import adaptive_pool, of_one_size
-from jaxkd.methods.base import COUNT, NOT_NEGATIVE, Inputs, Method, Range, Terms, check_weights, cross_entropy
+from jaxkd.methods.base import (
+    COUNT,
+    NOT_NEGATIVE,
+    WEIGHTS,
+    Inputs,
+    Method,
+    Range,
+    Terms,
+    check_weights,
+    cross_entropy,
+)
 from jaxkd.models import Outputs
 from jaxkd.models.initializers import Initializer, fan_in_uniform, fan_out_normal, uniform
 from jaxkd.models.layers import BatchNorm, linear, relu, widened
@@ -37,7 +47,7 @@ class Feature(Method):
     weight: float = 1.0
     ce_weight: float = 1.0
 
-    ranges: ClassVar[Mapping[str, Range]] = {"weight": NOT_NEGATIVE, "ce_weight": NOT_NEGATIVE}
+    ranges: ClassVar[Mapping[str, Range]] = WEIGHTS
 
     def __post_init__(self) -> None:
         check_weights(self)

@@ -15,6 +15,7 @@ from jaxkd.logits import pearson, standardize
 from jaxkd.methods.base import (
     NOT_NEGATIVE,
     POSITIVE,
+    WEIGHTS,
     Inputs,
     Method,
     Range,
@@ -51,11 +52,7 @@ class Logit(Method):
 
     # No options of a method.
     fixed: ClassVar[tuple[str, ...]] = ("axis", "axis_name", "where", "ignore_index", "chunk_size")
-    ranges: ClassVar[Mapping[str, Range]] = {
-        "weight": NOT_NEGATIVE,
-        "ce_weight": NOT_NEGATIVE,
-        "warmup_epochs": NOT_NEGATIVE,
-    }
+    ranges: ClassVar[Mapping[str, Range]] = {**WEIGHTS, "warmup_epochs": NOT_NEGATIVE}
 
     title: str
     loss: Callable[..., jax.Array]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxkd import losses
-from jaxkd.methods.base import NOT_NEGATIVE, Inputs, Method, Range, Terms, check_weights, cross_entropy
+from jaxkd.methods.base import WEIGHTS, Inputs, Method, Range, Terms, check_weights, cross_entropy
 from jaxkd.methods.logit import parse_temperature, temperatures, watched
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class MLKD(Method):
     true_mask: bool = False
 
     views: ClassVar[tuple[str, ...]] = ("main", "strong")
-    ranges: ClassVar[Mapping[str, Range]] = {"weight": NOT_NEGATIVE, "ce_weight": NOT_NEGATIVE}
+    ranges: ClassVar[Mapping[str, Range]] = WEIGHTS
 
     def __post_init__(self) -> None:
         check_weights(self)

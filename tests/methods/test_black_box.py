@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from feature_parity import FIXTURES, draw
 from reference import relative
 
 import jaxkd
@@ -28,7 +28,6 @@ from jaxkd.runs import generator as stage
 from jaxkd.runs.generator import Game, load_generator, train_generator
 from jaxkd.runs.report import report
 
-FIXTURES = np.load(Path(__file__).parents[1] / "fixtures" / "features.npz")
 LOSSES = np.load(Path(__file__).parents[1] / "fixtures" / "losses.npz")
 GENERATOR, DISCRIMINATOR = Generator((32, 32, 3)), Discriminator(dropout=0.0)
 
@@ -75,12 +74,6 @@ def of_gradients(gradient: Any, key: str) -> float:
         float(np.abs(found[name] - row[:3]).max() / max(row[1], 1e-4))
         for name, row in zip(names, expected, strict=True)
     )
-
-
-def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    numbers = rng.standard_normal(shape).astype(np.float32).astype(np.float64)
-    return numbers.transpose(0, 2, 3, 1) if numbers.ndim == 4 else numbers
 
 
 def test_the_networks_are_those_of_the_source(double: None, off: Callable) -> None:
