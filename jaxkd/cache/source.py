@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxkd import data, teachers
 from jaxkd.cache.compute import SPLIT, cache_key, default_folder, epoch_codes, wanted_codes
-from jaxkd.cache.store import TeacherCache
+from jaxkd.cache.store import CacheKey, TeacherCache
 from jaxkd.data.augment import MAIN, Numbered, is_numbered
 from jaxkd.files.places import place
 from jaxkd.methods.listing import CACHEABLE
@@ -27,6 +29,7 @@ class CachedLogits:
       num_examples: of the training split.
       augmentation: of the view "main".
       seed: the run's.
+      pooled: whether the method reads pooled features too.
       fill: called with the codes of each epoch before it (and `stop`); adds the rows that the cache lacks.
     """
 
@@ -37,12 +40,14 @@ class CachedLogits:
         augmentation: Numbered,
         *,
         seed: int,
+        pooled: bool = False,
         fill: Callable[..., int] | None = None,
     ) -> None:
         self.cache = cache
         self._num_examples = num_examples
         self._augmentation = augmentation
         self._seed = seed
+        self._pooled = pooled
         self._fill = fill
 
     def start_epoch(self, epoch: int, stop: Callable[[], bool]) -> None:
@@ -72,7 +77,7 @@ class CachedLogits:
     def of_batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """What a `Batch` takes of the cache."""
         logits, pooled = self.cache.fetch(self._rows[ids])
-        return {"teacher_logits": logits, **({"teacher_pooled": pooled} if self.cache.has_pooled else {})}
+        return {"teacher_logits": logits, **({"teacher_pooled": pooled} if self._pooled else {})}
 
 
 def why_not(task: Task, dataset: data.Dataset) -> str | None:
@@ -90,6 +95,19 @@ def why_not(task: Task, dataset: data.Dataset) -> str | None:
     if isinstance(dataset.splits[SPLIT], data.StreamedSplit):
         return f"{dataset.name} is streamed, with crops without number"
     return None
+
+
+def _found(usual: Path, key: CacheKey) -> TeacherCache:
+    """The cache in the usual folder; in its absence one beside it that holds more than the key asks for."""
+    try:
+        return TeacherCache(usual, key)
+    except FileNotFoundError:
+        start = usual.name.removesuffix(key.digest)
+        for folder in sorted(usual.parent.glob("*")):
+            if folder.name.startswith(start):
+                with contextlib.suppress(FileNotFoundError, ValueError):
+                    return TeacherCache(folder, key)
+        raise
 
 
 def find_cache(
@@ -136,7 +154,7 @@ def find_cache(
     if where == "fill":
         return TeacherCache.create(usual, key)
     try:
-        cache = TeacherCache(usual if where == "auto" else place(where), key)
+        cache = _found(usual, key) if where == "auto" else TeacherCache(place(where), key)
         if len(cache) < key.num_examples * augmentation.count:
             cache.locate(wanted_codes(key.num_examples, augmentation, seeds=[seed], num_epochs=num_epochs))
     except (FileNotFoundError, ValueError) as error:

@@ -99,7 +99,7 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path, key: CacheKey) -> None:
-        """Opens and verifies a cache.
+        """Opens and verifies a cache.  One that holds pooled features serves a key without them.
 
         Raises:
           FileNotFoundError: there is none.
@@ -107,6 +107,8 @@ class TeacherCache:
           DamagedError: its cache.json is damaged; `create` makes it again.
         """
         about = _read_about(folder)
+        if not key.pooled:
+            key = dataclasses.replace(key, pooled=about["key"].get("pooled", 0))
         if different := differing_keys(about["key"], dataclasses.asdict(key)):
             raise ValueError(
                 f"the teacher cache {folder} does not fit; {describe_differences(different)}. "

@@ -493,6 +493,7 @@ def _cached_logits(
             raise ValueError(f"--cache {config.cache} cannot be used: {reason}; train with --cache off")
         return None
     augmentation: Any = dict(task.augmentations)["main"]
+    pooled = "pooled" in task.method.reads
     cache = find_cache(
         config.cache,
         teacher,
@@ -501,7 +502,7 @@ def _cached_logits(
         seed=task.seed,
         num_epochs=task.num_epochs,
         before=before,
-        pooled="pooled" in task.method.reads,
+        pooled=pooled,
         say=say,
     )
     if cache is None:
@@ -510,7 +511,7 @@ def _cached_logits(
     if config.cache == "fill":
         filler = Filler(cache, *teacher.frozen, split, augmentation, devices=devices)
         fill = functools.partial(filler, progress=FillProgress(say))
-    return CachedLogits(cache, len(split), augmentation, seed=task.seed, fill=fill)
+    return CachedLogits(cache, len(split), augmentation, seed=task.seed, pooled=pooled, fill=fill)
 
 
 def _save_student(
