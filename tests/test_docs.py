@@ -17,14 +17,14 @@ PROGRAMS[LANGUAGE_MODEL] = re.findall(
 def test_the_pages_have_their_programs():
     assert [name.split(":")[0] for name in PROGRAMS] == [
         "Several devices", "Flax NNX", "Flax Linen", "Equinox", "Haiku", "Plain JAX, on one device",
-        LANGUAGE_MODEL,
+        "Shapes that are checked", LANGUAGE_MODEL,
     ]  # fmt: skip
     assert len([line for line in PROGRAMS[LANGUAGE_MODEL].splitlines() if line.strip()]) <= 60
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program_runs_and_learns(name, capsys):
-    for package in ("flax", "optax", "equinox", "haiku"):
+    for package in ("flax", "optax", "equinox", "haiku", "jaxtyping", "beartype"):
         if re.search(rf"^(import|from) {package}", PROGRAMS[name], re.M):
             pytest.importorskip(package)
     scope = {"__name__": "__main__"}
