@@ -25,8 +25,8 @@ import numpy as np
 import safetensors.numpy
 import torch_writer
 
-from jaxkd import torch_files
 from jaxkd.files import npz
+from jaxkd.teachers import torch_files
 
 MIB = 1 << 20
 MEMORY, SECONDS = 512 * MIB, 20

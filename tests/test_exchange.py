@@ -14,8 +14,9 @@ import pytest
 import safetensors.numpy
 from helpers import run_jaxkd
 
-from jaxkd import storage, teachers, torch_files
+from jaxkd import storage, teachers
 from jaxkd.storage import DamagedError
+from jaxkd.teachers import torch_files
 
 
 def test_an_exported_teacher_comes_back_with_the_same_bits(tmp_path: Path) -> None:

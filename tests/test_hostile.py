@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch_writer
 
-from jaxkd import torch_files
 from jaxkd.files import limits, npz, pickles
+from jaxkd.teachers import torch_files
 
 # Forking a process that has started JAX's threads may hang it: children are forked by one that has not.
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits and memory are Linux's")

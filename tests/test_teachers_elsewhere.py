@@ -21,7 +21,8 @@ import safetensors.numpy
 from flax import nnx
 
 import jaxkd
-from jaxkd import data, hub, models, teachers
+from jaxkd import data, models, teachers
+from jaxkd.teachers import hub
 
 NORMALISATION = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
 

@@ -18,8 +18,8 @@ import torch_writer
 from helpers import run_jaxkd
 from hostile import tensor
 
-from jaxkd import torch_files
 from jaxkd.files.pickles import Inert
+from jaxkd.teachers import torch_files
 
 
 class Exploit:
@@ -228,7 +228,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     """In two processes whose hashes differ, and however the dictionaries are ordered."""
     code = """
 import sys, numpy as np
-from jaxkd import torch_files
+from jaxkd.teachers import torch_files
 from jaxkd.files.pickles import Inert
 weights = {name: np.arange(4.0) for name in sys.argv[2:]}
 torch_files.write(sys.argv[1], weights, {"jaxkd": "about", "z": "last", "a": "first"})

@@ -5,8 +5,8 @@
 
 A ResNet-8 under a ResNet-56, 64 images of CIFAR-100's size.  The teacher runs in each step, twice for methods
 with two views.  The networks are untrained and the images are noise, which does not matter for time.
-All programs run in turn, round after round, and a ratio is one of medians.  Time is CPU time over all threads,
-so other work on the machine counts little.  Memory is what the compiled program asks for beside its
+All programs run in turn, round after round, and a ratio is one of medians.  Time is CPU time over all
+threads, so other work on the machine counts little.  Memory is what the compiled program asks for beside its
 arguments, and what the method keeps beside the student: adapters, memories, constants.
 Writes `results/steps.md`.
 """

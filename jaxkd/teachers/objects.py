@@ -1,0 +1,255 @@
+"""Teachers from what people have at hand: functions, networks, checkpoints, Keras models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import models, storage
+from jaxkd.teachers import foreign
+from jaxkd.teachers.teacher import Description, Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """Any function of images in the place of a module; see `from_function`."""
+
+    function: Callable[..., Any]
+    num_classes: int
+    traceable: bool
+
+    def apply(self, variables: Any, images: jax.Array) -> models.Outputs:
+        if self.traceable:
+            return self._call(variables, images)
+        logits = jax.ShapeDtypeStruct((images.shape[0], self.num_classes), jnp.float32)
+        return models.Outputs(
+            jax.pure_callback(self._on_host, logits, variables, images, vmap_method="sequential"), {}
+        )
+
+    def _call(self, variables: Any, images: Any) -> models.Outputs:
+        result = self.function(images) if variables is None else self.function(variables, images)
+        outputs = result
+        if not isinstance(result, models.Outputs):
+            outputs = models.Outputs(getattr(result, "logits", result), {})
+        wanted, got = (images.shape[0], self.num_classes), getattr(outputs.logits, "shape", None)
+        if got != wanted:
+            found = type(result).__name__ if got is None else list(got)
+            raise ValueError(f"the teacher's logits must be {list(wanted)}, got {found}")
+        return outputs
+
+    def _on_host(self, variables: Any, images: Any) -> np.ndarray:
+        variables, images = jax.tree.map(np.asarray, (variables, images))
+        return np.asarray(self._call(variables, images).logits, np.float32)
+
+
+def from_function(
+    function: Callable[..., Any],
+    *,
+    num_classes: int,
+    variables: Any = None,
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str = "function",
+    traceable: bool = True,
+) -> Teacher:
+    """Makes a teacher of any function: another Flax network, an ensemble, a remote service.
+
+    Args:
+      function: `(images) -> logits`, or `(variables, images) -> logits` if there are variables.  Images come
+        as normalised floats `[B, H, W, C]`; what it returns is logits `[B, K]`, an `Outputs`, or anything
+        with `.logits`.
+      num_classes: number of logits, K.
+      variables: arrays that the function needs, as a tree.  Arrays that it holds in a closure are compiled
+        into the program instead, which costs memory.
+      image_shape: height, width and channels.
+      mean: of each channel, for normalisation; by default 0, and so pixels reach the function in [0, 1].
+      std: likewise; by default 1.
+      name: for tables; a run is told apart from others by it and by the variables.
+      traceable: False if JAX cannot trace the function (another framework, a network); it then gets NumPy
+        arrays, and is called from inside the compiled step.
+
+    Returns:
+      A teacher for `teacher.logits(images)` and for `jaxkd.distill(teacher=teacher)`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import teachers
+    >>> weights = {"w": jnp.ones((8 * 8, 3))}
+    >>> linear = lambda variables, images: images.reshape(len(images), -1) @ variables["w"]
+    >>> teacher = teachers.from_function(linear, num_classes=3, variables=weights, image_shape=(8, 8, 1))
+    >>> teacher.logits(jnp.full((2, 8, 8, 1), 255, jnp.uint8)).tolist()
+    [[64.0, 64.0, 64.0], [64.0, 64.0, 64.0]]
+    """
+    channels = image_shape[-1]
+    description = Description(
+        model="function",
+        num_classes=num_classes,
+        image_shape=image_shape,
+        mean=(0.0,) * channels if mean is None else tuple(map(float, mean)),
+        std=(1.0,) * channels if std is None else tuple(map(float, std)),
+        data="unknown",
+        source=f"the function {getattr(function, '__qualname__', type(function).__name__)}",
+    )
+    digest = storage.tree_digest({name: variables})
+    forward = models.Evaluated(_Function(function, num_classes, traceable))
+    return Teacher(name, description, variables, digest, forward)
+
+
+def from_network(
+    network: models.Like,
+    variables: Mapping[str, Any],
+    *,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+    data: str = "unknown",
+) -> Teacher:
+    """Makes a teacher of a Flax Linen module, an NNX module or a `Network`, and its variables.
+
+    Args:
+      network: what `models.as_network` takes, but for a name.
+      variables: by collection, as the network's `init` gives them.
+      image_shape: height, width and channels.
+      mean: of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
+      std: likewise; by default the network's own, or 1.
+      name: for tables; by default the network's.
+      data: the data set that it was trained on.
+
+    >>> import flax.linen as nn
+    >>> from jaxkd import models, teachers
+    >>> class Tiny(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return nn.Dense(3)(x.reshape(len(x), -1))
+    >>> network = models.from_linen(Tiny())
+    >>> teacher = teachers.from_network(network, network.init(0, (4, 4, 1)), image_shape=(4, 4, 1))
+    >>> teacher.name, teacher.num_classes
+    ('Tiny', 3)
+    """
+    made = models.as_network(network, 2)
+    channels = image_shape[-1]
+    outputs = made.output_shapes(dict(variables), image_shape)
+    description = Description(
+        model=made.name,
+        num_classes=outputs.logits.shape[-1],
+        image_shape=image_shape,
+        mean=tuple(mean or made.mean or (0.0,) * channels),
+        std=tuple(std or made.std or (1.0,) * channels),
+        data=data,
+        source="an own network",
+        own=True,
+    )
+    digest = storage.tree_digest(dict(variables))
+    return Teacher(name or made.name, description, dict(variables), digest, made.forward)
+
+
+def from_checkpoint(
+    path: str | Path,
+    network: models.Like,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int = 2,
+    prefix: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+    data: str = "unknown",
+) -> Teacher:
+    """Makes a teacher of a Flax Linen or NNX checkpoint that another program saved.
+
+    Args:
+      path: an Orbax folder (of a checkpointer, or of a manager: then its last step), or a Flax msgpack file.
+        Optimiser states and whatever else is in it do not disturb.
+      network: a Flax Linen module, an NNX module, a `Network`, or a name of `models.names()`.
+      image_shape: height, width and channels.
+      num_classes: number of logits, for a name.
+      prefix: where in the checkpoint the variables lie, such as "ema"; by default the only place where they
+        fit.
+      mean: of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
+      std: likewise; by default the network's own, or 1.
+      name: for tables; by default the network's.
+      data: the data set that it was trained on.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`.
+      ValueError: it is no checkpoint, or the network's variables are not in it, or in several places.
+    """
+    made = models.as_network(network, num_classes)
+    shapes = jax.eval_shape(lambda: made.init(0, image_shape))
+    try:
+        variables = foreign.find(foreign.read(Path(path)), shapes, prefix=prefix)
+    except ValueError as error:
+        raise ValueError(f"{path} as {made.name}: {error}") from None
+    teacher = from_network(made, variables, image_shape=image_shape, mean=mean, std=std, name=name, data=data)
+    about = dataclasses.replace(
+        teacher.description, source=f"from the checkpoint {Path(path).name}", own=not isinstance(network, str)
+    )
+    forward = None if isinstance(network, str) else teacher.forward
+    return dataclasses.replace(teacher, description=about, forward=forward)
+
+
+def from_keras(
+    model: Any,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+) -> Teacher:
+    """Makes a teacher of a Keras 3 model whose last layer gives logits.
+
+    With Keras's JAX backend the model is traced into the training step, and its weights are variables of it.
+    With another backend it is called from inside the step, on the host.
+
+    Args:
+      model: a `keras.Model` of one image and one output, `[B, H, W, C]` to `[B, K]`.
+      mean: of each channel of pixels in [0, 1], for normalisation; by default 0.
+      std: likewise; by default 1, so that pixels reach the model in [0, 1].  Models that take pixels from 0
+        to 255 (those with a `Rescaling` layer): `std=(1 / 255,) * 3`.
+      name: for tables; by default the model's.
+
+    Raises:
+      ValueError: the model ends in a softmax or a sigmoid, or has other inputs or outputs.
+    """
+    shape, output = tuple(model.input_shape), tuple(model.output_shape)
+    if len(shape) != 4 or None in shape[1:] or len(output) != 2 or output[1] is None:
+        raise ValueError(
+            f"the model must map images [B, H, W, C] of known size to logits [B, K], got {shape} and {output}"
+        )
+    activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "linear")
+    if activation in ("softmax", "sigmoid"):
+        raise ValueError(
+            f"the model ends in a {activation}, and a teacher gives logits; take it away with "
+            'model.layers[-1].activation = keras.activations.get("linear")'
+        )
+    import keras
+
+    about: dict[str, Any] = {
+        "num_classes": output[1],
+        "image_shape": shape[1:],
+        "mean": mean,
+        "std": std,
+        "name": name or model.name,
+    }
+    weights = [
+        [v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    if keras.backend.backend() == "jax":
+
+        def logits(variables: Any, images: Any) -> Any:
+            return model.stateless_call(*variables, images, training=False)[0]
+
+        return from_function(logits, variables=jax.tree.map(jnp.asarray, weights), **about)
+    arrays = [[keras.ops.convert_to_numpy(value) for value in group] for group in weights]
+    return from_function(
+        lambda _, images: keras.ops.convert_to_numpy(model(images, training=False)),
+        variables=arrays,
+        traceable=False,
+        **about,
+    )
