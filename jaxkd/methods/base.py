@@ -157,6 +157,13 @@ class Method(nn.Module):
     learns: ClassVar[str] = ""
     ranges: ClassVar[Mapping[str, Range]] = {}
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        # Called outside of `init` and `apply`, where a method that Flax wraps may make no module.
+        for name in ("augmentation", "constants"):
+            if name in vars(cls):
+                nn.nowrap(vars(cls)[name])
+        super().__init_subclass__(**options)
+
     def __post_init__(self) -> None:
         for kind in type(self).__mro__:
             for name, allowed in vars(kind).get("ranges", {}).items():
@@ -176,6 +183,7 @@ class Method(nn.Module):
         """The logits by which the student is evaluated, `[B, K]`; it may use the method's variables."""
         return student.logits
 
+    @nn.nowrap
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
         """The augmentation of a view other than "main", for a run that has none of its own for it.
 
@@ -185,6 +193,7 @@ class Method(nn.Module):
         """
         return main
 
+    @nn.nowrap
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
         """Arrays for the collection "constants", by name: of the teacher, or of the data.
 

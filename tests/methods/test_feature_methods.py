@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import losses, methods, models, teachers
+from jaxkd import data, losses, methods, models, teachers
 from jaxkd.methods.review import nearest
 from jaxkd.models import Outputs
 from jaxkd.models.resnet import Bottleneck, ResNet
@@ -247,6 +247,32 @@ def test_margins_are_aligned_with_the_deepest_stages() -> None:
     params = shapes_of("ofd", "resnet8", "vgg8")
     widths = [params[f"connectors_{i}_0"]["kernel"].shape[2:] for i in range(3)]
     assert widths == [(16, 256), (32, 512), (64, 512)]
+
+
+def test_constants_come_of_the_teachers_in_the_zoo() -> None:
+    teacher, dataset = teachers.load("digits-resnet20"), data.load("digits")
+    student = models.as_network("resnet8", dataset.num_classes)
+    made = {
+        name: dict(methods.create(name).constants(teacher, student, dataset))
+        for name in methods.names()
+        if name != "mekd"  # which needs a generator
+    }
+    assert {name for name, constants in made.items() if constants} == {"ofd", "simkd", "crd"}
+    assert {stage: margin.shape for stage, margin in made["ofd"].items()} == {
+        "stage1": (16,), "stage2": (32,), "stage3": (64,)
+    }  # fmt: skip
+
+
+def test_what_is_asked_outside_of_flax_may_make_modules() -> None:
+    class Mine(methods.Method):
+        def augmentation(self, view: str, main: Any) -> Any:
+            return nn.Dense(3)
+
+        def constants(self, teacher: Any, student: Any, dataset: Any) -> Any:
+            return {"kernel": nn.Dense(2).init(jax.random.key(0), np.ones((1, 3)))["params"]["kernel"]}
+
+    assert Mine().constants(None, None, None)["kernel"].shape == (3, 2)
+    assert Mine().augmentation("other", None).features == 3
 
 
 def test_a_teacher_without_known_batch_norms_is_refused() -> None:
