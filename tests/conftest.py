@@ -18,6 +18,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    # As `jaxkd.cpu.tune_cpu` sets it: the command line's processes and this one share programs and bits.
+    FLAGS += ["--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"]
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS]
 )
@@ -81,6 +83,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, dataset: data.Dataset) -> 
     import helpers
 
     return helpers.untrained_teacher(tmp_path_factory.mktemp("teacher") / "untrained", dataset)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are 120 digits, 96 of them to train on: programs of the documentation run as they stand."""
+    import sklearn.datasets
+    import sklearn.utils
+
+    whole = sklearn.datasets.load_digits()
+    some = {name: whole[name][:120] for name in ("images", "target")}
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: sklearn.utils.Bunch(**some))
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,6 @@ import pytest
 pytest.importorskip("flax")
 
 import helpers
-import sklearn.datasets
-import sklearn.utils
 
 import jaxkd
 from jaxkd import data, methods, models, teachers
@@ -62,14 +60,6 @@ print(json.dumps([scope[name] for name in {names!r}]))
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are 120 digits, 96 of them to train on: the programs run as they stand and are quick."""
-    whole = sklearn.datasets.load_digits()
-    some = {name: whole[name][:120] for name in ("images", "target")}
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: sklearn.utils.Bunch(**some))
 
 
 def losses_of(run: str) -> list[float]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import run_jaxkd
+from helpers import call_jaxkd, run_jaxkd
 
 from jaxkd import storage, teachers
 from jaxkd.storage import DamagedError
@@ -22,7 +22,7 @@ from jaxkd.teachers import torch_files
 def test_an_exported_teacher_comes_back_with_the_same_bits(tmp_path: Path) -> None:
     """Through the command line, told nothing: the file says what it is."""
     file, folder = tmp_path / "weights.safetensors", tmp_path / "again"
-    code, output, errors = run_jaxkd("export", "digits-resnet20", file)
+    code, output, errors = call_jaxkd("export", "digits-resnet20", file)
     assert code == 0, errors
     assert f"digits-resnet20 (resnet20) exported to {file}" in output
     code, output, errors = run_jaxkd("import", file, "--out", folder)
@@ -61,35 +61,50 @@ def test_importing_and_exporting_gives_the_publishers_arrays(shared_data: Path, 
         np.testing.assert_array_equal(exported[name], array)
 
 
-def test_the_original_resnets_are_imported_with_shortcut_a(shared_data: Path, tmp_path: Path) -> None:
+def test_the_original_resnets_are_imported_with_shortcut_a(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An older container, `module.` prefixes, a head named `linear`, shortcuts without weights."""
-    file = shared_data / "teachers" / "cifar10_resnet20_optionA.th"
-    options = ["--model", "resnet20", "--data", "cifar10", "--data-dir", shared_data / "tfds"]
-    normalisation = ["--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225]
-    code, output, errors = run_jaxkd(
-        "import", file, *options, *normalisation, "--shortcut", "A", "--out", tmp_path / "t"
-    )
+    helpers.evaluate_imports_on(1000, monkeypatch)  # of 10,000, which are a slow test
+    arguments = original_resnet(shared_data)
+    code, output, errors = call_jaxkd(*arguments, "--shortcut", "A", "--out", tmp_path / "t")
     assert code == 0, errors
-    assert "on all 10,000 test images: accuracy 91.73 %" in output
+    found = re.search(r"on all 1,000 test images: accuracy ([\d.]+) %", output)
+    assert found is not None, output
+    assert float(found[1]) == pytest.approx(91.73, abs=1.8)  # two standard deviations
     teacher = teachers.load(tmp_path / "t")
     assert teacher.description.model_options == {"shortcut": "A"}
     assert teacher.logits(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 10)
-    code, _, errors = run_jaxkd("import", file, *options)
+    code, _, errors = call_jaxkd(*arguments)
     assert code == 1
     assert "missing: " in errors
     assert "downsample" in errors
 
 
+@pytest.mark.slow
+def test_the_original_resnets_have_their_publishers_accuracy(shared_data: Path, tmp_path: Path) -> None:
+    arguments = [*original_resnet(shared_data), "--shortcut", "A", "--out", tmp_path / "t"]
+    code, output, errors = run_jaxkd(*arguments, optimized=True)
+    assert code == 0, errors
+    assert "on all 10,000 test images: accuracy 91.73 %" in output
+
+
+def original_resnet(shared_data: Path) -> list[object]:
+    file = shared_data / "teachers" / "cifar10_resnet20_optionA.th"
+    options = ["--model", "resnet20", "--data", "cifar10", "--data-dir", shared_data / "tfds"]
+    return ["import", file, *options, "--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225]
+
+
 def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "weights.npz", w=np.zeros(3))
-    code, _, errors = run_jaxkd("import", tmp_path / "weights.npz")
+    code, _, errors = call_jaxkd("import", tmp_path / "weights.npz")
     assert code == 1
     assert "does not say what it is; name its architecture with --model" in errors
-    code, _, errors = run_jaxkd("import", tmp_path / "weights.npz", "--model", "resnet8", "--data", "mnistt")
+    code, _, errors = call_jaxkd("import", tmp_path / "weights.npz", "--model", "resnet8", "--data", "mnistt")
     assert code == 1
     assert 'unknown data set "mnistt"; did you mean "mnist"? Accepted: digits' in errors
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\x00\x00\x00")
-    code, _, errors = run_jaxkd("import", tmp_path / "broken.safetensors", "--model", "resnet8")
+    code, _, errors = call_jaxkd("import", tmp_path / "broken.safetensors", "--model", "resnet8")
     assert code == 1
     assert "broken.safetensors is damaged" in errors
 
@@ -108,17 +123,17 @@ def test_teachers_are_listed_and_verified(
     assert "skipping" in caplog.text
     assert str(tmp_path / "torn") in caplog.text
 
-    code, output, errors = run_jaxkd("teachers", "--verify")
+    code, output, errors = call_jaxkd("teachers", "--verify")
     assert code == 1
     assert "2 of 4 teachers are damaged" in errors
     shutil.rmtree(tmp_path / "old")
     shutil.rmtree(tmp_path / "torn")
-    code, output, errors = run_jaxkd("teachers", "--verify")
+    code, output, errors = call_jaxkd("teachers", "--verify")
     assert code == 0, errors
     assert "2 teacher(s), in" in output
     assert "97.78" in next(line for line in output.splitlines() if "| digits-resnet20" in line)
     shutil.rmtree(tmp_path / "mine" / "variables")
-    code, output, errors = run_jaxkd("teachers", "--verify")
+    code, output, errors = call_jaxkd("teachers", "--verify")
     assert code == 1
     assert re.search(rf"{tmp_path}/mine/variables/\S+ is damaged: it is absent", output)
     assert "| digits-resnet20" in output
@@ -126,7 +141,7 @@ def test_teachers_are_listed_and_verified(
     helpers.untrained_teacher(tmp_path / "flipped", helpers.tiny_dataset())
     file = tmp_path / "flipped" / "teacher.json"
     file.write_text(file.read_text().replace('"mean": [\n    0.', '"mean": [\n    1.'))
-    code, output, errors = run_jaxkd("teachers", "--verify")
+    code, output, errors = call_jaxkd("teachers", "--verify")
     assert code == 1
     assert f"{file} is damaged: checksum mismatch" in errors
     assert "2 of 3 teachers are damaged" in errors
@@ -174,7 +189,7 @@ def test_an_import_deletes_nothing(tmp_path: Path) -> None:
     teachers.export_torch(teachers.load("digits-resnet20"), file)
     helpers.untrained_teacher(out / "mine", helpers.tiny_dataset())
     before = sorted(out.rglob("*"))
-    code, _, errors = run_jaxkd("import", file, "--out", out)
+    code, _, errors = call_jaxkd("import", file, "--out", out)
     assert code == 1
     assert f"{out} holds something else (mine), and nothing was changed" in errors
     assert sorted(out.rglob("*")) == before
@@ -182,7 +197,7 @@ def test_an_import_deletes_nothing(tmp_path: Path) -> None:
 
 def test_an_export_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
     for number in range(2):
-        assert run_jaxkd("export", "digits-resnet20", tmp_path / f"{number}.safetensors")[0] == 0
+        assert call_jaxkd("export", "digits-resnet20", tmp_path / f"{number}.safetensors")[0] == 0
     assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
 
 
