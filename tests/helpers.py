@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import os
@@ -57,9 +58,14 @@ class Tiny(nn.Module):
 
 def tiny_teacher(dataset: data.Dataset) -> teachers.Teacher:
     """An untrained teacher whose features are wider than `Tiny`'s."""
+    return _tiny_teacher(dataset.image_shape)
+
+
+@functools.cache
+def _tiny_teacher(image_shape: tuple[int, int, int]) -> teachers.Teacher:
     network = models.from_linen(Tiny(width=9), name="teacher")
-    variables = network.init(7, dataset.image_shape)
-    return teachers.from_network(network, variables, image_shape=dataset.image_shape, mean=(0.3,), std=(0.2,))
+    variables = jax.device_get(network.init(7, image_shape))
+    return teachers.from_network(network, variables, image_shape=image_shape, mean=(0.3,), std=(0.2,))
 
 
 def tiny_dataset(

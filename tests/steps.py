@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import helpers
 import jax
 import numpy as np
 import optax
@@ -31,7 +32,7 @@ def network(dataset: data.Dataset, name: str = "resnet8", **options: Any) -> mod
 
 def task(dataset: data.Dataset, method: str | Method = "atkd", **changes: Any) -> Task:
     chosen = methods.create(method) if isinstance(method, str) else method
-    teacher = models.as_network("resnet14", dataset.num_classes).normalized((0.4,), (0.3,))
+    teacher = models.from_linen(helpers.Tiny(width=9)).normalized((0.4,), (0.3,))
     made = Task(
         student=network(dataset),
         teacher=teacher if chosen.reads else None,

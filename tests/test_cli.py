@@ -113,8 +113,8 @@ def test_a_recipe_trains_its_networks_and_reports_them(
         assert (tmp_path / "all" / "report" / figure).read_bytes().startswith(b"\x89PNG")
 
 
-# Some runs below begin in a child and end here, with the same bits: both have as many devices, after which XLA
-# makes its threads and cuts its sums, and use one.
+# Some runs below begin in a child and end here, with the same bits.  Both have as many devices, of which they
+# use one: XLA has as many threads, and cuts its sums after them.
 HERE = 8
 
 

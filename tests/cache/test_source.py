@@ -320,9 +320,9 @@ def test_a_build_that_is_stopped_goes_on(tmp_path: Path, name: str) -> None:
         child.send_signal(signal.Signals[name])
         output, _ = child.communicate(timeout=300)
     assert child.returncode == (75 if name == "SIGTERM" else -signal.SIGKILL), output
-    code, output, errors = helpers.run_jaxkd(*options)
+    code, output, errors = helpers.call_jaxkd(*options)
     assert code == 0, errors
     there = int(output.split("are wanted, ")[1].split(" of them are there")[0].replace(",", ""))
     assert 96 <= there < 2_000
-    code, output, _ = helpers.run_jaxkd(*options)
+    code, output, _ = helpers.call_jaxkd(*options)
     assert "2,000 of them are there" in output

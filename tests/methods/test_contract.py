@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -164,13 +165,38 @@ EPOCHS = 2
 KINDS = {"kd", "dist", "mlkd", "ctkd", "fitnet", "ofd", "reviewkd", "simkd", "crd", "mekd", "labels"}
 KINDS |= {"statistics", "sum", "function"}
 
-# pytest runs all properties of a method before those of the next, so that they share compiled programs.
-every_method = pytest.mark.parametrize("name", ALL, scope="module")
-every_kind = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in ALL],
-    scope="module",
-)
+
+def added(names: Collection[str]) -> Method:
+    """Methods as one, which is compiled once; each has its own terms, parameters and state in it."""
+    return methods.Sum(tuple(ALL[name] for name in names))
+
+
+OTHERS = [name for name in methods.names() if name not in KINDS]
+# The term of "correlation" has the name of a metric of others, and goes with those on features.
+LOGITS = [
+    name
+    for name in OTHERS
+    if name not in OF_BATCH and ALL[name].reads == ("logits",) and name != "correlation"
+]
+FEATURES = [name for name in OTHERS if name not in OF_BATCH and name not in LOGITS]
+ADDED = {
+    "logit methods": added(LOGITS),
+    "feature methods": added(FEATURES),
+    "methods of the batch": added([name for name in OTHERS if name in OF_BATCH]),
+    "kinds": added(["kd", "dist", "mlkd", "ctkd", "fitnet", "ofd", "reviewkd", "simkd", "crd"]),
+}
+ALL |= ADDED
+TOGETHER = {"logit methods", "feature methods", "methods of the batch"}
+
+
+def each(names: Collection[str], quick: Collection[str]) -> pytest.MarkDecorator:
+    """pytest runs all properties of a method before those of the next, so that they share programs."""
+    marked = [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("name", marked, scope="module")
+
+
+# What is in a sum is there alone only as a slow test.
+every_method = each([name for name in ALL if name != "kinds"], KINDS | OWN.keys() | TOGETHER)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +206,8 @@ def dataset() -> data.Dataset:
 
 def test_every_registered_method_is_under_contract() -> None:
     assert set(methods.names()) <= ALL.keys()
+    together = {part for name in TOGETHER for part in ALL[name].methods}
+    assert all(name in KINDS or ALL[name] in together for name in methods.names())
 
 
 def task(dataset: data.Dataset, method: Method, **changes: Any) -> Task:
@@ -203,12 +231,24 @@ def task(dataset: data.Dataset, method: Method, **changes: Any) -> Task:
 
 def begin(made: Task, dataset: data.Dataset) -> tuple[TrainState, Frozen, Any]:
     """The state at step 0, what is frozen, and the training images."""
+    # All numbers of devices and micro-batches begin alike.
+    start, frozen = beginning(dataclasses.replace(made, accumulate=1), dataset)
+    train = dataset.splits["train"]
+    return start, frozen, (train.images, train.labels)
+
+
+STARTS: dict[Task, tuple[TrainState, Frozen]] = {}
+
+
+def beginning(made: Task, dataset: data.Dataset) -> tuple[TrainState, Frozen]:
+    if made in STARTS:
+        return STARTS[made]
     teacher = tiny_teacher(dataset)
     constants = dict(made.method.constants(teacher, made.student, dataset))
     variables = teacher.frozen[1] if made.teacher is not None else None
     start = initial_state(made, dataset.image_shape, teacher=variables, constants=constants)
-    train = dataset.splits["train"]
-    return jax.device_get(start), Frozen(variables, constants), (train.images, train.labels)
+    STARTS[made] = jax.device_get(start), Frozen(variables, constants)
+    return STARTS[made]
 
 
 def steps(made: Task, dataset: data.Dataset, order: np.ndarray, num_devices: int = 1) -> TrainState:
@@ -288,18 +328,33 @@ def test_metrics_of_every_kind_are_of_all_examples(name: str, whole: TrainState)
         assert shown["penalty"] == pytest.approx((16 * 16 + 16 * 16 + 8 * 8) / 40 / 100)
 
 
-@every_kind
+@each(
+    [name for name in ALL if name != "kinds"],
+    # The methods of the batch have finite losses and counts to show, as one of each does.
+    [
+        "kd",
+        "ctkd",
+        "mekd",
+        "labels",
+        "function",
+        "crd",
+        "statistics",
+        "mlkd",
+        "logit methods",
+        "feature methods",
+    ],
+)
 def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: TrainState) -> None:
     """To the same update, unless the method sees the batch as a whole."""
     cut = steps(task(dataset, ALL[name], accumulate=2), dataset, first_epoch())
     assert int(cut.tally.nonfinite_step) == -1
-    if name not in OF_BATCH:
+    if name not in OF_BATCH and name != "methods of the batch":
         assert_close(learned(cut), learned(whole))
     counts = {float(metric.count) for metric in cut.tally.losses.values()}
     assert counts == {40.0}
 
 
-@every_kind
+@each(ALL, TOGETHER | {"kinds", "mekd", "labels", "function"})
 def test_activations_of_sixteen_bits_leave_everything_else_alone(name: str, dataset: data.Dataset) -> None:
     state = steps(task(dataset, ALL[name], dtype=jnp.bfloat16), dataset, first_epoch())
     assert int(state.tally.nonfinite_step) == -1
@@ -320,7 +375,8 @@ def start_run(folder: Path, dataset: data.Dataset, name: str, **options: Any) ->
     )  # fmt: skip
 
 
-@every_kind
+# The others hold, save and read what one of these does.
+@each([name for name in ALL if name not in ADDED], KINDS - {"dist", "fitnet", "reviewkd", "sum"})
 def test_runs_stop_resume_and_take_logits_from_a_cache(
     name: str, dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

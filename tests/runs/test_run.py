@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +70,31 @@ def test_two_lengths_of_call_are_compiled_at_most() -> None:
     assert sum(len(chunk) for chunk in _chunks(np.zeros((700, 1)), 82, 100)) == 700
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, dict[str, Any]]]:
+    """The folder with a run that was not stopped, and its result, by the steps in a call."""
+
+    @functools.cache
+    def run(steps_per_call: int) -> tuple[Path, dict[str, Any]]:
+        folder, dataset = tmp_path_factory.mktemp("whole"), helpers.tiny_dataset()
+        teacher = helpers.untrained_teacher(folder / "teacher", dataset)
+        options = {"steps_per_call": steps_per_call}
+        return folder, jaxkd.distill(config(folder / "whole", teacher, **options), dataset, say=silent)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("stop_step", "steps_per_call"),
     [(2, 1), (3, 1), (5, 1), (5, 2)],  # inside an epoch, at its end, after it; several steps in a call
 )
 def test_a_stopped_run_ends_with_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int, steps_per_call: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: Any, stop_step: int, steps_per_call: int
 ) -> None:
     options = {"steps_per_call": steps_per_call}
     dataset = helpers.tiny_dataset()
-    teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
-    whole = jaxkd.distill(config(tmp_path / "whole", teacher, **options), dataset, say=silent)
+    folder, whole = whole_run(steps_per_call)
+    teacher = folder / "teacher"
     with (
         monkeypatch.context() as patch,
         pytest.raises(Stopped, match=f"stopped by SIGINT after step {stop_step} of 9"),
@@ -89,13 +105,15 @@ def test_a_stopped_run_ends_with_the_same_bits(
     resumed = jaxkd.distill(config(tmp_path / "cut", teacher, **options), dataset, say=said.append)
     assert f"resuming at step {stop_step} of 9" in said
 
-    digests = [teachers.load(tmp_path / name).digest for name in ("whole", "cut")]
+    digests = [teachers.load(run).digest for run in (folder / "whole", tmp_path / "cut")]
     assert digests[0] == digests[1]
-    assert lines(tmp_path / "cut")[-2:] == lines(tmp_path / "whole")[-2:]
+    assert lines(tmp_path / "cut")[-2:] == lines(folder / "whole")[-2:]
     assert [line["step"] for line in lines(tmp_path / "cut") if line["kind"] == "test"] == [3, 6, 9]
-    for result in (whole, resumed):
-        del result["images_per_second"], result["seconds"]
-    assert whole == resumed
+    one, other = (
+        {name: value for name, value in result.items() if name not in ("images_per_second", "seconds")}
+        for result in (whole, resumed)
+    )
+    assert one == other
 
 
 @pytest.mark.parametrize("agreed", [True, False])

@@ -165,7 +165,8 @@ def sgd_of(rate: float) -> optax.GradientTransformation:
 def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     """Its output is that of its running statistics, and it does not depend on the rest of the batch."""
     dataset = helpers.tiny_dataset()
-    made = task(dataset, "kd", **plain())
+    teacher = models.as_network("resnet8", dataset.num_classes).normalized((0.4,), (0.3,))
+    made = task(dataset, "kd", **plain(teacher=teacher))
     _, losses = run(made, dataset, 1, 1)
     train = dataset.splits["train"]
     ids = data.epoch_order(len(train), seed=0, epoch=1)[:BATCH]
