@@ -75,12 +75,20 @@ class Pair(NamedTuple):
             teacher=jnp.maximum(self.teacher, _logits.MASKED_LOGIT),
         )
 
-    def log_softmax(self, *, z_scores: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities of the teacher and of the student, in this order: `log p` and `log q`.
+    def divergence(self, *, z_scores: bool = False) -> jax.Array:
+        """`KL(p || q)` of the softmaxes p and q of teacher and student, `[...]`.
 
         Z-scores are finite or NaN, so that no infinity has to be looked for in them.
         """
         x = self if z_scores else self.without_infinities()
+        t, s = x.teacher, x.student
+        if x.classes is not None:
+            t, s = (jnp.where(x.classes, logits, _logits.MASKED_LOGIT) for logits in (t, s))
+        return _divergence(x.axis_name, t, s)
+
+    def log_softmax(self) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of the teacher and of the student, in this order: `log p` and `log q`."""
+        x = self.without_infinities()
         log_p, log_q = (
             _logits.log_softmax(z, x.classes, axis_name=x.axis_name) for z in (x.teacher, x.student)
         )
@@ -299,3 +307,37 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
     if isinstance(of_logits, SymbolicZero):
         return quotient, through_tau
     return quotient, of_logits * (1.0 / tau) + through_tau
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _divergence(axis_name: AxisName, teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """`KL(p || q)` of the softmaxes of logits `[..., K]`, `[...]`.
+
+    `sum_k p_k d_k + log(Z_q / Z_p)`, with d the difference of the logits, each less its largest, and Z the sums
+    of exponentials.  Value and gradient share the one exponential of each logit.
+    """
+    return _divergence_parts(axis_name, teacher, student)[0][..., 0]
+
+
+def _divergence_parts(axis_name: AxisName, teacher: jax.Array, student: jax.Array) -> tuple[jax.Array, ...]:
+    """The divergence `[..., 1]`; p, q and `log p - log q`."""
+    total = functools.partial(_classes.total, axis_name=axis_name, keepdims=True)
+    t, s = (x - _classes.top(x, axis_name=axis_name) for x in (teacher, student))
+    exp_t, exp_s = jnp.exp(t), jnp.exp(s)
+    z_t, z_s = total(exp_t), total(exp_s)
+    share = 1.0 / z_t
+    # Where p is near q, from the difference of the sums: exact at p = q.
+    excess = total(exp_s - exp_t) * share
+    near = jnp.abs(excess) < 0.5
+    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, excess, 0.0)), jnp.log(z_s * share))
+    difference = t - s
+    divergence = total(exp_t * difference) * share + log_ratio
+    return divergence, exp_t * share, exp_s * (1.0 / z_s), difference + log_ratio
+
+
+@functools.partial(_divergence.defjvp, symbolic_zeros=True)
+def _divergence_jvp(axis_name: AxisName, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    divergence, p, q, log_ratio = _divergence_parts(axis_name, *primals)
+    slopes = p * (log_ratio - divergence), q - p
+    parts = [s * t for s, t in zip(slopes, tangents, strict=True) if not isinstance(t, SymbolicZero)]
+    return divergence[..., 0], _classes.total(sum(parts), axis_name=axis_name)

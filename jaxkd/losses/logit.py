@@ -67,8 +67,7 @@ def kd(
 
 def _kd(x: Pair, temperature: _temperature.Temperature, standardize: bool) -> jax.Array:
     x, tau = softened(x, temperature, standardize)
-    log_p, log_q = x.log_softmax(z_scores=standardize)
-    return x.masked(tau**2 * x.kl(log_p, log_q))
+    return x.masked(tau**2 * x.divergence(z_scores=standardize))
 
 
 def _by_chunks(
@@ -279,8 +278,7 @@ def normkd(
     """
     x = prepare(student, teacher, axis, where, axis_name)
     tau_student, tau_teacher = norm_temperatures(x, scale)
-    log_p, log_q = x.over(tau_student, tau_teacher).log_softmax()
-    return x.masked(tau_teacher[..., 0] ** 2 * x.kl(log_p, log_q))
+    return x.masked(tau_teacher[..., 0] ** 2 * x.over(tau_student, tau_teacher).divergence())
 
 
 def dtkd(
@@ -326,8 +324,8 @@ def dtkd(
         )
         for of in ("teacher", "student")
     )
-    own = (tau_teacher * tau_student)[..., 0] * x.kl(*x.over(tau_student, tau_teacher).log_softmax())
-    shared = reference[..., 0] ** 2 * x.kl(*x.over(reference, reference).log_softmax())
+    own = (tau_teacher * tau_student)[..., 0] * x.over(tau_student, tau_teacher).divergence()
+    shared = reference[..., 0] ** 2 * x.over(reference, reference).divergence()
     return x.masked(alpha * own + beta * shared)
 
 

@@ -97,7 +97,7 @@ def kd_top_k(
     top = Pair(own, values, is_stored, keep & jnp.any(is_stored, axis=-1), weights)
     if rest == "exclude":
         x, tau = softened(top.standardized() if standardize else top, temperature, False)
-        return x.masked(tau**2 * x.kl(*x.log_softmax()))
+        return x.masked(tau**2 * x.divergence())
 
     if standardize or callable(temperature):
         raise ValueError(

@@ -302,6 +302,20 @@ def test_scale_invariance(name):
         np.testing.assert_allclose(np.sum(gradient * s, -1), 0, atol=2e-4)
 
 
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-3])
+def test_small_divergences_are_exact(noise):
+    """Students that differ little from the teacher: no sum of large terms that cancel."""
+    rng = np.random.default_rng(0)
+    teacher = (3 * rng.standard_normal((8, 4000))).astype(np.float32)
+    student = (0.6 * teacher + noise * rng.standard_normal(teacher.shape)).astype(np.float32)
+    adaptive = jax.jit(functools.partial(losses.kd, **ADAPTIVE))
+    value = adaptive(student, teacher)
+    with jax.enable_x64(True):
+        exact = np.asarray(adaptive(student.astype(float), teacher.astype(float)))
+    np.testing.assert_allclose(value, exact, rtol=0, atol=1e-6)
+    assert (np.asarray(value) > 0).all()
+
+
 @pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.zero])
 def test_zero_at_equality(name):
     s, _, y = data()
