@@ -37,16 +37,34 @@ importlib.util.find_spec = absent
 """
 
 
-@pytest.mark.parametrize(
-    "part",
-    ["cache", "models", "methods", "data", "teachers", "training", "runs", "report", "train", "distill"],
-)
-def test_a_part_whose_dependencies_are_missing_says_what_to_type(part: str) -> None:
-    done = python(f"{ABSENT}import jaxkd\njaxkd.{part}")
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: this part of jaxkd needs ")
-    assert last.endswith("; type: pip install 'jaxkd-distillation[train]'")
+PARTS = "cache", "models", "methods", "data", "teachers", "training", "runs", "report", "train", "distill"
+
+
+def test_a_part_whose_dependencies_are_missing_says_what_to_type() -> None:
+    """Each in a process of its own, from one that has imported jax."""
+    code = f"""{ABSENT}
+import os, jaxkd
+for part in {PARTS!r}:
+    if os.fork() == 0:
+        try:
+            getattr(jaxkd, part)
+        except ImportError as error:
+            print(f"{{part}}: {{error}}", flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in said] == list(PARTS)
+    for line in said:
+        assert ": this part of jaxkd needs " in line
+        assert line.endswith("; type: pip install 'jaxkd-distillation[train]'")
+
+
+def test_networks_in_linen_do_not_import_nnx() -> None:
+    done = python("import sys\nfrom jaxkd import models\nprint('flax.nnx' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_the_command_line_does_so_without_a_traceback() -> None:

@@ -18,7 +18,8 @@ class Sum(Method):
     """The terms of several methods, added up.
 
     Their cross-entropies become one term, "ce", whose weight is the sum of theirs.  A term whose name is
-    taken gets the name of its method.  Of two metrics with one name, the first one's is shown.
+    taken gets the name of its method.  Of two metrics with one name, the first one's is shown, and none whose
+    name a term has.
 
     Attributes:
       methods: the parts, at least one; at most one with a prediction of its own.
@@ -71,7 +72,8 @@ class Sum(Method):
             }
             watched = {name: metric for name, metric in terms.metrics.items() if name not in total.metrics}
             total += Terms(losses, watched)
-        return total
+        metrics = {name: metric for name, metric in total.metrics.items() if name not in total.losses}
+        return Terms(total.losses, metrics)
 
     @property
     def answers(self) -> bool:

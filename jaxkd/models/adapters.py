@@ -6,23 +6,25 @@ else padding in the last batch of an epoch, and the number of devices, would cha
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxkd.models.layers import Classifier, Outputs, batch_statistics
 from jaxkd.models.network import Network, Variables, describe_object
 from jaxkd.models.registry import create, initialize
 
-Like = str | nn.Module | nnx.Module | Network  # what `as_network` takes
+if TYPE_CHECKING:
+    from flax import nnx  # takes half a second to import
+
+Like: TypeAlias = "str | nn.Module | nnx.Module | Network"  # what `as_network` takes
 
 Call = Callable[..., Any]
 
@@ -76,7 +78,7 @@ class LinenForward:
                 dict(variables), images, method=method, mutable=mutable, rngs=given
             )
         output, updates = result if train else (result, {})
-        return _outputs(output, seen), updates
+        return outputs_of(output, seen), updates
 
     def describe(self) -> dict[str, Any]:
         """See `Forward`; the name and the shapes say all of a network by name."""
@@ -125,7 +127,7 @@ def _linen_batch_norm(
     frozen = norm.use_running_average if frozen is None else frozen
     if frozen:
         return following(*args, **kwargs)
-    _require_last_axis(norm.axis, args[0].ndim)
+    require_last_axis(norm.axis, args[0].ndim)
     running: dict[str, Any] = {name: norm.get_variable("batch_stats", name) for name in ("mean", "var")}
     mean, var, count = batch_statistics(args[0].astype(jnp.float32), where, axis_name)
     norm.put_variable("batch_stats", "mean", mean)
@@ -136,17 +138,18 @@ def _linen_batch_norm(
     result = following(args[0])
     object.__setattr__(norm, "use_running_average", constructed)
     for name, new in (("mean", mean), ("var", var)):
-        norm.put_variable("batch_stats", name, _moved(running[name], new, norm.momentum, count))
+        norm.put_variable("batch_stats", name, running_average(running[name], new, norm.momentum, count))
     return result
 
 
-def _moved(running: jax.Array, new: jax.Array, momentum: float, count: jax.Array) -> jax.Array:
+def running_average(running: jax.Array, new: jax.Array, momentum: float, count: jax.Array) -> jax.Array:
     """A running average; a share without an example says nothing of it."""
-    moved = momentum * running + (1 - momentum) * jax.lax.stop_gradient(new)
-    return jnp.where(count > 0, moved, running)
+    new_average = momentum * running + (1 - momentum) * jax.lax.stop_gradient(new)
+    return jnp.where(count > 0, new_average, running)
 
 
-def _require_last_axis(axis: Any, ndim: int) -> None:
+def require_last_axis(axis: Any, ndim: int) -> None:
+    """Raises ValueError unless batch norm keeps the last axis alone."""
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if {a % ndim for a in axes} != {ndim - 1}:
         raise ValueError(
@@ -159,7 +162,7 @@ def _parameters(module: Any) -> frozenset[str]:
     return frozenset(inspect.signature(module.__call__).parameters)
 
 
-def _outputs(result: Any, seen: Mapping[str, jax.Array]) -> Outputs:
+def outputs_of(result: Any, seen: Mapping[str, jax.Array]) -> Outputs:
     """Outputs of a module's result: logits, (logits, features), `Outputs`, or something with `.logits`."""
     if isinstance(result, Outputs):
         return Outputs(result.logits, {**result.features, **seen})
@@ -216,107 +219,6 @@ def from_linen(
     return Network(name or type(module).__name__, forward, mean, std)
 
 
-# Of the call that is traced: which examples are real, and the devices' axis.
-_share: contextvars.ContextVar[tuple[jax.Array | None, str | None]] = contextvars.ContextVar("share")
-
-
-class _CountingBatchNorm(nnx.BatchNorm):
-    """NNX's batch norm, with batch statistics of the real examples of all devices."""
-
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None, **options: Any) -> Any:
-        frozen = self.use_running_average if use_running_average is None else use_running_average
-        if frozen:
-            return super().__call__(x, use_running_average=True)
-        _require_last_axis(self.axis, x.ndim)
-        mean, var, count = batch_statistics(x.astype(jnp.float32), *_share.get())
-        running = self.mean[...], self.var[...]
-        self.mean[...], self.var[...] = mean, var
-        result = super().__call__(x, use_running_average=True)
-        for variable, old, new in zip((self.mean, self.var), running, (mean, var), strict=True):
-            variable[...] = _moved(old, new, self.momentum, count)
-        return result
-
-
-@dataclasses.dataclass(frozen=True)
-class NNXForward:
-    """An NNX module as the functions of a network; see `from_nnx`."""
-
-    make: Callable[[nnx.Rngs], nnx.Module]
-    call: Call | None = None
-    axis_name: str | None = None
-
-    def on_axis(self, axis_name: str | None) -> NNXForward:
-        """See `Forward`."""
-        return dataclasses.replace(self, axis_name=axis_name)
-
-    def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-        """See `Forward`."""
-        module = self.make(nnx.Rngs(seed))
-        params, rest = self._split(nnx.state(module))
-        return {"params": params, **({"state": rest} if rest else {})}
-
-    def __call__(
-        self,
-        variables: Variables,
-        images: jax.Array,
-        *,
-        train: bool,
-        where: jax.Array | None,
-        rngs: Mapping[str, jax.Array] | None,
-    ) -> tuple[Outputs, Mapping[str, Any]]:
-        """See `Forward`."""
-        graph, flat = self._template
-        values = {**variables["params"], **variables.get("state", {})}
-        # New variables, since NNX lets a trace change only its own.
-        state = nnx.from_flat_state(
-            (path, leaf.replace(values.get(_key(path), leaf.get_value()))) for path, leaf in flat
-        )
-        module = nnx.merge(graph, state)
-        for _, part in nnx.iter_graph(module):
-            if type(part) is nnx.BatchNorm:
-                part.__class__ = _CountingBatchNorm
-        if train:
-            module.train()
-            if rngs:
-                nnx.reseed(module, default=rngs["dropout"], dropout=rngs["dropout"])
-        else:
-            module.eval()
-        token = _share.set((where, self.axis_name))
-        try:
-            result = self.call(module, images, train) if self.call else module(images)
-        finally:
-            _share.reset(token)
-        _, rest = self._split(nnx.state(module))
-        return _outputs(result, {}), {"state": rest} if train and rest else {}
-
-    def describe(self) -> dict[str, Any]:
-        """See `Forward`."""
-        return {"module": "NNX"}
-
-    @functools.cached_property
-    def _template(self) -> tuple[Any, list[tuple[Any, Any]]]:
-        """The module's structure, with arrays that stand for its random keys alone."""
-        with jax.ensure_compile_time_eval():
-            graph, state = nnx.split(self.make(nnx.Rngs(0)))
-            return graph, list(nnx.to_flat_state(state))
-
-    @staticmethod
-    def _split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arrays by path: parameters, and everything else that is not a random key."""
-        params: dict[str, Any] = {}
-        rest: dict[str, Any] = {}
-        for path, leaf in nnx.to_flat_state(state):
-            if isinstance(leaf, nnx.Param):
-                params[_key(path)] = leaf[...]
-            elif not isinstance(leaf, nnx.RngState):
-                rest[_key(path)] = leaf[...]
-        return params, rest
-
-
-def _key(path: tuple[Any, ...]) -> str:
-    return "-".join(map(str, path))
-
-
 def from_nnx(
     module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
     *,
@@ -349,6 +251,10 @@ def from_nnx(
     >>> outputs.logits.shape
     (2, 3)
     """
+    from flax import nnx
+
+    from jaxkd.models.nnx_forward import NNXForward
+
     if isinstance(module, nnx.Module):
         fixed = module
         return Network(name or type(module).__name__, NNXForward(lambda _: nnx.clone(fixed), call), mean, std)
@@ -379,7 +285,8 @@ def as_network(thing: Like, num_classes: int, *, dtype: Any = jnp.float32) -> Ne
         return thing
     if isinstance(thing, nn.Module):
         return from_linen(thing)
-    if isinstance(thing, nnx.Module) or callable(thing):
+    nnx_or_none = sys.modules.get("flax.nnx")  # where it was not imported, there is no module of it
+    if callable(thing) or (nnx_or_none and isinstance(thing, nnx_or_none.Module)):
         return from_nnx(thing)
     raise TypeError(
         "a student must be the name of a model, a Flax Linen module, an NNX module or a Network, "

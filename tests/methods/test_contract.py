@@ -172,7 +172,6 @@ def added(names: Collection[str]) -> Method:
 
 
 OTHERS = [name for name in methods.names() if name not in KINDS]
-# The term of "correlation" has the name of a metric of others, and goes with those on features.
 LOGITS = [
     name
     for name in OTHERS

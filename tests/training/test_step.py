@@ -30,7 +30,8 @@ def test_one_and_eight_devices_give_the_same_losses_over_twenty_steps() -> None:
     # 40 images in batches of 16: the last batch of each epoch leaves four devices without an example.
     # A small rate: at 0.05 on so little data rounding grows a hundredfold every ten steps, on any machine.
     dataset = helpers.tiny_dataset()
-    made = task(dataset, optimizer=sgd(optax.constant_schedule(0.003)))
+    teacher = models.as_network("resnet14", dataset.num_classes).normalized((0.4,), (0.3,))
+    made = task(dataset, optimizer=sgd(optax.constant_schedule(0.003)), teacher=teacher)
     one, losses_of_one = run(made, dataset, 1, 20)
     eight, losses_of_eight = run(made, dataset, 8, 20)
     np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-4)
