@@ -313,8 +313,8 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
 def _divergence(axis_name: AxisName, teacher: jax.Array, student: jax.Array) -> jax.Array:
     """`KL(p || q)` of the softmaxes of logits `[..., K]`, `[...]`.
 
-    `sum_k p_k d_k + log(Z_q / Z_p)`, with d the difference of the logits, each less its largest, and Z the sums
-    of exponentials.  Value and gradient share the one exponential of each logit.
+    `sum_k p_k d_k + log(Z_q / Z_p)`, with d the difference of the logits, each less its largest, and Z the
+    sums of exponentials.  Value and gradient share the one exponential of each logit.
     """
     return _divergence_parts(axis_name, teacher, student)[0][..., 0]
 
