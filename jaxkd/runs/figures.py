@@ -37,9 +37,11 @@ STYLE: Any = {
 # Colours that remain apart for colour-blind readers and in grey (Okabe and Ito).
 COLOURS = ("#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9")
 _MOST_BANDS = 6  # more of them hide each other
+_MOST_CURVES = 16  # likewise; the differences show any number of methods
+_FAR = 10.0  # median deviations from the median, beyond which a method leaves the axis of differences
 _WIDE = 20.0  # the ratio from which on a distribution has a logarithmic axis
 _EARLY = 4  # epochs; shorter runs are shown whole
-_LINES = ("-", "--", "-.", ":")
+_LINES: Any = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _MARKERS = "os^Dv"
 
 
@@ -78,7 +80,12 @@ def save(figure: Figure, out: Path, name: str) -> None:
 
 
 def accuracy(summary: Summary) -> Figure | None:
-    """Test accuracy by epoch, and its difference to the baseline: means, and bands over all seeds."""
+    """Test accuracy by epoch, and its difference to the baseline: means, and bands over all seeds.
+
+    None for more methods than a reader can tell apart.
+    """
+    if len(summary.methods) > _MOST_CURVES:
+        return None
     looks = _looks(summary.methods)
     tested = {key: cell for key, cell in summary.cells.items() if any(run.tests for run in cell.runs)}
     if not tested:
@@ -109,7 +116,10 @@ def accuracy(summary: Summary) -> Figure | None:
 
 
 def differences(summary: Summary) -> Figure | None:
-    """Each method's difference to the baseline: dots for seeds, a bar for the mean and its 95 % interval."""
+    """Each method's difference to the baseline: dots for seeds, a bar for the mean and its 95 % interval.
+
+    A method that is far from all others is written at the edge, since the others would shrink to a line.
+    """
     found = {
         (method, pair): difference
         for method, pair in summary.cells
@@ -130,9 +140,25 @@ def differences(summary: Summary) -> Figure | None:
         if (within := summary.difference_by_sampling(pair)) is not None:
             axes.axvspan(-within, within, color="0.92", linewidth=0)
         axes.axvline(0, color="black", linewidth=0.8)
+        here = {method: found[method, pair].mean for method in order if (method, pair) in found}
+        far = _far_from_the_others(here)
         for place, method in enumerate(order):
             difference = found.get((method, pair))
             if difference is None:
+                continue
+            if method in far:
+                below = difference.mean < 0
+                axes.text(
+                    0.01 if below else 0.99,
+                    place,
+                    f"\N{LEFTWARDS ARROW} {difference.mean:.1f}"
+                    if below
+                    else f"{difference.mean:+.1f} \N{RIGHTWARDS ARROW}",
+                    transform=axes.get_yaxis_transform(),
+                    ha="left" if below else "right",
+                    va="center",
+                    fontsize=7,
+                )
                 continue
             seeds = summary.cells[method, pair].accuracies
             base = summary.cells[summary.baseline or "", pair].accuracies
@@ -156,6 +182,13 @@ def differences(summary: Summary) -> Figure | None:
         axes.set_ylim(-0.6, len(order) - 0.4)
         axes.set(xlabel=f"difference to {_plain(summary.baseline or '')} (points of accuracy)")
     return figure
+
+
+def _far_from_the_others(means: Mapping[str, float]) -> set[str]:
+    """The methods whose mean is an outlier among those of all."""
+    middle = statistics.median(means.values()) if means else 0.0
+    spread = statistics.median(abs(mean - middle) for mean in means.values()) if means else 0.0
+    return {method for method, mean in means.items() if abs(mean - middle) > _FAR * max(spread, 0.5)}
 
 
 def distribution(summary: Summary, metric: str) -> Figure | None:
@@ -294,7 +327,7 @@ def _merged(described: Sequence[Mapping[str, Any]], most: int = 40) -> tuple[np.
 def _figure(summary: Summary, *, rows: int, height: float, sharex: bool = True) -> tuple[Figure, np.ndarray]:
     with mpl.rc_context(STYLE):
         columns = len(summary.pairs)
-        size = (COLUMN * min(columns, 3), height * rows + 0.3)
+        size = (COLUMN * min(columns, 3), height * rows)  # and the legend's
         figure = Shown(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex="col" if sharex else False)
         for axes, pair in zip(grid[0], summary.pairs, strict=True):
@@ -310,6 +343,7 @@ def _legend(figure: Figure, grid: np.ndarray) -> None:
     }
     longest = max(map(len, named), default=0)
     columns = max(1, min(4, 54 // (longest + 6)))
+    figure.set_figheight(figure.get_figheight() + 0.14 * -(-len(named) // columns))
     with mpl.rc_context(STYLE):
         legend = figure.legend(
             named.values(), named, frameon=False, loc="outside lower center", ncols=columns
@@ -327,8 +361,9 @@ def _plain(text: str) -> str:
 def _looks(names: Sequence[str]) -> dict[str, _Look]:
     """A look for each method: a known one always has its own, and others get what is left."""
     order = [ALONE, *methods.names()]
-    free = [_Look(COLOURS[i % 7], _LINES[i // 7 % 4], _MARKERS[i % 5]) for i in range(28)]
-    looks = {name: free[order.index(name) % len(free)] for name in names if name in order}
+    number = len(COLOURS) * len(_LINES)
+    free = [_Look(COLOURS[i % 7], _LINES[i // 7], _MARKERS[i % 5]) for i in range(number)]
+    looks = {name: free[order.index(name) % number] for name in names if name in order}
     left = [look for look in free if look not in looks.values()] or free
     for name in names:
         if name not in looks:

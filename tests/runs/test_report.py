@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from jaxkd.runs import tables
+from jaxkd import methods
+from jaxkd.runs import figures, tables
 from jaxkd.runs.report import report, runs_table
 from jaxkd.runs.summary import read, summarise
 
@@ -224,6 +225,29 @@ def test_figures_take_names_of_any_characters_and_are_the_same_each_time(tmp_pat
         assert (tmp_path / "one" / f"{name}.pdf").read_bytes() == (
             tmp_path / "two" / f"{name}.pdf"
         ).read_bytes()
+
+
+def test_every_method_has_a_look_of_its_own() -> None:
+    looks = figures._looks(["alone", *methods.names(), "mine"])
+    assert len({(look.colour, look.line) for look in looks.values()}) == len(looks)
+
+
+def test_a_method_far_from_all_others_does_not_squeeze_them(tmp_path: Path) -> None:
+    write_grid(
+        tmp_path / "runs",
+        {
+            "kd": [90.0, 91.0],
+            "atkd": [91.0, 92.0],
+            "lskd": [90.5, 91.5],
+            "dkd": [89.0, 90.0],
+            "ttm": [12.0, 13.0],
+        },
+    )
+    figure = figures.differences(summarise(read([tmp_path / "runs"])))
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xlim()[0] > -10
+    assert [text.get_text() for text in axes.texts] == ["← -78.0"]
 
 
 def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
