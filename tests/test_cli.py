@@ -459,7 +459,7 @@ def test_import_writes_a_teacher_with_its_accuracy(
     assert code == 0, errors
     found = re.search(r"on all 1,000 test images: accuracy ([\d.]+) %, top-5 ", output)
     assert found is not None, output
-    assert float(found[1]) == pytest.approx(72.63, abs=3)  # two standard deviations
+    assert float(found[1]) == pytest.approx(73.8, abs=0.21)  # what the first 1,000 of 10,000 have
     assert teachers.load(tmp_path / "t").description.test_accuracy == pytest.approx(float(found[1]))
 
 

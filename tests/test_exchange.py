@@ -71,7 +71,7 @@ def test_the_original_resnets_are_imported_with_shortcut_a(
     assert code == 0, errors
     found = re.search(r"on all 1,000 test images: accuracy ([\d.]+) %", output)
     assert found is not None, output
-    assert float(found[1]) == pytest.approx(91.73, abs=1.8)  # two standard deviations
+    assert float(found[1]) == pytest.approx(92.4, abs=0.21)  # what the first 1,000 of 10,000 have
     teacher = teachers.load(tmp_path / "t")
     assert teacher.description.model_options == {"shortcut": "A"}
     assert teacher.logits(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 10)
