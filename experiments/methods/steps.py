@@ -1,6 +1,6 @@
 """What a training step of every method costs beside one of kd: time and memory, on this machine.
 
-    python experiments/methods/steps.py           # some fifteen minutes on two CPU cores
+    python experiments/methods/steps.py           # some ten minutes on two CPU cores
     python experiments/methods/steps.py --small   # three methods, small networks
 
 A ResNet-8 under a ResNet-56, 64 images of CIFAR-100's size.  The teacher runs in each step, twice for methods
@@ -129,8 +129,8 @@ def main(
     (out / "steps.md").write_text(
         f"A training step of {models_used[1]} under {models_used[0]}, {batch} images of "
         f"{' x '.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes, the teacher in each "
-        f"step.  Median of\n{rounds} rounds in turn; CPU time over all threads.  Device: {device}, jax "
-        f"{jax.__version__}.\n\n{_markdown.table(head, rows, left=1)}"
+        f"step.  Median of\n{rounds} rounds in turn; CPU time over all threads; a ratio may be off by 5 %.  "
+        f"Device: {device}, jax {jax.__version__}.\n\n{_markdown.table(head, rows, left=1)}"
     )
     print(f"table: {out / 'steps.md'}")
 
