@@ -18,8 +18,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-    # XLA's own convolutions, which `tune_cpu` chooses, take twenty times as long where nothing is optimised: the
-    # default is named, so that the command line's processes have it too, and share programs and bits.
+    # XLA's own convolutions, which `tune_cpu` chooses, take twenty times as long where nothing is optimised.
+    # The default is named, so that the command line's processes have it too, and share programs and bits.
     FLAGS += ["--xla_cpu_experimental_ynn_fusion_type=+individual_convolution"]
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS]
