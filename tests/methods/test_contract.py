@@ -172,11 +172,7 @@ def added(names: Collection[str]) -> Method:
 
 
 OTHERS = [name for name in methods.names() if name not in KINDS]
-LOGITS = [
-    name
-    for name in OTHERS
-    if name not in OF_BATCH and ALL[name].reads == ("logits",) and name != "correlation"
-]
+LOGITS = [name for name in OTHERS if name not in OF_BATCH and ALL[name].reads == ("logits",)]
 FEATURES = [name for name in OTHERS if name not in OF_BATCH and name not in LOGITS]
 ADDED = {
     "logit methods": added(LOGITS),
