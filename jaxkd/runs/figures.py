@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import statistics
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -186,8 +187,10 @@ def differences(summary: Summary) -> Figure | None:
 
 def _far_from_the_others(means: Mapping[str, float]) -> set[str]:
     """The methods whose mean is an outlier among those of all."""
-    middle = statistics.median(means.values()) if means else 0.0
-    spread = statistics.median(abs(mean - middle) for mean in means.values()) if means else 0.0
+    if not means:
+        return set()
+    middle = statistics.median(means.values())
+    spread = statistics.median(abs(mean - middle) for mean in means.values())
     return {method for method, mean in means.items() if abs(mean - middle) > _FAR * max(spread, 0.5)}
 
 
@@ -361,9 +364,9 @@ def _plain(text: str) -> str:
 def _looks(names: Sequence[str]) -> dict[str, _Look]:
     """A look for each method: a known one always has its own, and others get what is left."""
     order = [ALONE, *methods.names()]
-    number = len(COLOURS) * len(_LINES)
-    free = [_Look(COLOURS[i % 7], _LINES[i // 7], _MARKERS[i % 5]) for i in range(number)]
-    looks = {name: free[order.index(name) % number] for name in names if name in order}
+    pairs = enumerate(itertools.product(_LINES, COLOURS))
+    free = [_Look(colour, line, _MARKERS[i % len(_MARKERS)]) for i, (line, colour) in pairs]
+    looks = {name: free[order.index(name) % len(free)] for name in names if name in order}
     left = [look for look in free if look not in looks.values()] or free
     for name in names:
         if name not in looks:

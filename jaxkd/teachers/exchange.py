@@ -82,10 +82,8 @@ def export_torch(teacher: Teacher, file: str | Path) -> None:
         other = teacher.description.method
         what = f"answers through {other['name']}" if other else "is a function"
         raise ValueError(f"teacher {teacher.name} {what}; only the package's models can be exported")
-    about, weights = (
-        json.dumps(dataclasses.asdict(teacher.description)),
-        torch_names.to_torch(teacher.variables),
-    )
+    about = json.dumps(dataclasses.asdict(teacher.description))
+    weights = torch_names.to_torch(teacher.variables)
     torch_files.write(file, weights, {_METADATA: about, _CHECKSUM: _checksum(about, weights)})
 
 
