@@ -32,6 +32,7 @@ def main(
     seeds: int = 3,
     small: bool = False,
     out: Path = Path("runs/methods"),
+    records: Path | None = None,
 ) -> None:
     """Trains a student with every method, and reports them.
 
@@ -42,7 +43,9 @@ def main(
       epochs: passes over the training images.
       seeds: number of seeds, from 0.
       small: two epochs and one seed of three methods.
-      out: folder for the runs, the table and the figures.
+      out: folder for the runs, and for the table and the figures.
+      records: folder that keeps the record of each finished run, and the table and the figures.  A run whose
+        record is there is not made again.
     """
     chosen = SMALL if small else [name for name in (*methods.names(), *SUMS) if name not in OTHERS]
     options = {**RECIPE, "data": data, "data_dir": data_dir, "epochs": epochs, "seeds": seeds}
@@ -50,8 +53,14 @@ def main(
         options |= {"crop_padding": None, "flip": None}
     if small:
         options |= {"epochs": 2, "seeds": 1}
-    table = grid(out, pairs=[(teacher, "resnet8")], methods={m: {"method": m} for m in chosen}, **options)
-    print(f"\n{table}\ntable and figures: {out / 'report'}")
+    table = grid(
+        out,
+        pairs=[(teacher, "resnet8")],
+        methods={name: {"method": name} for name in chosen},
+        records=records,
+        **options,
+    )
+    print(f"\n{table}\ntable and figures: {(records or out) / 'report'}")
 
 
 if __name__ == "__main__":
