@@ -88,10 +88,14 @@ def standardize(
     """
     x = as_logits("logits", logits)
     _require_classes(x, axis, axis_name)
-    centered, spread = _center(x, axis, where, axis_name)
-    constant = spread == 0
     # One division for each example and not for each logit.
-    return centered * jnp.where(constant, 0.0, 1.0 / jnp.where(constant, 1.0, spread + eps))
+    unit = score_unit(deviation(x, axis=axis, where=where, axis_name=axis_name), eps)
+    return _centered(x, axis, where, axis_name) * (1.0 / (_SMALL * unit))
+
+
+def score_unit(spread: jax.Array, eps: float = 1e-7) -> jax.Array:
+    """What z-scores divide centred logits by: the deviation plus eps; for constant logits infinity."""
+    return jnp.where(spread == 0, jnp.inf, spread + eps)
 
 
 def deviation(
@@ -117,7 +121,7 @@ def deviation(
     [1.]
     """
     _require_classes(logits, axis, axis_name)
-    return _center(logits, axis, where, axis_name)[1]
+    return _spread(axis, axis_name, logits, where)
 
 
 def pearson(
@@ -160,9 +164,12 @@ def pearson(
             f"a and b must have the same shape, got {x.shape} and {y.shape}; both hold one logit per class"
         )
     _require_classes(x, axis, axis_name)
-    (x, spread_x), (y, spread_y) = (_center(a, axis, where, axis_name) for a in (x, y))
+    spread_x, spread_y = (_spread(axis, axis_name, a, where) for a in (x, y))
     constant = (spread_x == 0) | (spread_y == 0)
-    x, y = (a * (1.0 / jnp.where(constant, 1.0, spread)) for a, spread in ((x, spread_x), (y, spread_y)))
+    x, y = (
+        _centered(a, axis, where, axis_name) * (1.0 / jnp.where(constant, 1.0, _SMALL * spread))
+        for a, spread in ((x, spread_x), (y, spread_y))
+    )
     product = _classes.total(x * y, axis, axis_name, keepdims=True)
     rho = product / _degrees_of_freedom(x, axis, where, axis_name)
     # With a constant it is 0; NaN if the other side is not finite.
@@ -407,43 +414,50 @@ def _count(x: jax.Array, axis: int, where: ArrayLike, axis_name: AxisName) -> ja
     return _classes.total(mask, axis, axis_name, keepdims=True).astype(x.dtype)
 
 
-def _center(
-    x: jax.Array, axis: int, where: ArrayLike | None, axis_name: AxisName
-) -> tuple[jax.Array, jax.Array]:
-    """Returns `x` minus its mean (0 in masked classes) and its standard deviation, the axis kept."""
-    # An entry is taken off first, so that constant logits centre to exactly 0 and not to the
+def _centered(x: jax.Array, axis: int, where: ArrayLike | None, axis_name: AxisName) -> jax.Array:
+    """`x` minus its mean, times `_SMALL`; 0 in masked classes."""
+    # The mean is counted from an entry, so that constant logits centre to exactly 0 and not to the
     # rounding error of their mean, whose reciprocal would then scale the gradient.
     if where is None:
-        x = x - _classes.some_entry(x, axis, axis_name)
-        mean = _classes.total(x, axis, axis_name, keepdims=True) / _classes.number(x, axis, axis_name)
-        centered = x - mean
-    else:
-        mask = jnp.asarray(where)
-        top = _classes.top(jnp.where(mask, x, -jnp.inf), axis, axis_name)
-        x = jnp.where(mask, x - jnp.where(jnp.isneginf(top), 0.0, top), 0.0)
-        count = jnp.maximum(_count(x, axis, where, axis_name), 1)
-        mean = _classes.total(x, axis, axis_name, keepdims=True) / count
-        centered = jnp.where(mask, x - mean, 0.0)
-    degrees_of_freedom = jnp.asarray(_degrees_of_freedom(x, axis, where, axis_name), x.dtype)
-    return centered, _spread(axis, axis_name, centered, degrees_of_freedom)
+        entry = _classes.some_entry(x, axis, axis_name)
+        above = _classes.total(x - entry, axis, axis_name, keepdims=True) / _classes.number(
+            x, axis, axis_name
+        )
+        mean, rest = _sum_and_rounding_error(entry, above)
+        return _SMALL * (x - mean - rest)
+    mask = jnp.asarray(where)
+    top = _classes.top(jnp.where(mask, x, -jnp.inf), axis, axis_name)
+    x = jnp.where(mask, x - jnp.where(jnp.isneginf(top), 0.0, top), 0.0)
+    count = jnp.maximum(_count(x, axis, where, axis_name), 1)
+    mean = _classes.total(x, axis, axis_name, keepdims=True) / count
+    return jnp.where(mask, _SMALL * (x - mean), 0.0)
+
+
+def _sum_and_rounding_error(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`a + b` as the rounded sum and what the rounding took off (Knuth's TwoSum)."""
+    rounded = a + b
+    of_b = rounded - a
+    return rounded, (a - (rounded - of_b)) + (b - of_b)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _spread(axis: int, axis_name: AxisName, centered: jax.Array, degrees_of_freedom: jax.Array) -> jax.Array:
-    """The root of the mean square: for any magnitude, with a slope that is finite too (0 at 0)."""
-    squares = _classes.total((_SMALL * centered) ** 2, axis, axis_name, keepdims=True)
-    return jnp.sqrt(squares / degrees_of_freedom) / _SMALL
+def _spread(axis: int, axis_name: AxisName, x: jax.Array, where: ArrayLike | None) -> jax.Array:
+    """The standard deviation: for any magnitude, with a slope that is finite too (0 at 0)."""
+    centered = _centered(x, axis, where, axis_name)
+    squares = _classes.total(centered**2, axis, axis_name, keepdims=True)
+    return jnp.sqrt(squares / _degrees_of_freedom(x, axis, where, axis_name)) / _SMALL
 
 
 @_spread.defjvp
 def _spread_jvp(
     axis: int, axis_name: AxisName, primals: tuple, tangents: tuple
 ) -> tuple[jax.Array, jax.Array]:
-    centered, degrees_of_freedom = primals
-    spread = _spread(axis, axis_name, *primals)
-    scores = centered * (1.0 / jnp.where(spread == 0, 1.0, spread))
+    """The slope is the z-scores over their number less 1: their sum is 0, so that the mean adds nothing."""
+    x, where = primals
+    spread = _spread(axis, axis_name, x, where)
+    scores = _centered(x, axis, where, axis_name) * (1.0 / jnp.where(spread == 0, 1.0, _SMALL * spread))
     slope = _classes.total(scores * tangents[0], axis, axis_name, keepdims=True)
-    return spread, slope / degrees_of_freedom
+    return spread, slope / _degrees_of_freedom(x, axis, where, axis_name)
 
 
 def power_of_two(x: jax.Array) -> jax.Array:

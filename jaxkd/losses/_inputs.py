@@ -75,16 +75,22 @@ class Pair(NamedTuple):
             teacher=jnp.maximum(self.teacher, _logits.MASKED_LOGIT),
         )
 
-    def divergence(self, *, z_scores: bool = False) -> jax.Array:
-        """`KL(p || q)` of the softmaxes p and q of teacher and student, `[...]`.
+    def divergence(
+        self, student_temperature: jax.Array, teacher_temperature: jax.Array, *, standardize: bool = False
+    ) -> jax.Array:
+        """`KL(p || q)` of the softmaxes p and q of teacher and student over temperatures `[..., 1]`, `[...]`.
 
-        Z-scores are finite or NaN, so that no infinity has to be looked for in them.
+        With `standardize` it is that of their z-scores.  A softmax does not change with the mean, so that a
+        z-score over a temperature is a product with one number for each example.
         """
-        x = self if z_scores else self.without_infinities()
-        t, s = x.teacher, x.student
-        if x.classes is not None:
-            t, s = (jnp.where(x.classes, logits, _logits.MASKED_LOGIT) for logits in (t, s))
-        return _divergence(x.axis_name, t, s)
+        # Z-scores of infinite logits are NaN, as they are to be.
+        x = self if standardize else self.without_infinities()
+        units = [student_temperature, teacher_temperature]
+        if standardize:
+            for n, logits in enumerate((x.student, x.teacher)):
+                spread = _logits.deviation(logits, where=x.classes, axis_name=x.axis_name)
+                units[n] *= _logits.score_unit(spread)
+        return _divergence(x.axis_name, x.student, x.teacher, *units, x.classes)
 
     def log_softmax(self) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of the teacher and of the student, in this order: `log p` and `log q`."""
@@ -310,20 +316,42 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _divergence(axis_name: AxisName, teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """`KL(p || q)` of the softmaxes of logits `[..., K]`, `[...]`.
+def _divergence(
+    axis_name: AxisName,
+    student: jax.Array,
+    teacher: jax.Array,
+    student_unit: jax.Array,
+    teacher_unit: jax.Array,
+    classes: jax.Array | None,
+) -> jax.Array:
+    """`KL(p || q)` of the softmaxes of logits `[..., K]` over units `[..., 1]`, `[...]`.
 
-    `sum_k p_k d_k + log(Z_q / Z_p)`, with d the difference of the logits, each less its largest, and Z the
-    sums of exponentials.  Value and gradient share the one exponential of each logit.
+    `sum_k p_k d_k + log(Z_q / Z_p)`, with d the difference of the logits over their units, each less its
+    largest, and Z the sums of exponentials.  Value and gradient share the one exponential of each logit.
     """
-    return _divergence_parts(axis_name, teacher, student)[0][..., 0]
+    return _divergence_parts(axis_name, student, teacher, student_unit, teacher_unit, classes)[0][..., 0]
 
 
-def _divergence_parts(axis_name: AxisName, teacher: jax.Array, student: jax.Array) -> tuple[jax.Array, ...]:
-    """The divergence `[..., 1]`; p, q and `log p - log q`."""
+def _divergence_parts(
+    axis_name: AxisName,
+    student: jax.Array,
+    teacher: jax.Array,
+    student_unit: jax.Array,
+    teacher_unit: jax.Array,
+    classes: jax.Array | None,
+) -> tuple[jax.Array, ...]:
+    """The divergence `[..., 1]`; p, q and `log p - log q`; the logits over their units."""
     total = functools.partial(_classes.total, axis_name=axis_name, keepdims=True)
-    t, s = (x - _classes.top(x, axis_name=axis_name) for x in (teacher, student))
-    exp_t, exp_s = jnp.exp(t), jnp.exp(s)
+
+    def over(logits: jax.Array, unit: jax.Array) -> jax.Array:
+        if classes is None:
+            return (logits - _classes.top(logits, axis_name=axis_name)) * (1.0 / unit)
+        logits = jnp.where(classes, logits, _logits.MASKED_LOGIT)
+        logits = logits - _classes.top(logits, axis_name=axis_name)
+        return jnp.where(classes, logits * (1.0 / unit), _logits.MASKED_LOGIT)
+
+    s, t = over(student, student_unit), over(teacher, teacher_unit)
+    exp_s, exp_t = jnp.exp(s), jnp.exp(t)
     z_t, z_s = total(exp_t), total(exp_s)
     share = 1.0 / z_t
     # Where p is near q, from the difference of the sums: exact at p = q.
@@ -332,12 +360,20 @@ def _divergence_parts(axis_name: AxisName, teacher: jax.Array, student: jax.Arra
     log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, excess, 0.0)), jnp.log(z_s * share))
     difference = t - s
     divergence = total(exp_t * difference) * share + log_ratio
-    return divergence, exp_t * share, exp_s * (1.0 / z_s), difference + log_ratio
+    return divergence, exp_t * share, exp_s * (1.0 / z_s), difference + log_ratio, s, t
 
 
 @functools.partial(_divergence.defjvp, symbolic_zeros=True)
 def _divergence_jvp(axis_name: AxisName, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    divergence, p, q, log_ratio = _divergence_parts(axis_name, *primals)
-    slopes = p * (log_ratio - divergence), q - p
-    parts = [s * t for s, t in zip(slopes, tangents, strict=True) if not isinstance(t, SymbolicZero)]
-    return divergence[..., 0], _classes.total(sum(parts), axis_name=axis_name)
+    divergence, p, q, log_ratio, *logits = _divergence_parts(axis_name, *primals)
+    slopes = q - p, p * (log_ratio - divergence)  # by the logits over their units
+    total = functools.partial(_classes.total, axis_name=axis_name)
+    tangent = jnp.zeros_like(divergence[..., 0])
+    for slope, x, unit, of_logits, of_unit in zip(
+        slopes, logits, primals[2:4], tangents[:2], tangents[2:4], strict=True
+    ):
+        if not isinstance(of_logits, SymbolicZero):
+            tangent += total(slope * of_logits) / unit[..., 0]
+        if not isinstance(of_unit, SymbolicZero):
+            tangent -= total(slope * x) * (of_unit / unit)[..., 0]
+    return divergence[..., 0], tangent

@@ -66,8 +66,8 @@ def kd(
 
 
 def _kd(x: Pair, temperature: _temperature.Temperature, standardize: bool) -> jax.Array:
-    x, tau = softened(x, temperature, standardize)
-    return x.masked(tau**2 * x.divergence(z_scores=standardize))
+    tau = (x.standardized() if standardize else x).temperature(temperature, standardize)
+    return x.masked(tau[..., 0] ** 2 * x.divergence(tau, tau, standardize=standardize))
 
 
 def _by_chunks(
@@ -278,7 +278,7 @@ def normkd(
     """
     x = prepare(student, teacher, axis, where, axis_name)
     tau_student, tau_teacher = norm_temperatures(x, scale)
-    return x.masked(tau_teacher[..., 0] ** 2 * x.over(tau_student, tau_teacher).divergence())
+    return x.masked(tau_teacher[..., 0] ** 2 * x.divergence(tau_student, tau_teacher))
 
 
 def dtkd(
@@ -324,8 +324,8 @@ def dtkd(
         )
         for of in ("teacher", "student")
     )
-    own = (tau_teacher * tau_student)[..., 0] * x.over(tau_student, tau_teacher).divergence()
-    shared = reference[..., 0] ** 2 * x.over(reference, reference).divergence()
+    own = (tau_teacher * tau_student)[..., 0] * x.divergence(tau_student, tau_teacher)
+    shared = reference[..., 0] ** 2 * x.divergence(reference, reference)
     return x.masked(alpha * own + beta * shared)
 
 

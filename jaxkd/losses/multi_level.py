@@ -188,7 +188,7 @@ def _probabilities(x: Pair) -> tuple[jax.Array, jax.Array]:
 
 def _mean_kd(x: Pair, tau: jax.Array, chosen: jax.Array | None) -> jax.Array:
     """Batch mean of `kd`; examples that are not chosen count as 0."""
-    loss = x.masked(tau[..., 0] ** 2 * x.over(tau, tau).divergence())
+    loss = x.masked(tau[..., 0] ** 2 * x.divergence(tau, tau))
     return jnp.sum(_chosen(loss, chosen)) / _count(x.examples, loss)
 
 

@@ -17,7 +17,6 @@ from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
 from jaxkd._classes import AxisName
 from jaxkd.losses._inputs import Pair, mask_of_examples
-from jaxkd.losses.logit import softened
 
 
 def kd_top_k(
@@ -96,8 +95,8 @@ def kd_top_k(
     own = jnp.where(is_stored, _classes.take(s, jnp.where(is_stored, indices, 0), axis_name), 0.0)
     top = Pair(own, values, is_stored, keep & jnp.any(is_stored, axis=-1), weights)
     if rest == "exclude":
-        x, tau = softened(top.standardized() if standardize else top, temperature, False)
-        return x.masked(tau**2 * x.divergence())
+        tau = (top.standardized() if standardize else top).temperature(temperature)
+        return top.masked(tau[..., 0] ** 2 * top.divergence(tau, tau, standardize=standardize))
 
     if standardize or callable(temperature):
         raise ValueError(
