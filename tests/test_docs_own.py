@@ -252,7 +252,7 @@ def test_a_student_of_another_number_of_classes_is_refused(tmp_path: Path) -> No
             return nn.Dense(7)(x.reshape(len(x), -1))
 
     with pytest.raises(
-        ValueError, match=r"student Seven must give logits \[B, 10\] for digits, got \[B, 7\]"
+        ValueError, match=r"student Seven must return logits \[B, 10\] for digits, got \[B, 7\]"
     ):
         jaxkd.distill(teacher="digits-resnet20", student=Seven(), data="digits", run=tmp_path / "run")
     with pytest.raises(TypeError, match="distill needs teacher=: a name, a folder, or a Teacher"):

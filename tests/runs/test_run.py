@@ -277,7 +277,10 @@ def test_bad_configurations_are_refused() -> None:
         ({"steps_per_call": 25, "log_every": 10}, "--steps-per-call 25 would never be reached"),
         ({"data_dir": Path("tfds")}, "--data-dir is for data sets of TensorFlow Datasets, and --data digits"),
         ({"data": "my.npz", "data_dir": Path("tfds")}, "--data-dir is for .* --data my.npz is none"),
-        ({"debug": True, "steps_per_call": 5}, "--debug makes one step a call; leave out --steps-per-call 5"),
+        (
+            {"debug": True, "steps_per_call": 5},
+            "--debug runs one step per call; leave out --steps-per-call 5",
+        ),
         ({"debug": True, "distributed": True}, "--debug is for one process; leave out --distributed"),
         ({"fork": Path("other"), "distributed": True}, "--fork is for one process"),
         # What a file or a call in Python may hold.
