@@ -322,7 +322,7 @@ def test_a_build_that_is_stopped_goes_on(tmp_path: Path, name: str) -> None:
     assert child.returncode == (75 if name == "SIGTERM" else -signal.SIGKILL), output
     code, output, errors = helpers.call_jaxkd(*options)
     assert code == 0, errors
-    there = int(output.split("are wanted, ")[1].split(" of them exist")[0].replace(",", ""))
+    there = int(output.split("requested, ")[1].split(" of them exist")[0].replace(",", ""))
     assert 96 <= there < 2_000
     code, output, _ = helpers.call_jaxkd(*options)
     assert "2,000 of them exist" in output

@@ -62,7 +62,7 @@ def test_a_cache_of_anything_else_is_refused(tmp_path: Path, field: str) -> None
 
 def test_another_precision_or_format_and_no_cache_are_refused(tmp_path: Path) -> None:
     filled(tmp_path / "there", [1])
-    with pytest.raises(ValueError, match="holds float32 and not float16"):
+    with pytest.raises(ValueError, match="holds float32, not float16"):
         TeacherCache.create(tmp_path / "there", KEY, "float16")
     with pytest.raises(FileNotFoundError, match=r"no teacher cache in .*build one with `jaxkd cache`"):
         TeacherCache(tmp_path / "absent", KEY)
@@ -70,7 +70,7 @@ def test_another_precision_or_format_and_no_cache_are_refused(tmp_path: Path) ->
         ("{}", "checksum mismatch"),
         ("[]", "holds no object but a list"),
         ("[" * 100_000, "it is not JSON"),
-        ('{"format": 1, "key": {}, "dtype": "float16"}', "is not of format 3, but 1; move"),
+        ('{"format": 1, "key": {}, "dtype": "float16"}', "has format 1, not 3; move"),
     ):
         (tmp_path / "there" / "cache.json").write_text(contents)
         with pytest.raises(ValueError, match=message):
