@@ -264,7 +264,7 @@ WHILE_LOADING = "import jaxkd.data.options as o; o.DataOptions.load = pause"
     [
         (WHILE_IMPORTING, "SIGTERM", 75, "stopped by SIGTERM; there was nothing to save"),
         (WHILE_LOADING, "SIGTERM", 75, "stopped by SIGTERM; there was nothing to save"),
-        (WHILE_LOADING, "SIGINT", 130, "stopped at once; what was saved before remains"),
+        (WHILE_LOADING, "SIGINT", 130, "stopped at once; earlier checkpoints are intact"),
     ],
 )
 def test_a_signal_before_training_has_its_message_and_code(

@@ -60,7 +60,7 @@ class TrainingOptions(Options):
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"--ema must lie between 0 and 1, such as 0.999, got {self.ema}")
+            raise ValueError(f"--ema must be between 0 and 1, such as 0.999, got {self.ema}")
 
     def recipe(self, num_epochs: int, steps_per_epoch: int) -> Recipe:
         """The optimiser set by the options.

@@ -275,8 +275,11 @@ def test_bad_configurations_are_refused() -> None:
         ({"seed": 2**32}, "--seed must be less than 2"),
         ({"crop_padding": -1}, "--crop-padding must be at least 0, got -1"),
         ({"steps_per_call": 25, "log_every": 10}, "--steps-per-call 25 would never be reached"),
-        ({"data_dir": Path("tfds")}, "--data-dir is for data sets of TensorFlow Datasets, and --data digits"),
-        ({"data": "my.npz", "data_dir": Path("tfds")}, "--data-dir is for .* --data my.npz is none"),
+        ({"data_dir": Path("tfds")}, "--data-dir is for TensorFlow Datasets, but --data digits"),
+        (
+            {"data": "my.npz", "data_dir": Path("tfds")},
+            "--data-dir is for .* --data my.npz is not one of them",
+        ),
         (
             {"debug": True, "steps_per_call": 5},
             "--debug runs one step per call; leave out --steps-per-call 5",
