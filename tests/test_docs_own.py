@@ -97,7 +97,7 @@ def test_a_vision_transformer_is_taught(tmp_path: Path) -> None:
     teacher = teachers.load(tmp_path / "runs" / "vit", network=scope["ViT"](num_classes=10))
     scores = jaxkd.evaluate(teacher, data.load("digits"))
     assert scores["accuracy"] == pytest.approx(result["last_accuracy"])
-    with pytest.raises(ValueError, match=r"holds the weights of an own network, ViT; load it with"):
+    with pytest.raises(ValueError, match=r"holds the weights of a user's network, ViT; load it with"):
         teachers.load(tmp_path / "runs" / "vit")
     network = scope["network"]
     outputs, _ = network.apply(network.init(0, (8, 8, 1)), data.load("digits").splits["test"].images[:2])

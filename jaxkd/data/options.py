@@ -47,8 +47,8 @@ class DataOptions(Options):
             raise ValueError(f"--holdout must be between 0 and 1, such as 0.1, got {self.holdout}")
         if self.data_dir is not None and (self.data == "digits" or is_path(self.data)):
             raise ValueError(
-                f"--data-dir is for TensorFlow Datasets, but --data {self.data} is not one of them; leave out "
-                "one of the two options"
+                f"--data-dir is for TensorFlow Datasets, but --data {self.data} is not one of them; leave "
+                "out one of the two options"
             )
 
     def as_dict(self) -> dict[str, object]:

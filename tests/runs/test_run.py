@@ -261,7 +261,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         *[(np.repeat(s.images, 3, -1), s.labels) for s in (dataset.splits["train"], dataset.splits["test"])]
     )
     teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
-    with pytest.raises(ValueError, match="takes images with 1 channels, and those of arrays have 3"):
+    with pytest.raises(ValueError, match="takes images with 1 channels, but those of arrays have 3"):
         jaxkd.distill(config(tmp_path / "run", teacher), colour, say=silent)
 
 
