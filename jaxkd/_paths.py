@@ -1,4 +1,4 @@
-"""Where jaxkd keeps what can be made again or fetched again."""
+"""The folder for files that can be recomputed or downloaded again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cache_folder() -> Path:
     which nobody else may write.
 
     Raises:
-      OSError: that one is somebody else's.
+      OSError: that folder belongs to another user.
     """
     if named := os.environ.get("XDG_CACHE_HOME"):
         return Path(named) / "jaxkd"

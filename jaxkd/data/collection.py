@@ -1,4 +1,4 @@
-"""From examples that lie anywhere to a data set: which splits, which size, in memory or streamed.
+"""From examples of any source to a dataset: its splits, its image size, in memory or streamed.
 
 What a source knows before an image is read is a `Collection`; `assemble` makes a `Dataset` of it, by the same
 rules whether the examples come from TensorFlow Datasets, a folder of pictures, an archive or a Python object.
@@ -72,7 +72,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """A data set whose examples are not read yet.
+    """A dataset with unread examples.
 
     Attributes:
       name: for the record.
@@ -80,7 +80,7 @@ class Collection:
       num_classes: how many labels there are, from 0.
       image_shape: height, width, channels; None for sides that differ from image to image.
       mean: of each channel of pixels in [0, 1]; None to measure it.
-      std: likewise.
+      std: standard deviation of each channel.
       augmentation: of training images at their own size; None for a padded crop without flips.
       resized_crop: whether ImageNet's recipe is the usual one.
       sizes: of the images, in words, for a message.
@@ -110,10 +110,10 @@ def assemble(
       hidden (-1); or else a fifth of the training examples, drawn once.
     - Images of another size are resized, the shorter side first, and cut to a square about the centre.
     - A training split of up to 1 GiB of pixels is held in memory, with its test split; others are streamed.
-    - Mean and deviation, if nobody says them, are those of 1,024 evenly spaced training images.
+    - Mean and standard deviation, unless given, are those of 1,024 evenly spaced training images.
 
     Args:
-      collection: what is there.
+      collection: the source's examples.
       splits: which of "train" and "test" to make.
       image_size: height and width, pixels; by default that of the images.
       resized_crop: random resized crops in training and ImageNet's central crop in evaluation, on the host.
@@ -162,7 +162,7 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
       fraction: of the training examples, between 0 and 1; at least one is held out, and at least one is left.
 
     Returns:
-      A data set whose "test" are the held out examples; which ones depends on their number alone.
+      A dataset with the held-out examples as "test"; their choice depends only on the number of examples.
 
     Raises:
       ValueError: the training split has fewer than two examples.
@@ -224,7 +224,7 @@ class Viewed:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """The examples of somebody's source: its keys become "image" and "label", images pixels, labels checked.
+    """The examples of a user's source: with keys "image" and "label", decoded pixels, and checked labels.
 
     Attributes:
       source: mappings by index.
@@ -305,7 +305,7 @@ def _part(collection: Collection, parts: Mapping[str, Part], name: str) -> Part:
 
 
 def _own_size(collection: Collection, resized_crop: bool) -> int | None:
-    """The side that images are cut to if nobody says one; None for the size that they have."""
+    """The default side that images are resized to; None for their own size."""
     height, width, _ = collection.image_shape
     if height is None or width is None:
         raise ValueError(

@@ -73,7 +73,7 @@ class Dataset:
       splits: "train" and "test" (only those that were asked for), in memory or streamed.
       num_classes: how many labels there are, from 0.
       mean: of each channel, of pixels in [0, 1].
-      std: of each channel, likewise.
+      std: standard deviation of each channel.
       augmentation: of training images, unless a run names another one.
     """
 
@@ -142,7 +142,7 @@ def from_arrays(
       test: the same for the test split.
       num_classes: by default the largest label plus one, and then every smaller class must have an example.
       mean: of each channel of pixels in [0, 1]; by default that of the training images.
-      std: likewise.
+      std: standard deviation of each channel.
       augmentation: of training images; by default none.
       name: for the record.
 

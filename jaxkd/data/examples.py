@@ -44,7 +44,7 @@ def from_examples(
       num_classes: by default what the column says, or the largest label plus one (all labels are read then,
         and every smaller class must have an example).
       mean: of each channel of pixels in [0, 1]; by default that of 1,024 training images.
-      std: likewise.
+      std: standard deviation of each channel.
       augmentation: of training images; by default a crop after padding by an eighth of the side, no flips.
       image_size: as for `load`.
       resized_crop: as for `load`.

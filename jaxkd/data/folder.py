@@ -31,7 +31,7 @@ _PNG, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 
 
 def open_folder(path: str | Path) -> Collection:
-    """What lies in a folder of pictures; their pixels are not read.
+    """The contents of an image folder; pixels are not read.
 
     Args:
       path: the folder.
@@ -108,7 +108,7 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
 
 
 def _opened(path: Path) -> Image.Image:
-    """An image whose header is read; 16 bits are refused, which Pillow would cut to 8 without a word."""
+    """An image with its header read; refuses 16 bits, which Pillow would silently cut to 8."""
     with path.open("rb") as file:
         head = file.read(_PNG_DEPTH + 1)
     if head.startswith(_PNG) and head[_PNG_DEPTH:] == b"\x10":
@@ -188,6 +188,6 @@ def _look(pictures: Pictures) -> tuple[int, tuple[int | None, int | None], str]:
 
 
 def _digest(pictures: Pictures, root: Path) -> str:
-    """Identifies the files wherever the folder lies: names below it, classes and sizes."""
+    """Identifies the files independently of the folder's path: relative names, classes and sizes."""
     facts = [(str(path.relative_to(root)), label, path.stat().st_size) for path, label in pictures.files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

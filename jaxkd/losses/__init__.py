@@ -1,7 +1,7 @@
 """Distillation losses: pure functions of logits or features, one value per example.
 
 Nothing here depends on networks, optimisers or data.  Only jax, `jaxkd.logits` and `jaxkd.temperature` may be
-imported.  What all losses share is said here once; each loss names only its own arguments.  In the
+imported.  The arguments shared by all losses are documented here; each loss documents only its own.  In the
 formulas s and t are the logits of student and teacher, `p = softmax(t / T)`, `q = softmax(s / T)`, i counts
 examples and k the K classes.
 

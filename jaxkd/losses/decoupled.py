@@ -41,7 +41,7 @@ def dkd(
       labels: target classes, integers of any width in [0, K), shape `[...]`; masked examples may have any.
       alpha: weight of the target-class term.
       beta: weight of the other classes' term.
-      ignore_index: a label whose examples are masked, such as -100.
+      ignore_index: examples with this label are masked, for example -100.
 
     Raises:
       TypeError: the labels are not integers.
