@@ -248,7 +248,7 @@ def test_a_copy_may_be_edited(tmp_path: Path) -> None:
         ({"config": {"epochs": 1e400}}, "--epochs must be a whole number or nothing, got inf"),
         ({"config": {"learning_rate": 10**400}}, "--learning-rate must be a number"),
         ({"config": {"learning_rate": "fast"}}, "--learning-rate must be"),
-        ({"config": {"optimiser": "sgd"}}, "options that TrainConfig has not: optimiser"),
+        ({"config": {"optimiser": "sgd"}}, "options that TrainConfig does not have: optimiser"),
         ({"config": {}, "colour": 1}, "unknown field 'colour'"),
         ({}, "the field 'config' is missing"),
     ],
