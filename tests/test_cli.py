@@ -332,7 +332,7 @@ def test_a_config_file_of_something_else_is_refused(
             "has options that TrainConfig does not have: cache, method",
         ),
         (["distill", "--config", tmp_path / "foreign.json"], "is not a valid config.json of a run"),
-        (["distill", "--config", tmp_path / "none.json"], "none.json is not there"),
+        (["distill", "--config", tmp_path / "none.json"], "none.json does not exist"),
         (["distill", "--config", tmp_path / "typed.json"], "--batch-norm must be global or device, got 'Glo"),
         (["distill", "--config", tmp_path / "own.json"], "is of a run with user objects (student)"),
     ):
