@@ -12,8 +12,8 @@ from pathlib import Path
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/jaxkd`, by default `~/.cache/jaxkd`.
 
-    A user without a home folder, as in containers with random user ids, has one where temporary files lie, in
-    which nobody else may write.
+    A user without a home folder, as in containers with random user ids, gets one in the folder of temporary
+    files, in which no other user may write.
 
     Raises:
       OSError: that folder belongs to another user.

@@ -111,7 +111,7 @@ def sources(task: Task) -> dict[str, str]:
 
 
 def _code(thing: Any) -> Any:
-    """The class or function that somebody wrote."""
+    """The class or function that the user wrote."""
     for attribute in ("function", "make"):
         if hasattr(thing, attribute):
             return getattr(thing, attribute)
