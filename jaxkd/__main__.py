@@ -1,4 +1,4 @@
-"""`jaxkd` and `python -m jaxkd`: says what to install if the command line's dependencies are missing."""
+"""`jaxkd` and `python -m jaxkd`: names the packages to install if dependencies are missing."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def require_sharded(name: str, x: jax.Array, axis_name: AxisName) -> None:
 
 
 def number(x: jax.Array, axis: int = -1, axis_name: AxisName = None) -> int:
-    """How many classes there are on all devices."""
+    """The number of classes on all devices."""
     return x.shape[axis] * (1 if axis_name is None else jax.lax.psum(1, axis_name))
 
 
@@ -65,7 +65,7 @@ def some_entry(x: jax.Array, axis: int = -1, axis_name: AxisName = None) -> jax.
 
 
 def largest(x: jax.Array, axis: Axis = -1, axis_name: AxisName = None) -> jax.Array:
-    """As `top`, with a gradient, which equal entries share."""
+    """Like `top`, with a gradient that equal entries share."""
     if axis_name is None:
         return jnp.max(x, axis=axis, keepdims=True)
     reached = x == top(x, axis, axis_name)
@@ -76,7 +76,7 @@ def largest(x: jax.Array, axis: Axis = -1, axis_name: AxisName = None) -> jax.Ar
 
 
 def log_sum_exp(x: jax.Array, axis_name: AxisName = None) -> jax.Array:
-    """The logarithm of the sum of exponentials over the last axis, which is gone."""
+    """The log-sum-exp over the last axis, which is removed."""
     if axis_name is None:
         return jax.nn.logsumexp(x, axis=-1)
     highest = top(x, axis_name=axis_name)

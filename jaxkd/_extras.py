@@ -1,4 +1,4 @@
-"""What to say when a part of jaxkd is used whose dependencies are not installed."""
+"""The error for a part of jaxkd that is used without its dependencies."""
 
 from __future__ import annotations
 

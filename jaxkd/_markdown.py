@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """A table whose first `left` columns are aligned on the left, and the others on the right.
+    """A table with its first `left` columns left-aligned, and the others right-aligned.
 
     >>> print(table(["model", "accuracy"], [["resnet8", "97.50"]], left=1), end="")
     | model   | accuracy |

@@ -1,4 +1,4 @@
-"""Where jaxkd keeps what can be made again or fetched again."""
+"""The folder for files that can be recomputed or downloaded again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/jaxkd`, by default `~/.cache/jaxkd`.
 
-    A user without a home folder, as in containers with random user ids, has one where temporary files lie, in
-    which nobody else may write.
+    A user without a home folder, as in containers with random user ids, gets one in the folder of temporary
+    files, in which no other user may write.
 
     Raises:
-      OSError: that one is somebody else's.
+      OSError: that folder belongs to another user.
     """
     if named := os.environ.get("XDG_CACHE_HOME"):
         return Path(named) / "jaxkd"

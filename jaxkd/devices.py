@@ -1,4 +1,4 @@
-"""Devices: which ones are used, what lies on them, and how a batch is shared out to them."""
+"""Devices: their choice, the placement of arrays, and the sharding of batches."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def local_rows(devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Puts a copy of every array on every device, unless it lies there already."""
+    """Puts a copy of every array on every device, unless it is already there."""
     everywhere = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
 
     def place(leaf: Any) -> jax.Array:
         # What pmap returned knows this process's devices alone, and cannot be put on those of others again.
-        # On one device, any array lies there, but only one of pmap's kind saves a second compilation.
+        # On one device every array is already there, but only pmap's kind of array avoids recompilation.
         mapped = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
         placed = mapped and leaf.sharding.device_set >= everywhere.addressable_devices
         return leaf if placed and leaf.is_fully_replicated else jax.device_put(leaf, everywhere)

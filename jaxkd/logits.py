@@ -1,9 +1,9 @@
-"""What is done to logits before a loss: checks, z-scores, correlation, masked softmax, ensembles.
+"""Operations on logits before a loss: checks, z-scores, correlation, masked softmax, ensembles.
 
 Pure functions of arrays.  Only jax may be imported here; temperatures and losses build on this module.
 
-`axis_name`, in every function: the mesh axis, or axes, over which `jax.shard_map` shards the classes.  Each
-device then passes its own classes, and the result is that of all of them.
+`axis_name`, in every function: the mesh axis or axes over which `jax.shard_map` shards the classes.  Each
+device then passes its own classes, and the result is over all classes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from jax.typing import ArrayLike
 from jaxkd import _classes, _meshes
 from jaxkd._classes import AxisName
 
-# Stands for minus infinity where an infinity would make 0 * inf = NaN: exp of it is exactly 0 in every
-# supported precision, and differences of two of them stay finite.
+# Replaces minus infinity where an infinity would give 0 * inf = NaN: its exp is exactly 0 in every supported
+# precision, and the difference of two of them stays finite.
 MASKED_LOGIT = -1e30
 
-# Squares of large logits overflow; of logits times this they do not, up to 1e21 for a million classes. It is
-# a power of two, so that nothing is rounded.
+# Squares of large logits overflow; with this factor on the logits they do not, up to 1e21 for a million
+# classes.  It is a power of two, so that nothing is rounded.
 _SMALL = 2.0**-16
 
 
@@ -34,11 +34,11 @@ def as_logits(name: str, logits: ArrayLike) -> jax.Array:
     """Returns `logits` as a floating array of at least 32 bits.
 
     Args:
-      name: what the caller calls the array, for the error.
+      name: the caller's name for the array, used in errors.
       logits: array of a floating dtype, shape `[..., K]`.
 
     Raises:
-      TypeError: the dtype is not floating (labels passed for logits, say).
+      TypeError: the dtype is not floating (for example, labels were passed).
       ValueError: there is no class axis.
     """
     array = jnp.asarray(logits)
@@ -69,8 +69,8 @@ def standardize(
       logits: floating, shape `[..., K]`, K at least 2.
       axis: the class axis.
       eps: added to the standard deviation, in logit units.
-      where: optional boolean mask that broadcasts to `logits`; masked classes take no part and get z = 0.
-      axis_name: where the classes are sharded by hand, over which mesh axis.
+      where: optional boolean mask that broadcasts to `logits`; masked classes are ignored and get z = 0.
+      axis_name: the mesh axis or axes of manually sharded classes.
 
     Returns:
       Array of the shape of `logits`, float32 (float64 for float64 input).
@@ -83,18 +83,18 @@ def standardize(
     >>> jaxkd.standardize(jnp.array([1.0, 2.0, 3.0])).round(3).tolist()
     [-1.0, 0.0, 1.0]
 
-    Source: Sun et al. 2024 (arXiv 2403.01427), the Z-score of Eq. 9; the constants are those of the
-    authors' code of Matsuyama et al. 2025 (arXiv 2503.09030).
+    Source: Sun et al. 2024 (arXiv 2403.01427), Z-score of Eq. 9; constants from the authors' code of
+    Matsuyama et al. 2025 (arXiv 2503.09030).
     """
     x = as_logits("logits", logits)
     _require_classes(x, axis, axis_name)
-    # One division for each example and not for each logit.
+    # One division per example, not per logit.
     unit = score_unit(deviation(x, axis=axis, where=where, axis_name=axis_name), eps)
     return _centered(x, axis, where, axis_name) * (1.0 / (_SMALL * unit))
 
 
 def score_unit(spread: jax.Array, eps: float = 1e-7) -> jax.Array:
-    """What z-scores divide centred logits by: the deviation plus eps; for constant logits infinity."""
+    """The divisor of z-scores: the deviation plus eps, and infinity for constant logits."""
     return jnp.where(spread == 0, jnp.inf, spread + eps)
 
 
@@ -134,18 +134,18 @@ def pearson(
 ) -> jax.Array:
     """Pearson correlation of two sets of logits over the classes.
 
-    `rho = sum_k (a_k - mean a)(b_k - mean b) / (|a - mean a| |b - mean b|)`, in [-1, 1].  It is 0, with a
-    gradient of 0, where one side is constant.
+    `rho = sum_k (a_k - mean a)(b_k - mean b) / (|a - mean a| |b - mean b|)`, in [-1, 1].  If one side is
+    constant, it is 0 with a gradient of 0.
 
     Args:
       a: floating, shape `[..., K]`.
       b: floating, the same shape.
       axis: the class axis.
-      where: optional boolean mask that broadcasts to `a`; masked classes take no part.
+      where: optional boolean mask that broadcasts to `a`; masked classes are ignored.
       axis_name: as in `standardize`.
 
     Returns:
-      Array of shape `[...]` (the class axis is gone), float32 (float64 for float64 input).
+      Array of shape `[...]` (without the class axis), float32 (float64 for float64 input).
 
     Raises:
       TypeError: an input is not floating.
@@ -172,7 +172,7 @@ def pearson(
     )
     product = _classes.total(x * y, axis, axis_name, keepdims=True)
     rho = product / _degrees_of_freedom(x, axis, where, axis_name)
-    # With a constant it is 0; NaN if the other side is not finite.
+    # With a constant side it is 0, or NaN if the other side is not finite.
     return jnp.squeeze(jnp.where(constant, jax.lax.stop_gradient(rho), rho), axis)
 
 
@@ -207,22 +207,23 @@ def ensemble(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """One teacher's logits from those of several: call it before the loss.
+    """Merges the logits of several teachers into one teacher's; call it before the loss.
 
     With `of="probabilities"`, `t_k = T log((1/M) sum_m softmax(t_m / T)_k)`.  At temperature T, and at no
-    other, the softmax of the result is the mean of the members' softmaxes: pass the loss the same T.  With
-    `of="logits"`, `t = (1/M) sum_m t_m`, which belongs to no temperature and fits every loss.
+    other, the softmax of the result is the mean of the members' softmaxes: pass the same T to the loss.  With
+    `of="logits"`, `t = (1/M) sum_m t_m`, which depends on no temperature and fits every loss.
 
-    A standardised or adaptive loss chooses its temperature from the one teacher that it is given.  There,
+    A standardised or adaptive loss computes its temperature from the merged teacher.  For such a loss,
     average logits (or the members' z-scores).  To average probabilities instead, take z-scores first, choose
-    T from all members, and give the loss the z-scores and T, without `standardize` and a rule (last example).
+    T from all members, and pass the z-scores and T to the loss, without `standardize` and without a rule
+    (last example).
 
     Args:
       teacher_logits: logits of M teachers, floating, shape `[M, ..., K]`, classes last.
-      of: what is averaged, "probabilities" or "logits".
+      of: what to average, "probabilities" or "logits".
       temperature: T, a positive number or an array that broadcasts to `[..., 1]`; unused for logits.
-      where: optional boolean mask of classes that broadcasts to `[..., K]`; masked classes come out as -inf,
-        so give the loss the same mask.
+      where: optional boolean class mask that broadcasts to `[..., K]`; masked classes become -inf, so pass
+        the same mask to the loss.
       axis_name: as in `standardize`.
 
     Returns:
@@ -230,7 +231,7 @@ def ensemble(
 
     Raises:
       TypeError: the logits are not floating.
-      ValueError: there is no axis of teachers, `of` is another word, or the temperature is not positive.
+      ValueError: the teacher axis is missing, `of` is unknown, or the temperature is not positive.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import logits, losses, standardize, temperature
@@ -244,7 +245,7 @@ def ensemble(
     >>> print(f"{losses.kd(z_student, z_teacher, temperature=tau).mean():.3f}")
     0.493
 
-    Source: Hinton et al. 2015 (arXiv 1503.02531), sections 2 and 5, for ensembles as teachers.
+    Source: Hinton et al. 2015 (arXiv 1503.02531), sections 2 and 5 (ensembles as teachers).
     """
     if of not in ("probabilities", "logits"):
         raise ValueError(f'of must be "probabilities" or "logits", got {of!r}')
@@ -268,16 +269,16 @@ def from_hidden(
     bias: ArrayLike | None = None,
     soft_cap: float | None = None,
 ) -> jax.Array:
-    """The logits of a language model's last hidden states.
+    """Computes a language model's logits from its last hidden states.
 
-    `x = c tanh((h W + b) / c)`, or `h W + b` without a soft cap c.  The product is summed up in float32 for
-    bfloat16 inputs, and its gradient is bfloat16 there.
+    `x = c tanh((h W + b) / c)`, or `h W + b` without a soft cap c.  For bfloat16 inputs, the product is
+    accumulated in float32, and its gradient is bfloat16.
 
     Args:
       hidden: h, floating, shape `[..., D]`.
-      head: W, floating, shape `[D, K]`; for tied embeddings, their transpose.
+      head: W, floating, shape `[D, K]`; for tied embeddings, pass the transpose.
       bias: b, floating, shape `[K]`.
-      soft_cap: c, positive: no logit exceeds it.
+      soft_cap: c, positive; bounds the logits' magnitude.
 
     Returns:
       Array of shape `[..., K]`, float32 (float64 for float64 input).
@@ -316,7 +317,7 @@ def hidden_and_head(network: str, hidden: ArrayLike, head: ArrayLike) -> tuple[j
     if h.ndim == 0 or w.ndim != 2 or h.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{prefix}hidden must have shape [..., D] and {prefix}head [D, K], got {h.shape} and {w.shape}; "
-            "tied embeddings are to be transposed"
+            "transpose tied embeddings"
         )
     dtype = jnp.promote_types(h.dtype, w.dtype)
     return h.astype(dtype), w.astype(dtype)
@@ -332,7 +333,7 @@ def _product_forward(h: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.A
 
 
 def _product_backward(factors: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # In the precision of the factors, with a [D, K] result: autodiff's is float32, and transposed.
+    # In the factors' precision, with a [D, K] result; autodiff's would be float32 and transposed.
     h, w = factors
     slope, tokens = slope.astype(h.dtype), tuple(range(h.ndim - 1))
     return (
@@ -350,7 +351,7 @@ def per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDtypeS
 
 
 def one_per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    """As `per_example`, for values that need no check."""
+    """Like `per_example`, for values that need no check."""
     array = jnp.asarray(value, logits.dtype)
     expected = (*logits.shape[:-1], 1)
     try:
@@ -368,7 +369,7 @@ def one_per_example(name: str, value: ArrayLike, logits: jax.Array | jax.ShapeDt
 def positive(name: str, value: ArrayLike) -> ArrayLike:
     """Returns the value; raises ValueError unless every entry is positive and finite.
 
-    Under `jit` the entries are not known: there, those that are not become NaN, and checkify reports them.
+    Under `jit` the entries are not known: invalid ones become NaN, and checkify reports them.
     """
     if isinstance(value, jax.core.Tracer):
         usable = (value > 0) & jnp.isfinite(value)
@@ -398,7 +399,7 @@ def _require_classes(logits: jax.Array, axis: int, axis_name: AxisName) -> None:
     if _classes.number(logits, axis, axis_name) < 2:
         raise ValueError(
             f"at least 2 classes are needed along axis {axis}, got shape {logits.shape}; "
-            "if the classes lie on another axis, name it with axis="
+            "if the classes are on another axis, pass it as axis="
         )
 
 
@@ -409,20 +410,19 @@ def _degrees_of_freedom(x: jax.Array, axis: int, where: ArrayLike | None, axis_n
 
 
 def _count(x: jax.Array, axis: int, where: ArrayLike, axis_name: AxisName) -> jax.Array:
-    """How many classes are not masked, the axis kept."""
+    """Number of unmasked classes, with the axis kept."""
     mask = jnp.broadcast_to(jnp.asarray(where), x.shape)
     return _classes.total(mask, axis, axis_name, keepdims=True).astype(x.dtype)
 
 
 def _centered(x: jax.Array, axis: int, where: ArrayLike | None, axis_name: AxisName) -> jax.Array:
     """`x` minus its mean, times `_SMALL`; 0 in masked classes."""
-    # The mean is counted from an entry, so that constant logits centre to exactly 0 and not to the
-    # rounding error of their mean, whose reciprocal would then scale the gradient.
+    # The mean is measured from an entry, so that constant logits centre to exactly 0 and not to the rounding
+    # error of their mean, whose reciprocal would then scale the gradient.
     if where is None:
         entry = _classes.some_entry(x, axis, axis_name)
-        above = _classes.total(x - entry, axis, axis_name, keepdims=True) / _classes.number(
-            x, axis, axis_name
-        )
+        above = _classes.total(x - entry, axis, axis_name, keepdims=True)
+        above /= _classes.number(x, axis, axis_name)
         mean, rest = _sum_and_rounding_error(entry, above)
         return _SMALL * (x - mean - rest)
     mask = jnp.asarray(where)
@@ -434,7 +434,7 @@ def _centered(x: jax.Array, axis: int, where: ArrayLike | None, axis_name: AxisN
 
 
 def _sum_and_rounding_error(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`a + b` as the rounded sum and what the rounding took off (Knuth's TwoSum)."""
+    """The rounded sum `a + b`, and its rounding error (Knuth's TwoSum)."""
     rounded = a + b
     of_b = rounded - a
     return rounded, (a - (rounded - of_b)) + (b - of_b)
@@ -442,7 +442,7 @@ def _sum_and_rounding_error(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _spread(axis: int, axis_name: AxisName, x: jax.Array, where: ArrayLike | None) -> jax.Array:
-    """The standard deviation: for any magnitude, with a slope that is finite too (0 at 0)."""
+    """Standard deviation, safe for any magnitude; the slope is finite too (0 at 0)."""
     centered = _centered(x, axis, where, axis_name)
     squares = _classes.total(centered**2, axis, axis_name, keepdims=True)
     return jnp.sqrt(squares / _degrees_of_freedom(x, axis, where, axis_name)) / _SMALL
@@ -461,6 +461,6 @@ def _spread_jvp(
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
-    """The power of two nearest to each entry, without a gradient: to divide by it is exact."""
+    """The power of two nearest to each entry, without a gradient; dividing by it is exact."""
     bits = int(jnp.finfo(x.dtype).nexp)
     return jax.lax.reduce_precision(jax.lax.stop_gradient(x), exponent_bits=bits, mantissa_bits=0)

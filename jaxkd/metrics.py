@@ -104,7 +104,7 @@ class Histogram:
 
     Attributes:
       mean: of the values themselves.
-      counts: float32 `[bins.number + 2]`; the first and the last count what lies outside of the bins.
+      counts: float32 `[bins.number + 2]`; the first and the last count values outside the bins.
       bins: where values are counted.
 
     >>> import jax.numpy as jnp
@@ -138,7 +138,7 @@ class Histogram:
         return f"{numbers['']:.2f} ({numbers['p5']:.2f}-{numbers['p95']:.2f})"
 
     def quantile(self, fraction: float) -> float:
-        """The value below which a fraction of the examples lies."""
+        """The quantile: the value below which this fraction of the examples is."""
         edges = np.pad(self.bins.edges, 1, mode="edge")
         reached = np.concatenate([[0.0], np.cumsum(np.asarray(self.counts))])
         wanted = fraction * reached[-1]

@@ -1,7 +1,7 @@
-"""Options: small frozen dataclasses beside the code that reads them; commands inherit from several.
+"""Options: small frozen dataclasses next to the code that uses them; commands inherit from several.
 
-A field declares whether it is one of the few that matter (`main`), and whether runs that differ in it end
-with the same result (`free`).  Values are checked alike on the command line, from Python and from a file.
+A field declares whether it is a main option (`main`), and whether runs that differ in it end with the same
+result (`free`).  Values are checked in the same way on the command line, from Python and from a file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def option(default: Any = dataclasses.MISSING, *, main: bool = False, free: bool
     """A field of options.
 
     Args:
-      default: its default; required without one.
+      default: its default; without one, the option is required.
       main: whether `--help` lists it first.
-      free: whether it changes nothing in the result of a run, or rounding at most: then a run may be resumed
-        with another value.
+      free: whether it does not affect a run's result, except for rounding: then a run may be resumed with
+        another value.
     """
     metadata = {"main": main, "free": free}
     if default is dataclasses.MISSING:
@@ -35,7 +35,7 @@ def option(default: Any = dataclasses.MISSING, *, main: bool = False, free: bool
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all options have: types are checked, and paths may be given as text."""
+    """The base of all options: types are checked, and paths may be strings."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -45,7 +45,7 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError for values that contradict each other or lie out of range; calls `super`."""
+        """Raises ValueError for values that contradict each other or are out of range; calls `super`."""
 
     def require(self, at_least: float, *names: str) -> None:
         """Raises ValueError for a field that is below a bound, NaN or infinite."""
@@ -55,12 +55,12 @@ class Options:
                 raise ValueError(f"{flag(name)} must be at least {at_least}, got {value}")
 
     def decisive(self) -> dict[str, Any]:
-        """The fields that decide on a run's result, ready for JSON."""
+        """The fields that determine a run's result, ready for JSON."""
         names = {field.name for field in dataclasses.fields(self) if not field.metadata.get("free")}
         return {name: value for name, value in self.as_dict().items() if name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON; paths are absolute, since a file is read in other folders too."""
+        """All fields, ready for JSON; paths are absolute, since the file may be read from other folders."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
@@ -78,7 +78,7 @@ def flag(name: str) -> str:
 
 
 def as_type(name: str, value: Any, hint: Any) -> Any:
-    """A value as the type of its option: text becomes a path, an integer a float, and nothing else changes.
+    """Converts a value to its option's type: only text to a path, and an integer to a float.
 
     Raises:
       ValueError: it is of another type.

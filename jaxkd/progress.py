@@ -1,4 +1,4 @@
-"""Progress in words: how far a run is, and how long it will take."""
+"""Progress messages: how far a run is, and how long it will take."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Say = Callable[[str], None]
 
 
 class Lasting(str):
-    """A line that stays where others are written over: what a run ended with."""
+    """A line that stays where others are overwritten: a run's result."""
 
     __slots__ = ()
 
 
 def print_line(text: str) -> None:
-    """Where progress goes unless told otherwise: printed; in a notebook, one line is updated in place."""
+    """The default progress callback: prints; in a notebook, updates one line in place."""
     shell = _notebook()
     if shell is None:
         print(text, flush=True)
@@ -33,7 +33,7 @@ def _notebook() -> Any:
 
 
 class _InPlace:
-    """The output of a notebook's cell: the lines that last, and the newest other one."""
+    """The output of a notebook cell: the lasting lines, and the newest other one."""
 
     def __init__(self) -> None:
         self._cell: int | None = None
@@ -58,7 +58,7 @@ _in_place = _InPlace()
 
 
 class ProgressLines:
-    """Says how far a run is: often in the beginning, then at intervals that grow with the time spent."""
+    """Reports a run's progress: often at first, then at intervals that grow with the elapsed time."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -78,7 +78,7 @@ class ProgressLines:
         return True
 
     def trained(self, where: str, step: int, metrics: Mapping[str, Any], rate: float) -> None:
-        """A line on training, if one is due; a metric says itself how it is shown."""
+        """A line on training, if one is due; a metric's `str` is shown."""
         if not self._is_due("train"):
             return
         spent, done = time.monotonic() - self._start, step - self._first

@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 
 
 class Stopped(Exception):
-    """A signal ended the run early; what was done is saved, and the same command goes on."""
+    """A signal ended the run early; its progress is saved, and the same command resumes."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -50,25 +50,25 @@ def exit_when_stopped() -> Iterator[None]:
 
 
 def report(stopped: Stopped | KeyboardInterrupt) -> int:
-    """Says what ended a command and returns its exit code.
+    """Prints what ended a command, and returns its exit code.
 
-    75 after SIGTERM at any time, and after Ctrl-C in a run's loop: the same command goes on.
+    75 after SIGTERM at any time, and after Ctrl-C in a run's loop: the same command resumes.
     130 after Ctrl-C elsewhere, and after a second signal, which does not wait.
     """
     if isinstance(stopped, Stopped):
         print(stopped, flush=True)
         return EXIT_STOPPED
     if isinstance(stopped, _Terminated):
-        print("stopped by SIGTERM; there was nothing to save, and the same command begins again", flush=True)
+        print("stopped by SIGTERM; there was nothing to save, and the same command starts again", flush=True)
         return EXIT_STOPPED
-    print("stopped at once; what was saved before remains", flush=True)
+    print("stopped at once; earlier checkpoints are intact", flush=True)
     return EXIT_INTERRUPTED
 
 
 class StopRequest:
-    """While it is entered, the first SIGINT or SIGTERM only sets `signal_name`; a second one interrupts.
+    """Inside its context, the first SIGINT or SIGTERM only sets `signal_name`; a second one interrupts.
 
-    Outside the main thread, where Python admits no signal handlers, it does nothing.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
-            # Or what the handlers, already there, have just been told.
+            # Or a signal that the outer handlers have just received.
             self.signal_name = self.signal_name or (_raised[0] if _raised else None)
         return self
 
@@ -93,9 +93,9 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._received:
             raise KeyboardInterrupt
-        # Another process's signal may have set the name already: that was none to this one.
+        # Another process's signal may have set the name already: this process received none.
         self._received = True
         self.signal_name = self.signal_name or signal.Signals(number).name
-        # Not print: the signal may have come in the midst of one, and it cannot be entered twice.
+        # Not print: the signal may interrupt a print, which is not reentrant.
         with contextlib.suppress(OSError):
-            os.write(1, f"{self.signal_name}: saving what there is; once more to stop at once\n".encode())
+            os.write(1, f"{self.signal_name}: saving a checkpoint; repeat it to stop at once\n".encode())

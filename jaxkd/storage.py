@@ -1,8 +1,8 @@
 """Trees of arrays on disk: Orbax for the bytes, a digest of our own for their integrity.
 
-Orbax restores a flipped bit without a word, so whoever stores a tree stores its digest beside it and
-compares after restoring.  What is written is read back before anybody relies on it, and nothing is replaced
-or removed before its successor is complete (`jaxkd.files.whole`, whose names are here too).
+Orbax silently restores flipped bits, so a digest is stored with every tree and compared after restoring.
+Everything written is read back before it is used, and nothing is replaced or removed before its successor is
+complete (see `jaxkd.files.whole`; its names are also available here).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def save_tree(folder: Path, tree: Any) -> str:
     except Exception as error:
         raise OSError(f"{folder} cannot be written ({system_error(error) or first_line(error)})") from error
     digest = tree_digest(host)
-    # With the structure at hand: TensorStore loses some memory in telling it (0.7 MB for 150 arrays).
+    # With a known structure: TensorStore leaks some memory when it reads it (0.7 MB for 150 arrays).
     known = all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(host))
     load_tree(folder, host if known else None, digest)
     return digest
@@ -139,7 +139,7 @@ def load_tree(
       OSError: it cannot be restored now: no memory, no descriptors, a disk that fails.
     """
     name = name or folder
-    if isinstance(folder, BucketPath):  # whose files nobody has compared yet
+    if isinstance(folder, BucketPath):  # its files are not verified yet
         with at_hand(folder, folder.objects()) as there:
             return load_tree(there, like, digest, name=name)
     try:
@@ -315,7 +315,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    """Compares files with their digests, before anybody interprets them.
+    """Compares files with their digests, before they are parsed.
 
     Raises:
       DamagedError: a file is absent or has another digest; it is named.

@@ -1,25 +1,25 @@
 """Temperature rules: pure functions from the two networks' logits to one temperature per example.
 
 A rule is any callable `(student_logits, teacher_logits) -> [..., 1]`; every loss of `jaxkd.losses` that
-has a temperature takes one.  `functools.partial` sets a rule's options.  What a training loop changes from
-step to step (CTKD's learned scalar, DTS's schedule) comes as pure functions whose result is passed to the
-loss as a number or an array.  Only jax and `jaxkd.logits` may be imported here.
+has a temperature takes one.  `functools.partial` sets a rule's options.  Temperatures that change from step
+to step (CTKD's learned scalar, DTS's schedule) are pure functions: pass their result to the loss as a number
+or an array.  Only jax and `jaxkd.logits` may be imported here.
 
-The rules `max_logit`, `constant`, `standard_deviation` and `max_ratio` share the following.
+The rules `max_logit`, `constant`, `standard_deviation` and `max_ratio` share these arguments.
 
 student, teacher
   The logits that the softmax will see, floating, of the same shape `[..., K]`.
 axis
   The class axis.
 where
-  Optional boolean mask that broadcasts to the logits.  Masked classes take no part.  A loss passes its mask
-  of classes.
+  Optional boolean mask that broadcasts to the logits.  Masked classes are ignored.  A loss passes its class
+  mask.
 axis_name
-  Where `jax.shard_map` shards the classes, the mesh axis or axes over which it does.  A loss passes its own.
+  The mesh axis or axes over which `jax.shard_map` shards the classes.  A loss passes its own.
 
-They return temperatures of shape `[..., 1]` (the class axis is kept with length 1); NaN for logits that are
-NaN.  They raise TypeError for logits that are not floating, and ValueError for shapes that differ, another
-word in `of`, and an option that is not positive.
+They return temperatures of shape `[..., 1]` (the class axis is kept with length 1), NaN where the logits are
+NaN.  They raise TypeError if the logits are not floating, and ValueError if the shapes differ, `of` is
+unknown, or an option is not positive.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def max_logit(
 ) -> jax.Array:
     """The adaptive temperature: each example's largest absolute logit times (1 + sqrt 3) / 2.
 
-    `T_i = max_k max(|s_ik|, |t_ik|) (1 + sqrt 3) / 2`, so that no scaled logit leaves [-0.732, 0.732].  It is
-    meant for standardised logits, where with K classes it lies between 1.366 sqrt((K-1)/K) and
-    1.366 (K-1)/sqrt(K).  No gradient flows through it.  Where all logits are 0 it is 1.
+    `T_i = max_k max(|s_ik|, |t_ik|) (1 + sqrt 3) / 2`, so that every scaled logit is in [-0.732, 0.732].  It
+    is meant for standardised logits, where with K classes it lies between 1.366 sqrt((K-1)/K) and
+    1.366 (K-1)/sqrt(K).  No gradient flows through it.  If all logits are 0, it is 1.
 
     Args:
-      of: "both", the maximum over student and teacher (the authors' code), or "teacher", over the teacher
-        alone (the abstract's words).
+      of: "both", the maximum over student and teacher (as in the authors' code), or "teacher", over the
+        teacher alone (as in the paper's abstract).
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -107,7 +107,7 @@ def constant(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """The same temperature for every example; what a number passed as `temperature=` stands for.
+    """The same temperature for every example, as if the number were passed as `temperature=`.
 
     `T_i = value`.
 
@@ -145,11 +145,11 @@ def standard_deviation(
 
     `T_i = scale * std(x_i)` with Bessel's correction, x the student's or the teacher's logits.  As in the
     source, it is not detached: with `of="student"` the gradient flows through it.  `losses.normkd` uses one
-    such temperature for each network.  It is meant for raw logits: standardised ones all have deviation 1.
-    Where the logits are constant it is 1.
+    such temperature for each network.  It is meant for raw logits: standardised logits all have standard
+    deviation 1.  For constant logits it is 1.
 
     Args:
-      of: whose logits are measured, "student" or "teacher".
+      of: which network's logits to use, "student" or "teacher".
       scale: the temperature of logits with a standard deviation of 1; positive.
 
     >>> import jax.numpy as jnp
@@ -177,16 +177,16 @@ def max_ratio(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """DTKD's temperature: a reference, shared out between the networks in the ratio of their largest logits.
+    """DTKD's temperature: a reference, split between the networks in the ratio of their largest logits.
 
     `T_i = 2 reference max(x_i) / (max(s_i) + max(t_i))`, x the logits of the network that `of` names; the two
     temperatures add up to twice the reference.  The largest logit is signed, as in the source, and the
-    gradient flows through it.  `losses.dtkd` uses one such temperature for each network.  Where a largest
-    logit is not positive the ratio has no meaning as a temperature, and the reference itself is returned
-    (never so for standardised logits, unless they are constant).
+    gradient flows through it.  `losses.dtkd` uses one such temperature for each network.  If a largest
+    logit is not positive, the ratio is no valid temperature, and the reference itself is returned
+    (standardised logits reach this case only if they are constant).
 
     Args:
-      of: whose temperature is returned, "student" or "teacher".
+      of: which network's temperature to return, "student" or "teacher".
       reference: the temperature of two networks whose largest logits are equal; positive.
 
     >>> import jax.numpy as jnp
@@ -224,35 +224,35 @@ def scheduled(
     curve: float = 1.0,
     adjust: bool = False,
 ) -> jax.Array:
-    """DTS's schedule: the temperature after one more step, from the one before and the training's progress.
+    """DTS's schedule: the next step's temperature, from the previous one and the training progress.
 
     `T' = 0.9 T + 0.1 clip(initial c a, minimum, maximum)`, with `c = (1 + cos(curve pi progress)) / 2`.  The
-    factor a is 1; with `adjust=True` it is r = d / (d + 1) of the divergence d where r > 1 (that is where
-    d < -1), and 1.35 where r > 2.  No gradient flows through it.  Start with `previous=initial`, and pass the
-    result to a loss as its `temperature=`.
+    factor a is 1; with `adjust=True` it is r = d / (d + 1) for divergence d if r > 1 (that is, if d < -1),
+    and 1.35 if r > 2.  No gradient flows through it.  Start with `previous=initial`, and pass the result to a
+    loss as its `temperature=`.
 
     Args:
       previous: the temperature before the step, any shape.
-      progress: part of the training that is done, epoch / epochs, in [0, 1].
+      progress: the fraction of the training that is done, epoch / epochs, in [0, 1].
       divergence: cross-entropy of the teacher minus that of the student on this batch, in nats.
-      initial: the temperature that the cosine starts from.
-      minimum: lower clip of the target.
-      maximum: upper clip of the target.
-      curve: how many half periods of the cosine the training spans.
-      adjust: whether the divergence has an effect.
+      initial: the cosine's initial temperature.
+      minimum: the target's lower bound.
+      maximum: the target's upper bound.
+      curve: the number of half periods of the cosine in the whole training.
+      adjust: whether to use the divergence.
 
     Returns:
       The temperature after the step, float32 (float64 for float64), in the inputs' common shape.
 
     Raises:
-      ValueError: the bounds are not positive, or not in order.
+      ValueError: the bounds are not positive, or are in the wrong order.
 
     >>> from jaxkd import temperature
     >>> print(f"{temperature.scheduled(4.0, 0.5, 0.2):.3f}")
     3.800
 
     Source: Dynamic Temperature Scheduler, 2025 (arXiv 2511.13767), as in public code of the method; the
-    formula of the article itself was not available.
+    article's own formula was not available.
     """
     positive("minimum", minimum)
     if minimum > maximum:
@@ -277,8 +277,8 @@ def learned(
 ) -> jax.Array:
     """CTKD's learned temperature: a squashed scalar whose gradient is multiplied by `strength`.
 
-    `T = start + end * sigmoid(theta)`; going backward, the gradient of theta is multiplied by `strength`
-    (lambda), which is at most 0, so that gradient descent on theta *raises* the distillation loss.
+    `T = start + end * sigmoid(theta)`.  In the backward pass, the gradient of theta is multiplied by
+    `strength` (lambda), which is at most 0, so that gradient descent on theta *raises* the distillation loss.
 
     Args:
       theta: the parameter, floating, any shape that broadcasts to `[..., 1]`; CTKD starts at 1.
@@ -316,7 +316,7 @@ def learned(
 
 @jax.custom_jvp
 def gradient_reversal(x: ArrayLike, strength: ArrayLike = -1.0) -> jax.Array:
-    """Returns `x` unchanged, and multiplies its gradient by `strength`.
+    """Returns `x` unchanged and multiplies its gradient by `strength`.
 
     `y = x`, and `dL/dx = strength * dL/dy`.
 
@@ -351,7 +351,7 @@ def cosine_decay(
     `lambda = minimum + (maximum - minimum) (1 + cos(pi min(epoch, epochs) / epochs)) / 2`.
 
     Args:
-      epoch: how many epochs have begun: CTKD counts from 1.  Any shape.
+      epoch: the number of epochs begun; CTKD counts from 1.  Any shape.
       maximum: the value at epoch 0.
       minimum: the value from `epochs` on.
       epochs: length of the decay, at least 1.
@@ -378,11 +378,12 @@ def linear_decay(
 ) -> jax.Array:
     """CTKD's other schedule of lambda: a straight line that stops one step before its end.
 
-    `lambda = -min(epoch, epochs - 1) (maximum - minimum) / epochs`.  As in the source, `maximum` enters
-    through the difference alone, and the last step is not taken; CTKD's own command uses `cosine_decay`.
+    `lambda = -min(epoch, epochs - 1) (maximum - minimum) / epochs`.  As in the source, only the difference
+    of `maximum` and `minimum` matters, and the last step is not taken; CTKD's own command uses
+    `cosine_decay`.
 
     Args:
-      epoch: how many epochs have begun.  Any shape.
+      epoch: the number of epochs begun.  Any shape.
       maximum: upper end of the range.
       minimum: lower end of the range.
       epochs: length of the decay, at least 1.
@@ -411,22 +412,22 @@ def resolve(
     where: jax.Array | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """Turns what a loss was given as `temperature=` into an array of shape `[..., 1]`.
+    """Turns a loss's `temperature=` argument into an array of shape `[..., 1]`.
 
     Args:
       temperature: a positive number, an array that broadcasts to `[..., 1]`, or a rule.
       student: the logits that the softmax will see, classes on the last axis.
       teacher: the same for the teacher.
-      where: optional mask of classes; a rule is then called with `where=`.
-      axis_name: where the classes are sharded by hand; a rule is then called with `axis_name=`.
+      where: optional class mask, passed on to a rule as `where=`.
+      axis_name: the mesh axis of manually sharded classes, passed on to a rule as `axis_name=`.
 
     Returns:
       Temperatures, shape `[..., 1]`, in the precision of the logits.
 
     Raises:
-      ValueError: a known temperature is not positive and finite, or the shape does not fit.  Under `jit` the
-        values are not known: there, such a temperature becomes NaN, and `jax.experimental.checkify` reports
-        it if the caller passed it.
+      ValueError: a concrete temperature is not positive and finite, or the shape does not fit.  Under `jit`
+        values are not known: an invalid temperature becomes NaN, and `jax.experimental.checkify` reports it
+        if the caller passed it.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import temperature
@@ -437,8 +438,8 @@ def resolve(
         options = {"where": where, "axis_name": axis_name}
         given = {name: value for name, value in options.items() if value is not None}
         temperature = temperature(student, teacher, **given)
-        # A check inside a compiled program costs as much as a small loss: what a rule gives is checked if it
-        # is known, what the caller passes in any case.
+        # A check inside a compiled program costs as much as a small loss: a rule's result is checked only if
+        # it is concrete, the caller's argument always.
         if isinstance(temperature, jax.core.Tracer):
             return _logits.nan_unless_positive(_logits.one_per_example("temperature", temperature, student))
     return _logits.per_example("temperature", temperature, student)

@@ -188,7 +188,7 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(
     else:
         assert child.returncode == 75, errors
         assert f"stopped by {name} after step" in output
-        assert "the same command goes on from there" in output
+        assert "the same command resumes from there" in output
     code, output, errors = call_jaxkd(*arguments)
     assert code == 0, errors
     assert "resuming at step" in output
@@ -264,7 +264,7 @@ WHILE_LOADING = "import jaxkd.data.options as o; o.DataOptions.load = pause"
     [
         (WHILE_IMPORTING, "SIGTERM", 75, "stopped by SIGTERM; there was nothing to save"),
         (WHILE_LOADING, "SIGTERM", 75, "stopped by SIGTERM; there was nothing to save"),
-        (WHILE_LOADING, "SIGINT", 130, "stopped at once; what was saved before remains"),
+        (WHILE_LOADING, "SIGINT", 130, "stopped at once; earlier checkpoints are intact"),
     ],
 )
 def test_a_signal_before_training_has_its_message_and_code(
@@ -327,11 +327,14 @@ def test_a_config_file_of_something_else_is_refused(
     contents["config"]["batch_norm"] = "global"
     (tmp_path / "own.json").write_text(json.dumps({**contents, "objects": ["student"]}))
     for arguments, message in (
-        (["train", "--config", whole / "config.json"], "has options that TrainConfig has not: cache, method"),
-        (["distill", "--config", tmp_path / "foreign.json"], "is not the config.json of a run"),
-        (["distill", "--config", tmp_path / "none.json"], "none.json is not there"),
+        (
+            ["train", "--config", whole / "config.json"],
+            "has options that TrainConfig does not have: cache, method",
+        ),
+        (["distill", "--config", tmp_path / "foreign.json"], "is not a valid config.json of a run"),
+        (["distill", "--config", tmp_path / "none.json"], "none.json does not exist"),
         (["distill", "--config", tmp_path / "typed.json"], "--batch-norm must be global or device, got 'Glo"),
-        (["distill", "--config", tmp_path / "own.json"], "is of a run with own objects (student)"),
+        (["distill", "--config", tmp_path / "own.json"], "is of a run with user objects (student)"),
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main([str(argument) for argument in arguments])
@@ -349,7 +352,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, tiny: Path, teacher:
         _, errors = child.communicate(timeout=300)
     assert child.returncode == 1
     failed = re.search(r"checkpoint .*/(\d+) could not be saved: ", errors)
-    saved = re.search(r"the last good checkpoint is step (\d+)\. When that is mended", errors)
+    saved = re.search(r"the last good checkpoint is step (\d+)\. When that is fixed", errors)
     assert failed is not None, errors
     assert saved is not None, errors
     assert int(failed[1]) == int(saved[1]) + 1
@@ -376,8 +379,8 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, tiny: Path, teacher: Pat
     code, output, errors = call_jaxkd("distill", "--config", tmp_path / "run" / "config.json")
     assert code == 0, errors
     assert "config.json is damaged: it is not JSON" in errors
-    assert "taking the options of checkpoint 10, with which the run goes on" in errors
-    assert "it was made again of checkpoint 10 and kept as damaged-" in output
+    assert "resuming with the options in checkpoint 10" in errors
+    assert "it was rebuilt from checkpoint 10 and kept as damaged-" in output
     assert "is done already" in output
     assert (tmp_path / "run" / "config.json").read_bytes() == good
 
@@ -512,7 +515,7 @@ def test_every_mistake_has_its_message(
             1,
             "is damaged or not a file of weights",
         ),
-        (["report", tmp_path / "empty"], 1, "is not the folder of a run"),
+        (["report", tmp_path / "empty"], 1, "is the folder of neither a run"),
         (["train", "--epochs", "0"], 2, "--epochs must be at least 1, got 0"),
         (["train", "--epochs", "many"], 2, "--epochs"),
         (["distill"], 2, "--teacher"),
@@ -524,7 +527,7 @@ def test_every_mistake_has_its_message(
             "--batch-size must be at least 1, got 0",
         ),
         (["train", "--data", tmp_path / "empty.npz"], 1, "cannot be read as an .npz file"),
-        (["report", tmp_path / "foreign"], 1, "is not a run's"),
+        (["report", tmp_path / "foreign"], 1, "does not belong to a run"),
     ):
         run = (
             []

@@ -97,7 +97,7 @@ def test_a_vision_transformer_is_taught(tmp_path: Path) -> None:
     teacher = teachers.load(tmp_path / "runs" / "vit", network=scope["ViT"](num_classes=10))
     scores = jaxkd.evaluate(teacher, data.load("digits"))
     assert scores["accuracy"] == pytest.approx(result["last_accuracy"])
-    with pytest.raises(ValueError, match=r"holds the weights of an own network, ViT; load it with"):
+    with pytest.raises(ValueError, match=r"holds the weights of a user's network, ViT; load it with"):
         teachers.load(tmp_path / "runs" / "vit")
     network = scope["network"]
     outputs, _ = network.apply(network.init(0, (8, 8, 1)), data.load("digits").splits["test"].images[:2])
@@ -252,7 +252,7 @@ def test_a_student_of_another_number_of_classes_is_refused(tmp_path: Path) -> No
             return nn.Dense(7)(x.reshape(len(x), -1))
 
     with pytest.raises(
-        ValueError, match=r"student Seven must give logits \[B, 10\] for digits, got \[B, 7\]"
+        ValueError, match=r"student Seven must return logits \[B, 10\] for digits, got \[B, 7\]"
     ):
         jaxkd.distill(teacher="digits-resnet20", student=Seven(), data="digits", run=tmp_path / "run")
     with pytest.raises(TypeError, match="distill needs teacher=: a name, a folder, or a Teacher"):

@@ -65,7 +65,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path, dataset: data.Datase
     teacher = teachers.load(helpers.untrained_teacher(tmp_path / "teacher", dataset))
     with pytest.raises(ValueError, match=r"images must be \[B, H, W, 1\], got \[4, 8, 8, 3\]"):
         teacher.logits(np.zeros((4, 8, 8, 3), np.uint8))
-    with pytest.raises(TypeError, match="images must be uint8, or floats that are normalised, got int32"):
+    with pytest.raises(TypeError, match="images must be uint8, or normalised floats, got int32"):
         teacher.logits(np.zeros((4, 8, 8, 1), np.int32))
 
 

@@ -291,7 +291,7 @@ def test_teacher_and_student_may_differ_in_size_and_normalisation(
     with caplog.at_level(logging.WARNING, "jaxkd"):
         jaxkd.distill(teacher=str(folder), student=student, run=tmp_path / "as-is", **options)
     assert (
-        "was trained on images of 16x16 and sees those of tiny as they are, 8x8; --teacher-size 16"
+        "was trained on images of 16x16 and sees those of tiny unchanged, 8x8; --teacher-size 16"
         in caplog.text
     )
     resized = tmp_path / "resized"

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-MARKS = {"started": "compiling the training step", "first step": "compiled, and made the first call"}
+MARKS = {"started": "compiling the training step", "first step": "compiled and ran the first call"}
 
 
 def seconds(arguments: list[str], run: Path, caches: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the command `cache` does: a teacher's logits on the views of a data set's training images."""
+"""The command `cache`: a teacher's logits on the views of a dataset's training images."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from jaxkd.signals import Stopped, StopRequest
 def build_cache(
     config: CacheConfig, dataset: data.Dataset | None = None, *, say: Say = print_line
 ) -> TeacherCache:
-    """Makes a cache, or adds to the one that is there.
+    """Builds a cache, or adds to an existing one.
 
     Args:
-      config: what to do.
-      dataset: instead of loading `config.data`.
-      say: where progress goes.
+      config: the options.
+      dataset: used instead of loading `config.data`.
+      say: callback for progress lines.
 
     Returns:
-      The cache, open.
+      The open cache.
 
     Raises:
-      Stopped: a signal came; what was computed is kept, and the same call goes on.
+      Stopped: a signal arrived; the computed rows are kept, and the same call resumes.
       ValueError: the teacher does not fit the data, or the folder holds another cache.
       FloatingPointError: the teacher's logits are not finite.
     """
@@ -50,7 +50,7 @@ def build_cache(
     augmentation: Any = config.augmentation(dataset)
     if not is_numbered(augmentation):
         raise ValueError(
-            f"no cache can hold {augmentation}: its outcomes have no number; train with --cache off"
+            f"no cache can hold {augmentation}: its outcomes cannot be enumerated; train with --cache off"
         )
     key = cache_key(teacher, dataset, augmentation, pooled=config.pooled)
     cache = TeacherCache.create(config.out or default_folder(key, teacher, dataset), key, config.dtype)
@@ -60,8 +60,8 @@ def build_cache(
     size = missing * cache.row_bytes / 2**20
     say(
         f"{cache.folder}: {len(codes):,} of all {key.num_examples * augmentation.count:,} views of "
-        f"{key.num_examples:,} images are wanted, {len(codes) - missing:,} of them are there; {size:.1f} MiB "
-        f"in {cache.dtype} to come, by {teacher.name} on {len(devices)} x {devices[0].device_kind}"
+        f"{key.num_examples:,} images requested, {len(codes) - missing:,} of them exist; {size:.1f} MiB in "
+        f"{cache.dtype} to compute, with {teacher.name} on {len(devices)} x {devices[0].device_kind}"
     )
     filler = Filler(
         cache,
@@ -77,7 +77,7 @@ def build_cache(
     if len(cache.missing(codes)):
         raise Stopped(
             f"stopped by {stop.signal_name} after {done:,} of {missing:,} views; they are kept in "
-            f"{cache.folder}, and the same command goes on from there"
+            f"{cache.folder}, and the same command resumes from there"
         )
     rate = done / max(time.monotonic() - start, 1e-9)
     say(f"{cache.folder}: done, {len(cache):,} views, {cache.num_bytes / 2**20:.1f} MiB, {rate:.0f} views/s")

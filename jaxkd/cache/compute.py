@@ -1,7 +1,7 @@
-"""Running a teacher ahead of training: all views of the training images, or those that some runs will see.
+"""Running a teacher ahead of training: on all views of the training images, or on those of some runs.
 
-What it computes goes into a `TeacherCache`; the same call goes on where it was stopped, since what is missing
-is all that it computes.
+The results go into a `TeacherCache`; the same call resumes after a stop, since it computes only what is
+missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxkd.progress import Say, duration
 from jaxkd.training.mapped import mapped_teacher_rows
 
 SPLIT = "train"
-# A segment of the cache is written this often: what a kill costs at most.
+# A segment of the cache is written this often: a kill loses at most this much work.
 _SECONDS_BETWEEN_WRITES = 20.0
 
 
@@ -37,13 +37,13 @@ def cacheable_split(dataset: data.Dataset) -> data.Split:
     """The training images.
 
     Raises:
-      ValueError: they are streamed; their crops are without number, and no cache can hold them.
+      ValueError: they are streamed; their crops cannot be enumerated, so no cache can hold them.
     """
     split = dataset.splits[SPLIT]
     if isinstance(split, data.StreamedSplit):
         raise ValueError(
-            f"{dataset.name} is streamed, with crops without number: no cache holds all their logits. "
-            "Train with --cache off"
+            f"{dataset.name} is streamed, and its crops cannot be enumerated: no cache can hold all their "
+            "logits. Train with --cache off"
         )
     return split
 
@@ -51,16 +51,16 @@ def cacheable_split(dataset: data.Dataset) -> data.Split:
 def cache_key(
     teacher: teachers.Teacher, dataset: data.Dataset, augmentation: Numbered, *, pooled: bool = False
 ) -> CacheKey:
-    """What a teacher's logits on the views of a data set's training images depend on.
+    """The key of a teacher's logits on the views of a dataset's training images.
 
     Args:
-      teacher: whose logits they are.
+      teacher: the teacher.
       dataset: with the training images.
-      augmentation: of the view.
+      augmentation: the view's augmentation.
       pooled: whether the cache holds pooled features too.
 
     Raises:
-      ValueError: the teacher has none.
+      ValueError: the teacher has no pooled features.
     """
     known, split = teacher.description, cacheable_split(dataset)
     return CacheKey(
@@ -81,17 +81,17 @@ def _num_pooled(teacher: teachers.Teacher, dataset: data.Dataset) -> int:
     network, variables = teacher.frozen
     outputs = network.output_shapes(variables, dataset.image_shape)
     if "pooled" not in outputs.features:
-        raise ValueError(f'{teacher.name} has no feature "pooled", which a cache could hold')
+        raise ValueError(f'{teacher.name} has no feature "pooled" for a cache to hold')
     return int(outputs.features["pooled"].shape[-1])
 
 
 def default_folder(key: CacheKey, teacher: teachers.Teacher, dataset: data.Dataset) -> Path:
-    """Where training looks for the cache of a key."""
+    """The folder where training looks for a key's cache."""
     return cache_folder() / "logits" / f"{Path(dataset.name).stem}-{teacher.name}-{key.digest}"
 
 
 def epoch_codes(num_examples: int, augmentation: Numbered, *, seed: int, epoch: int) -> np.ndarray:
-    """The codes of what each example shows in an epoch, int64 `[N]`: `id * count + outcome`.
+    """The code of each example's view in an epoch, int64 `[N]`: `id * count + outcome`.
 
     >>> epoch_codes(3, data.Identity(), seed=0, epoch=1).tolist()
     [0, 1, 2]
@@ -108,7 +108,7 @@ def _epoch_views(num_examples: int, seed: jax.Array, epoch: jax.Array, augmentat
 def wanted_codes(
     num_examples: int, augmentation: Numbered, *, seeds: Iterable[int], num_epochs: int | None
 ) -> np.ndarray:
-    """The codes of all views that some runs will see, sorted, each once; of all that there are for None."""
+    """The codes of all views of some runs, sorted and unique; the codes of all views for None."""
     every = num_examples * augmentation.count
     if num_epochs is None:
         return np.arange(every)
@@ -120,16 +120,16 @@ def wanted_codes(
 
 
 class Filler:
-    """Computes what a cache lacks.
+    """Computes the missing rows of a cache.
 
     Args:
-      cache: to be filled.
+      cache: the cache to fill.
       network: the teacher.
-      variables: the teacher's.
-      split: whose images are viewed.
-      augmentation: of the view that is cached.
-      devices: to compute on.
-      batch_size: views a step, over all devices together.
+      variables: the teacher's variables.
+      split: the split with the images.
+      augmentation: the augmentation of the cached view.
+      devices: the devices to compute on.
+      batch_size: views per step, over all devices.
     """
 
     def __init__(
@@ -158,15 +158,16 @@ class Filler:
         progress: Callable[[int, int], None] = lambda done, total: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> int:
-        """Computes those of some views that the cache lacks.
+        """Computes the views that the cache lacks.
 
         Args:
-          codes: which views are wanted.
-          progress: told how many views are computed, of how many, after each batch.
-          stop: asked after each batch; if it is true, what is computed is written and the rest left undone.
+          codes: the requested views.
+          progress: called after each batch with the numbers of computed and of missing views.
+          stop: called after each batch; if it returns true, the computed rows are written and the rest is
+            skipped.
 
         Returns:
-          How many were computed.
+          The number of computed views.
 
         Raises:
           FloatingPointError: the teacher's logits are not finite, in the precision of the cache.
@@ -193,7 +194,7 @@ class Filler:
         return done
 
     def _batches(self, codes: np.ndarray) -> Iterable[np.ndarray]:
-        """The logits batch by batch; the devices work on the next one while the caller has this one."""
+        """The logits batch by batch; the devices compute the next batch while the caller handles this one."""
         waiting = None
         for batch in batches(np.arange(len(codes)), self._batch_size):
             own = codes[batch[batch >= 0]]
@@ -216,22 +217,22 @@ class Filler:
             example, number = divmod(int(codes[np.argmax(bad)]), self._augmentation.count)
             raise FloatingPointError(
                 f"the teacher's logits for view {number} of training image {example} are NaN or infinite in "
-                f"{self._cache.dtype}; check the teacher with `jaxkd evaluate`, and if it is sound, make the "
-                "cache with --dtype float32"
+                f"{self._cache.dtype}; check the teacher with `jaxkd evaluate`, and if it is intact, build "
+                "the cache with --dtype float32"
             )
         return logits
 
 
 class FillProgress:
-    """Says how far a teacher is, at intervals that grow with the time spent."""
+    """Reports a teacher's progress, at intervals that grow with the elapsed time."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
         self._start: float | None = None
-        self._first = 0  # what the first batch made: it compiles, and is not counted
+        self._first = 0  # views of the first batch, which compiles and is not counted
 
     def __call__(self, done: int, total: int) -> None:
-        """Takes note that `done` of `total` views are computed."""
+        """Records that `done` of `total` views are computed."""
         now = time.monotonic()
         if self._start is None or done <= self._first:  # the first batch of a fill
             self._start, self._first, self._said = now, done, now

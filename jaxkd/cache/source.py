@@ -1,4 +1,4 @@
-"""Where training takes the teacher's logits from: the teacher itself, or a cache that fits."""
+"""The source of the teacher's logits in training: the teacher itself, or a matching cache."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class CachedLogits:
     """The teacher's logits of one run, from a cache.
 
     Args:
-      cache: with a row for every view that the run will see, unless `fill` adds them.
-      num_examples: of the training split.
-      augmentation: of the view "main".
-      seed: the run's.
+      cache: with a row for every view of the run, unless `fill` adds them.
+      num_examples: the size of the training split.
+      augmentation: the augmentation of the view "main".
+      seed: the run's seed.
       pooled: whether the method reads pooled features too.
-      fill: called with the codes of each epoch before it (and `stop`); adds the rows that the cache lacks.
+      fill: called before each epoch with its codes (and `stop`); adds the missing rows to the cache.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class CachedLogits:
         self._fill = fill
 
     def start_epoch(self, epoch: int, stop: Callable[[], bool]) -> None:
-        """Finds the rows of an epoch's views, after computing those that are absent and may be added.
+        """Finds the rows of an epoch's views, after computing missing ones with `fill`.
 
         Args:
           epoch: from 1.
-          stop: asked while computing; if it is true, the epoch cannot be trained on.
+          stop: called during the computation; if it returns true, the epoch cannot be trained on.
 
         Raises:
-          ValueError: some are not there.
+          ValueError: some rows are missing.
         """
         codes = epoch_codes(self._num_examples, self._augmentation, seed=self._seed, epoch=epoch)
         if self._fill is not None:
@@ -68,37 +68,37 @@ class CachedLogits:
         self._rows = self.cache.locate(codes)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """The logits `[..., K]`, in the cache's precision, of what examples `ids` `[...]` show in this epoch.
+        """The logits `[..., K]`, in the cache's precision, for the views of `ids` `[...]` in this epoch.
 
-        An id of -1, which stands for no example, gets those of another.
+        An id of -1 (padding) gets the logits of another example.
         """
         return self.cache.logits(self._rows[ids])
 
     def of_batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """What a `Batch` takes of the cache."""
+        """The cache's entries for a `Batch`."""
         logits, pooled = self.cache.fetch(self._rows[ids])
         return {"teacher_logits": logits, **({"teacher_pooled": pooled} if self._pooled else {})}
 
 
 def why_not(task: Task, dataset: data.Dataset) -> str | None:
-    """Why no cache can serve a run, in words; None if one can."""
+    """The reason why no cache can serve a run; None if one can."""
     views = dict(task.augmentations)
     if not task.method.reads:
-        return "the method reads nothing of a teacher"
+        return "the method reads nothing from a teacher"
     if more := sorted(set(task.method.reads) - CACHEABLE):
         held = " and ".join(sorted(CACHEABLE))
-        return f"the method reads {', '.join(more)} of the teacher, and a cache holds {held}"
+        return f"the method reads {', '.join(more)} from the teacher, but a cache holds only {held}"
     if list(views) != [MAIN]:
-        return f"the method has the views {', '.join(views)}, and a cache holds {MAIN} alone"
+        return f"the method has the views {', '.join(views)}, but a cache holds only {MAIN}"
     if not is_numbered(views[MAIN]):
-        return f"the augmentation {views[MAIN]} has outcomes without number"
+        return f"the outcomes of the augmentation {views[MAIN]} cannot be enumerated"
     if isinstance(dataset.splits[SPLIT], data.StreamedSplit):
-        return f"{dataset.name} is streamed, with crops without number"
+        return f"{dataset.name} is streamed, and its crops cannot be enumerated"
     return None
 
 
 def _found(usual: Path, key: CacheKey) -> TeacherCache:
-    """The cache in the usual folder; in its absence one beside it that holds more than the key asks for."""
+    """The cache in the usual folder, or else one next to it that holds more than the key needs."""
     try:
         return TeacherCache(usual, key)
     except FileNotFoundError:
@@ -122,33 +122,32 @@ def find_cache(
     pooled: bool = False,
     say: Say,
 ) -> TeacherCache | None:
-    """Decides where a run takes its teacher's logits from.
+    """Chooses the source of a run's teacher logits.
 
     Args:
       where: "auto", "off", "fill" or the folder of a cache.
-      teacher: of the run.
-      dataset: of the run.
-      augmentation: of the run's view "main".
-      seed: of the run.
-      num_epochs: of the run.
-      before: where they came from if the run has begun already, `LIVE` or a cache's precision: "auto" goes
-        on with that.
+      teacher: the run's teacher.
+      dataset: the run's data.
+      augmentation: the augmentation of the run's view "main".
+      seed: the run's seed.
+      num_epochs: the run's number of epochs.
+      before: the source that a resumed run started with, `LIVE` or a cache's precision: "auto" keeps it.
       pooled: whether the method reads pooled features too.
-      say: where it is said that a cache was there and is not used.
+      say: callback for the message that an existing cache is not used.
 
     Returns:
       The cache to use; None for the teacher itself.
 
     Raises:
-      FileNotFoundError: a cache is named, or was begun with, that does not exist.
-      ValueError: likewise, and it does not fit or lacks views.
+      FileNotFoundError: the cache that was named, or that the run started with, does not exist.
+      ValueError: that cache does not match or lacks views.
     """
     if where == "off" or (where == "auto" and (before == LIVE or jax.process_count() > 1)):
-        return None  # several processes would have to have the same caches: whoever knows that names one
+        return None  # several processes may not have the same caches: the user must name one
     if where == "auto" and (
         isinstance(dataset.splits[SPLIT], data.StreamedSplit) or teacher.forward is not None
     ):
-        return None  # two functions of one name are not told apart: whoever asks for a cache knows
+        return None  # two functions of one name cannot be distinguished: the user must ask for a cache
     key = cache_key(teacher, dataset, augmentation, pooled=pooled)
     usual = default_folder(key, teacher, dataset)
     if where == "fill":

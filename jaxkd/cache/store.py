@@ -1,19 +1,19 @@
-"""The teacher's logits on disk, by example and view: what is stored, found again, and verified.
+"""The teacher's logits on disk, by example and view: stored, looked up, and verified.
 
 Only NumPy and files here; the numbers come from `jaxkd.cache.compute`.  A cache is a folder:
 
-    cache.json        of which teacher, data and views these are the logits, and their precision
+    cache.json        the teacher, the data, the views and the precision of the logits
     codes.bin         int64, one for each row: example id * number of views + number of the view
     logits.bin        the rows, [rows, classes], or [rows, classes + pooled features]
-    segments.jsonl    one line for each run of rows that was written: where it is, and its digest
+    segments.jsonl    one line for each written segment of rows: its position, and its digest
 
-Rows are only ever appended, and a line is added after its rows are on the disk, so whatever is killed leaves
-a cache that is whole as far as it goes.  Segments are verified when a cache is opened: the rows of a damaged
-one count as absent, and are computed again.  A segment's digest is also one of what cache.json says, so rows
-are never taken for those of another teacher, and a cache.json that is damaged or lost can be made again.
+Rows are only appended, and a line is added after its rows are on the disk, so a kill at any time leaves a
+valid, shorter cache.  Segments are verified when a cache is opened: the rows of a damaged one count as
+missing, and are computed again.  A segment's digest also covers cache.json, so rows are never mistaken for
+another teacher's, and a damaged or lost cache.json can be rebuilt.
 
 A cache in a bucket is cache.json and, for each segment, an object `segments/DIGEST` with its codes and then
-its rows.  They are copied, each once, into a folder under `~/.cache/jaxkd` that is a cache as above.
+its rows.  They are copied once into a folder under `~/.cache/jaxkd`, which is a cache as above.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ _SCHEMA = records.Schema(
 
 @dataclasses.dataclass(frozen=True)
 class CacheKey:
-    """What a row of logits depends on, besides example and view: a cache of another key is of no use.
+    """Everything that a row of logits depends on, besides example and view.
 
     Attributes:
       teacher: the digest of its variables.
       model: its architecture, with options.
-      mean: of each channel, as its inputs are normalised.
-      std: likewise.
+      mean: the mean of each channel, for the normalisation of its inputs.
+      std: the standard deviation of each channel.
       split: the name of the examples' split.
       images: the digest of their pixels.
-      num_examples: how many there are.
-      num_classes: how many logits a row has.
-      augmentation: of the view that the logits are of, as text.
-      pooled: how many pooled features follow the logits in a row; 0 for none.
+      num_examples: the number of examples.
+      num_classes: the number of logits per row.
+      augmentation: the augmentation of the view, as text.
+      pooled: the number of pooled features after the logits in a row; 0 for none.
     """
 
     teacher: str
@@ -94,8 +94,8 @@ class TeacherCache:
     """An open cache.
 
     Attributes:
-      folder: where it is.
-      dtype: of the stored logits, one of `DTYPES`.
+      folder: the cache's folder.
+      dtype: the precision of the stored logits, one of `DTYPES`.
     """
 
     def __init__(self, folder: Path, key: CacheKey) -> None:
@@ -103,8 +103,8 @@ class TeacherCache:
 
         Raises:
           FileNotFoundError: there is none.
-          ValueError: it is of another teacher, data set or kind of view, or of a format not known here.
-          DamagedError: its cache.json is damaged; `create` makes it again.
+          ValueError: it is of another teacher, dataset or kind of view, or of an unknown format.
+          DamagedError: its cache.json is damaged; `create` rebuilds it.
         """
         about = _read_about(folder)
         if not key.pooled:
@@ -112,7 +112,7 @@ class TeacherCache:
         if different := differing_keys(about["key"], dataclasses.asdict(key)):
             raise ValueError(
                 f"the teacher cache {folder} does not fit; {describe_differences(different)}. "
-                "Make one that does with `jaxkd cache`"
+                "Build one that does with `jaxkd cache`"
             )
         self._begin(folder, key, about["dtype"])
         self._read()
@@ -127,12 +127,12 @@ class TeacherCache:
 
     @classmethod
     def create(cls, folder: Path, key: CacheKey, dtype: str | None = None) -> TeacherCache:
-        """Opens the cache in a folder, or makes an empty one there, of precision `dtype` or `DEFAULT_DTYPE`.
+        """Opens the cache in a folder, or creates an empty one, of precision `dtype` or `DEFAULT_DTYPE`.
 
-        A cache.json that is damaged or lost is made again, if there are rows that belong to it.
+        A damaged or lost cache.json is rebuilt, if there are rows that belong to it.
 
         Raises:
-          ValueError: there is one of another key or precision, or rows of nobody knows what.
+          ValueError: the folder holds a cache of another key or precision, or unknown rows.
         """
         if (os.path.lexists(folder) or folder.exists()) and not folder.is_dir():
             raise ValueError(f"{folder} is a file; name a folder, or move the file away")
@@ -141,26 +141,26 @@ class TeacherCache:
         except (FileNotFoundError, DamagedError) as error:
             found = cls._precision_of_rows(folder, key, error)
             if found is not None:
-                logger.warning("%s; it was made again, since there are rows that belong to it", error)
+                logger.warning("%s; it was rebuilt, since there are rows that belong to it", error)
             if os.path.lexists(folder / _ABOUT) or (folder / _ABOUT).exists():
                 if found is None:
                     raise ValueError(
-                        f"{folder / _ABOUT} is damaged, or of something else, and there are no rows; remove "
-                        "it, or name another folder"
+                        f"{folder / _ABOUT} is damaged, or not of a cache, and there are no rows; remove it, "
+                        "or name another folder"
                     ) from None
                 records.set_aside(folder / _ABOUT)
             records.write(folder / _ABOUT, _SCHEMA, _about(key, found or dtype or DEFAULT_DTYPE))
             cache = cls(folder, key)
         if dtype not in (None, cache.dtype):
             raise ValueError(
-                f"the teacher cache {folder} holds {cache.dtype} and not {dtype}; go on with that, or choose "
-                "another folder"
+                f"the teacher cache {folder} holds {cache.dtype}, not {dtype}; use that, or choose another "
+                "folder"
             )
         return cache
 
     @classmethod
     def _precision_of_rows(cls, folder: Path, key: CacheKey, error: Exception) -> str | None:
-        """The precision of the rows that lie in a folder without cache.json; None if there are none."""
+        """The precision of the rows in a folder without cache.json; None if there are none."""
         lines = _lines(folder / _SEGMENTS)
         for dtype in DTYPES:
             cache = cls.__new__(cls)
@@ -171,18 +171,18 @@ class TeacherCache:
                     return dtype
         if lines:
             raise ValueError(
-                f"{error}. The rows there are not of this teacher and these data, or are damaged too; move "
-                f"{folder} away, or name another"
+                f"{error}. The rows there do not belong to this teacher and these data, or are damaged too; "
+                f"move {folder} away, or name another"
             )
         return None
 
     def __len__(self) -> int:
-        """How many rows there are, damaged ones left out."""
+        """Number of rows, without damaged ones."""
         return len(self._codes)
 
     @property
     def has_pooled(self) -> bool:
-        """Whether a row holds pooled features beside the logits."""
+        """Whether a row holds pooled features after the logits."""
         return self._width > self._num_classes
 
     @property
@@ -196,7 +196,7 @@ class TeacherCache:
         return self._width * np.dtype(self.dtype).itemsize
 
     def missing(self, codes: np.ndarray) -> np.ndarray:
-        """Those of some codes that have no row, sorted, each once."""
+        """The codes that have no row, sorted and unique."""
         wanted = np.unique(codes)
         return wanted[self._find(wanted) < 0]
 
@@ -204,7 +204,7 @@ class TeacherCache:
         """The rows of some codes, int64 of the same shape.
 
         Raises:
-          ValueError: some have none.
+          ValueError: some codes have no row.
         """
         rows = self._find(codes)
         if absent := int((rows < 0).sum()):
@@ -223,7 +223,7 @@ class TeacherCache:
     def fetch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The logits `[..., K]` and pooled features `[..., D]` of some rows, in the stored precision.
 
-        D is 0 if there are no such features.
+        D is 0 without such features.
         """
         logits, pooled = np.split(self._logits[rows], [self._num_classes], axis=-1)
         return logits, pooled
@@ -234,7 +234,7 @@ class TeacherCache:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps other writers out; drops what a killed or damaged one left behind the last good segment.
+        """Locks out other writers; drops everything after the last good segment.
 
         Raises:
           ValueError: another process is writing.
@@ -262,7 +262,7 @@ class TeacherCache:
             yield
 
     def _trim(self) -> None:
-        """Drops what lies behind the last good segment."""
+        """Drops everything after the last good segment."""
         lines = [json.dumps(segment) + "\n" for segment in self._segments]
         write_text(self._files / _SEGMENTS, "".join(lines))
         for name, size in ((_CODES, 8), (_LOGITS, self.row_bytes)):
@@ -299,11 +299,11 @@ class TeacherCache:
 
     @property
     def _objects(self) -> BucketPath | None:
-        """The folder of segments in a bucket; None on a disk."""
+        """The bucket's folder of segments; None on a disk."""
         return self.folder / "segments" if isinstance(self.folder, BucketPath) else None
 
     def _mirror(self) -> Path:
-        """The folder of this machine for the files of a cache in a bucket."""
+        """The local folder for the files of a cache in a bucket."""
         known_by = hashlib.sha256(f"{self.folder} {records.checksum(self._about)}".encode()).hexdigest()[:16]
         mirror = cache_folder() / "buckets" / known_by
         mirror.mkdir(parents=True, exist_ok=True)
@@ -311,7 +311,7 @@ class TeacherCache:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Holds off, for the moment, other processes of this machine that change the same mirror."""
+        """Blocks other local processes that change the same mirror."""
         if self._objects is None:
             yield
             return
@@ -320,7 +320,7 @@ class TeacherCache:
             yield
 
     def _fetch(self) -> None:
-        """Brings the segments of a bucket that are not here."""
+        """Downloads the bucket's missing segments."""
         if self._objects is None:
             return
         with self._changing():
@@ -337,15 +337,15 @@ class TeacherCache:
                 logits = np.frombuffer(contents, self.dtype, math.prod(shape), 8 * count).reshape(shape)
                 if self._digest(codes, logits) != digest:
                     logger.warning(
-                        "leaving out segment %s of the teacher cache %s: checksum mismatch; "
-                        "its rows are absent until they are computed again",
+                        "skipping segment %s of the teacher cache %s: checksum mismatch; "
+                        "its rows are missing until they are computed again",
                         digest[:16], self.folder,
                     )  # fmt: skip
                     continue
                 self._add(codes, logits, digest)
 
     def _read(self) -> None:
-        """Reads the index; verifies the segments that were not verified before."""
+        """Reads the index; verifies segments that were not verified before."""
         self._fetch()
         self._read_files()
 
@@ -358,7 +358,7 @@ class TeacherCache:
                 segment, own = self._verified(line, verified)
             except _DAMAGE as error:
                 logger.warning(
-                    "leaving out segment %d of the teacher cache %s: %s; its rows are absent until they are "
+                    "skipping segment %d of the teacher cache %s: %s; its rows are missing until they are "
                     "computed again",
                     number, self.folder, error,
                 )  # fmt: skip
@@ -369,12 +369,12 @@ class TeacherCache:
         self._index(codes, rows)
 
     def _verified(self, line: str, verified: set[Any]) -> tuple[dict[str, Any], np.ndarray]:
-        """A segment and its codes; it is not read again if it was `verified`."""
+        """A segment and its codes; a `verified` one is not read again."""
         segment = json.loads(line)
         start, count, digest = segment["start"], segment["rows"], segment["sha256"]
         own, logits = self._segment(start, count)
         if (start, digest) not in verified and self._digest(own, logits) != digest:
-            raise ValueError("its contents do not match its digest")
+            raise ValueError("checksum mismatch")
         return segment, own
 
     def _digest(self, *arrays: np.ndarray) -> str:
@@ -391,7 +391,7 @@ class TeacherCache:
         return codes, np.memmap(self._files / _LOGITS, self.dtype, "r", start * self.row_bytes, shape)
 
     def _index(self, codes: list[np.ndarray], rows: list[np.ndarray]) -> None:
-        """Sorts the codes for `_find`, and maps the logits; of a code that is twice there, the last."""
+        """Sorts the codes for `_find`, and memory-maps the logits; the last row of a repeated code counts."""
         every, places = np.concatenate(codes)[::-1], np.concatenate(rows)[::-1]
         self._codes, first = np.unique(every, return_index=True)
         self._rows = places[first]
@@ -404,12 +404,12 @@ class TeacherCache:
         return max((segment["start"] + segment["rows"] for segment in self._segments), default=0)
 
 
-# How reading a damaged segment fails.
+# Reading a damaged segment may raise these.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowError)
 
 
 def _about(key: CacheKey, dtype: str) -> dict[str, Any]:
-    """What cache.json says, as JSON gives it back."""
+    """The contents of cache.json, as read back from JSON."""
     return json.loads(json.dumps({"format": _FORMAT, "key": dataclasses.asdict(key), "dtype": dtype}))
 
 
@@ -419,22 +419,22 @@ def _read_about(folder: Path) -> dict[str, Any]:
         about = records.parse(file)
         if about.get("format", _FORMAT) != _FORMAT:
             raise ValueError(
-                f"{file} is not of format {_FORMAT}, but {about['format']!r:.40}; move {folder} away, or "
-                "name another"
+                f"{file} has format {about['format']!r:.40}, not {_FORMAT}; move {folder} away, or name "
+                "another"
             )
         return records.read(file, _SCHEMA)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"no teacher cache in {folder} (looked for {_ABOUT}); make one with `jaxkd cache`"
+            f"no teacher cache in {folder} (looked for {_ABOUT}); build one with `jaxkd cache`"
         ) from None
     except DamagedError as error:
         raise DamagedError(
-            f"{error}; `jaxkd cache` with this teacher, data and folder makes it again and keeps the rows"
+            f"{error}; `jaxkd cache` with this teacher, data and folder rebuilds it and keeps the rows"
         ) from None
 
 
 def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; one that was cut off is not there yet."""
+    """The complete lines of a file; a truncated last line does not count."""
     text = path.read_text(errors="replace") if path.is_file() else ""
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 

@@ -1,8 +1,8 @@
-"""The command line: one subcommand a job, its options made from dataclasses beside the code that reads them.
+"""The command line: one subcommand per job, with options built from dataclasses next to their code.
 
 Exit codes: 0 done; 1 failed, with a message; 2 the options are wrong; 75 stopped by a signal, and the same
-command goes on; 76 another process of the run was lost, and the same command in all of them goes on from the
-last checkpoint; 130 interrupted where there was nothing to save; 141 the reader of the output has left.
+command resumes; 76 another process of the run was lost, and the same command in all processes resumes from
+the last checkpoint; 130 interrupted with nothing to save; 141 the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from jaxkd.signals import Stopped, exit_when_stopped, report  # noqa: E402
 
 EXIT_FAILED = 1
 EXIT_PEER_LOST = 76
-EXIT_OUTPUT_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
+EXIT_OUTPUT_CLOSED = 141  # a shell's exit code for a program that SIGPIPE ended
 
 _DESCRIPTION = (
-    "Knowledge distillation in JAX with a temperature that nobody has to tune. Begin with `jaxkd distill "
+    "Knowledge distillation in JAX with a temperature that nobody has to tune. Start with `jaxkd distill "
     "--teacher digits-resnet20`. Every run can be stopped with Ctrl-C; the same command resumes it. With "
-    "--config FILE, the config.json that a run wrote, train and distill take its options and resume it. "
+    "--config FILE, a run's config.json, train and distill read its options and resume it. "
     "--version prints the version; --tyro-print-completion SHELL (bash, zsh or fish) prints completions."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command that the arguments ask for, and exits with its code."""
+    """Runs the command given by the arguments, and exits with its code."""
 
     def command() -> None:
         name, options = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments, _DESCRIPTION)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(command: Callable[[], object]) -> None:
-    """Runs a function as a command: with its settings, messages and exit codes; for scripts, too."""
+    """Runs a function as a command, with its settings, messages and exit codes; also for scripts."""
     try:
         with exit_when_stopped():
             tune_cpu()
@@ -59,8 +59,8 @@ def run(command: Callable[[], object]) -> None:
         sys.exit(report(stopped))
     except KeyboardInterrupt as interrupt:
         code = report(interrupt)
-    except BrokenPipeError:  # who read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         code = EXIT_OUTPUT_CLOSED
     except PeerLostError as error:
         _failed(error)
@@ -70,7 +70,7 @@ def run(command: Callable[[], object]) -> None:
     except Exception:
         if not is_joint():
             raise
-        traceback.print_exc()  # Python's usual end would wait for the other processes, and they for this one
+        traceback.print_exc()  # Python's usual exit would wait for the other processes, and they for this one
         code = EXIT_FAILED
     else:
         return
@@ -78,15 +78,15 @@ def run(command: Callable[[], object]) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps compiled programs for later processes, under `~/.cache/jaxkd/compiled`.
+    """Caches compiled programs for later processes, in `~/.cache/jaxkd/compiled`.
 
-    JAX's own variables go first: `JAX_COMPILATION_CACHE_DIR` names another folder, and
-    `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing.
+    JAX's own variables take precedence: `JAX_COMPILATION_CACHE_DIR` sets another folder, and
+    `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # A run compiles some small programs too, and by default those under a second are not kept.
+        # A run compiles some small programs too, and by default those under a second are not cached.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -1,4 +1,4 @@
-"""The commands; each is a call that Python can make too."""
+"""The commands; each is also a Python call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxkd.storage import tree_digest
 
 
 def check_names(options: Options) -> None:
-    """Ends the process, as for other wrong options, if a name is unknown."""
+    """Exits, as for other wrong options, if a name is unknown."""
     from jaxkd import data, methods, models
 
     try:
@@ -94,7 +94,7 @@ def _side(image_shape: tuple[int, int, int]) -> int | None:
 
 
 def _options_of_run(folder: Path) -> dict[str, Any]:
-    """The options of a run: its data's path, of which its network has the name alone, and their views."""
+    """The options of a run, for its data's path and views: its network records only the data's name."""
     from jaxkd.runs.record import recorded
 
     if not (folder / "model").is_dir():
@@ -140,7 +140,7 @@ def _import(config: ImportConfig) -> None:
 
 
 def _load(config: ImportConfig, name: str, image_shape: tuple[int, int, int] | None) -> Any:
-    """The test split that a network to import is evaluated on, of the size of its images."""
+    """The test split for evaluating an imported network, at the size of its images."""
     from jaxkd import data
 
     return data.load(
@@ -153,7 +153,7 @@ def _load(config: ImportConfig, name: str, image_shape: tuple[int, int, int] | N
 
 
 def _description(config: ImportConfig) -> Any:
-    """What a file to import holds: what the options say, what itself says, what is usual."""
+    """The description of an imported file: from the options, from the file itself, or from defaults."""
     from jaxkd import teachers
     from jaxkd.data.named import FACTS, absolute
 
@@ -217,7 +217,7 @@ def _models(config: ModelsConfig) -> None:
     from jaxkd import models
     from jaxkd.models import summary
 
-    # Networks for ImageNet have its name in theirs; the others are for CIFAR's images.
+    # Networks for ImageNet have "imagenet" in their name; the others are for CIFAR's images.
     found = []
     for name in config.names or models.names():
         classes, shape = (1000, (224, 224, 3)) if name.startswith("imagenet") else (100, (32, 32, 3))

@@ -1,4 +1,4 @@
-"""Options of the commands other than runs."""
+"""Options of the commands that are not runs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class EvaluateConfig(Options):
     teacher: Positional[str]
     """The folder of a teacher, or of a run, or a name in the zoo."""
     data: str | None = None
-    """Data set, as for training. Default: the one that the network was trained on."""
+    """Dataset, as for training. Default: the one that the network was trained on."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive."""
     image_size: int | None = None
-    """Height and width that images are resized to, pixels. Default: those that the network was trained on."""
+    """Resize images to this height and width, in pixels. Default: the network's training size."""
     resized_crop: bool | None = None
-    """ImageNet's central crop, as for training. Default: as the run had it."""
+    """ImageNet's central crop, as for training. Default: the run's setting."""
     split: Literal["test", "train"] = "test"
     """Split to evaluate."""
     batch_size: int = 256
-    """Images in a step, over all devices."""
+    """Images per step, over all devices."""
     devices: int | None = None
     """Number of local devices. Default: all."""
 
@@ -39,9 +39,9 @@ class EvaluateConfig(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportConfig(Options):
-    """Import PyTorch weights or a Flax checkpoint as a teacher, and evaluate it if the data set is prepared.
+    """Import PyTorch weights or a Flax checkpoint as a teacher, and evaluate it if the dataset is prepared.
 
-    Nothing in the file is executed, and PyTorch is not needed. A file that `jaxkd export` wrote describes
+    Nothing in the file is executed, and PyTorch is not needed. A file written by `jaxkd export` describes
     itself; any other file needs --model and --data.
     """
 
@@ -52,32 +52,32 @@ class ImportConfig(Options):
     model: str | None = None
     """Architecture, such as resnet56; `jaxkd models` lists them."""
     shortcut: Literal["A", "B"] | None = None
-    """For CIFAR ResNets: A, without weights, as in the original ones; B, with projections, as in the
-    distillation literature. Default: B."""
+    """For CIFAR ResNets: A, without weights, as in the original; B, with projections, as in the distillation
+    literature. Default: B."""
     rename: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """OLD=NEW: replaces OLD by NEW in the parameter names of the file; may be given several times."""
+    """OLD=NEW: replace OLD with NEW in the parameter names of the file; may be repeated."""
     prefix: str | None = None
     """Prefix of the network's parameter names, if the file holds several networks."""
     data: str | None = None
-    """Data set that the network was trained on, as for training: it gives the number of classes, and the
+    """Dataset that the network was trained on, as for training: it sets the number of classes, and the
     network is evaluated on it. Default: cifar100."""
     data_dir: Path | None = None
     """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive."""
     image_size: int | None = None
-    """Height and width of the network's images, pixels. Default: those of the data set."""
+    """Height and width of the network's images, in pixels. Default: the dataset's."""
     resized_crop: bool = False
     """ImageNet's central crop in the evaluation, as for training."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel in the normalisation of its inputs. Default: the distillation literature's."""
+    """Mean of each channel for input normalisation. Default: the distillation literature's."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel in the normalisation of its inputs. Default: as the mean."""
+    """Standard deviation of each channel for input normalisation. Default: the distillation literature's."""
     out: Path | None = None
-    """Output folder. Default: a folder of the zoo (~/.cache/jaxkd/teachers), named by data set and model."""
+    """Output folder. Default: a folder in the zoo (~/.cache/jaxkd/teachers), named by dataset and model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig(Options):
-    """Write a teacher's weights as .safetensors, under the names and in the layout of PyTorch code.
+    """Write a teacher's weights as .safetensors, with PyTorch's names and layout.
 
     Load them into the same architecture of RepDistiller or mdistiller with
     model.load_state_dict(safetensors.torch.load_file(FILE)).
@@ -86,7 +86,7 @@ class ExportConfig(Options):
     teacher: Positional[str]
     """The folder of a teacher, or of a run, or a name in the zoo."""
     file: Positional[Path]
-    """Output file; its name ends in .safetensors."""
+    """Output file; must end in .safetensors."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,12 +94,12 @@ class TeachersConfig(Options):
     """List the teachers in the zoo and those that ship with the package."""
 
     verify: bool = False
-    """Read the weights of every teacher and compare them with their checksum."""
+    """Read the weights of every teacher and verify their checksums."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelsConfig(Options):
-    """List the architectures: parameters, batch-norm statistics, multiply-adds of one image, features."""
+    """List the architectures: parameters, batch-norm statistics, multiply-adds per image, features."""
 
     names: Positional[tuple[str, ...]] = ()
     """Architectures, with their features. Default: all, without features."""
@@ -111,15 +111,14 @@ class ModelsConfig(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
-    """Tables and figures of runs, finished or not: means, standard deviations, differences, intervals."""
+    """Report runs, finished or not, in tables and figures: means, deviations, differences, intervals."""
 
     runs: Positional[tuple[Path, ...]]
-    """Folders of runs, or folders that hold such folders, in the order of the table."""
+    """Folders of runs, or folders that contain such folders, in the order of the table."""
     out: Path = Path("report")
     """Folder for report.md, table.tex, table.csv and the figures."""
     baseline: str | None = None
-    """Baseline of the comparison: a method, by its name in the table. Default: kd, or the students trained
-    alone."""
+    """Baseline of the comparison: a method's name in the table. Default: kd, or the students alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """From arguments to a command's options: the help is grouped, and each method has its own options.
 
-A command's options are a flat dataclass that inherits from several.  For the command line, the fields that
-matter stay in front, and the others go into a group for each class that they come from.
+A command's options are a flat dataclass that inherits from several.  On the command line, the main fields
+come first, and the others are grouped by the class that defines them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from jaxkd.options import Options
 from jaxkd.runs.config import from_file
 
 EXIT_WRONG_OPTIONS = 2
-_REST = "Teacher cache"  # the heading for what a command itself adds beside the main options
+_REST = "Teacher cache"  # the heading for a command's own options besides the main ones
 
 
 def parse(
     commands: Mapping[str, type[Options]], arguments: Sequence[str] | None, description: str
 ) -> tuple[str, Options]:
-    """The command that the arguments name, and its options; exits with 2 if they are wrong.
+    """The command named by the arguments, and its options; exits with 2 if they are wrong.
 
     Args:
-      commands: options by the command's name.
-      arguments: by default those of the process.
-      description: of the whole program.
+      commands: options by command name.
+      arguments: by default the process's arguments.
+      description: describes the whole program.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
@@ -69,7 +69,7 @@ def parse(
 
 
 def wrong(message: str) -> NoReturn:
-    """Ends the process: the options are wrong."""
+    """Exits with a message: the options are wrong."""
     print(f"jaxkd: {message}", file=sys.stderr, flush=True)
     sys.exit(EXIT_WRONG_OPTIONS)
 
@@ -82,7 +82,7 @@ def _config_file(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _form(options: type[Options], words: Sequence[str], default: Any) -> type:
-    """The dataclass that tyro makes the command line of."""
+    """The dataclass from which tyro builds the command line."""
     hints = typing.get_type_hints(options, include_extras=True)
     fields = [field for field in dataclasses.fields(options) if field.name != "method_options"]
     owners = {
@@ -91,7 +91,7 @@ def _form(options: type[Options], words: Sequence[str], default: Any) -> type:
         )
         for field in fields
     }
-    # What the command itself adds comes first, then what its bases add, in their order.
+    # The command's own fields come first, then those of its bases, in order.
     fields.sort(key=lambda field: options.__mro__.index(owners[field.name]))
     grouped = any(field.metadata.get("main") for field in fields)
     top: list[tuple[str, Any, Any]] = []
@@ -129,7 +129,7 @@ def _entry(field: Any, hint: Any, doc: str, default: Any) -> tuple[str, Any, Any
     value = field.default if default is None else getattr(default, field.name)
     optional = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     described: dict[str, Any] = {"help": doc}
-    if value is None:  # the text says what the default is
+    if value is None:  # the help text describes the default
         described["help_behavior_hint"] = ""
     if len(optional) == 1 and optional[0] in _METAVARS:
         described["metavar"] = _METAVARS[optional[0]]
@@ -143,7 +143,7 @@ def _method_group(method: str, given: Mapping[str, Any], words: Sequence[str]) -
     for word in words:
         option = word.partition("=")[0].removeprefix("--method.").removeprefix("no-").replace("-", "_")
         if word.startswith("--method.") and option not in known_options:
-            methods.create(method, **{option: None})  # says what there is
+            methods.create(method, **{option: None})  # its error lists the options
     entries = [
         (
             name,
@@ -176,14 +176,14 @@ def _value_of(name: str, words: Sequence[str]) -> str | None:
 
 
 def _flatten(options: type[Options], filled: Any, default: Any) -> Options:
-    """The command's flat options of what tyro filled in."""
+    """The command's flat options, from tyro's result."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(filled):
         value = getattr(filled, field.name)
         if field.name == "method_options":
             known = methods.accepted(filled.method)
             chosen = {name: getattr(value, name) for name in known}
-            # Those that are not the method's own defaults: the record holds what somebody chose.
+            # Only those that differ from the method's defaults: the record holds the user's choices.
             values[field.name] = {name: v for name, v in chosen.items() if v != known[name].default}
         elif dataclasses.is_dataclass(value):
             values |= {inner.name: getattr(value, inner.name) for inner in dataclasses.fields(value)}

@@ -245,7 +245,7 @@ def as_views(
     Args:
       given: an augmentation for the view "main", or a mapping of view names to augmentations; None for none.
       views: the names of the views.
-      default: for the view "main", if there is none for it.
+      default: for the view "main", if none is given.
       of_view: gives that of another view without one, from its name and the augmentation of "main".
 
     Raises:

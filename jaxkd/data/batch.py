@@ -14,9 +14,9 @@ class Batch:
     """One device's share of a batch.
 
     Attributes:
-      ids: int32 `[B]`; -1 stands for no example.
+      ids: int32 `[B]`; -1 for padding.
       images: uint8 `[B, H, W, C]`; None until `fetch` takes them from the device's resident split.
-      labels: int32 `[B]`, likewise.
+      labels: int32 `[B]`.
       teacher_logits: on the view "main", `[B, K]`, from a cache; None to run the teacher.
       teacher_pooled: the teacher's pooled features `[B, D]` from there, if it holds them.
     """

@@ -1,7 +1,7 @@
-"""From examples that lie anywhere to a data set: which splits, which size, in memory or streamed.
+"""From examples of any source to a dataset: its splits, its image size, in memory or streamed.
 
-What a source knows before an image is read is a `Collection`; `assemble` makes a `Dataset` of it, by the same
-rules whether the examples come from TensorFlow Datasets, a folder of pictures, an archive or a Python object.
+A `Collection` is the metadata known before an image is read; `assemble` turns it into a `Dataset`, by
+the same rules for TensorFlow Datasets, image folders, archives and Python objects.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from jaxkd.data.pixels import as_pixels
 from jaxkd.data.streaming import Arrays, Source, StreamedSplit
 from jaxkd.files import whole
 
-# A training split of so many bytes of pixels is held in memory, a larger one is streamed.
+# A training split of up to this many bytes of pixels is held in memory, a larger one is streamed.
 IN_MEMORY_BYTES = 1 << 30
-# Of a set that has none, this part of the training examples is the test split.
+# Without a test split, this fraction of the training examples is held out.
 TEST_FRACTION = 0.2
 TEST_NAMES = ("test", "validation", "val", "valid")
 _MEASURED = 1024
-_BLOCK = 4096  # examples that are read at a time, by threads
+_BLOCK = 4096  # number of examples read at a time, by threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Part:
     Attributes:
       source: the examples.
       digest: identifies them in a run's identity, if they are streamed.
-      files: identifies the files on this machine, for the decoded copy that is kept; None to keep none.
-      nearby: opens the source for reading all of it, if it is far away; None if it is not.
+      files: identifies the local files, for the cached decoded copy; None for no cache.
+      nearby: opens a remote source for reading all of it; None for a local source.
     """
 
     source: Source
@@ -72,7 +72,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """A data set whose examples are not read yet.
+    """A dataset with unread examples.
 
     Attributes:
       name: for the record.
@@ -80,7 +80,7 @@ class Collection:
       num_classes: how many labels there are, from 0.
       image_shape: height, width, channels; None for sides that differ from image to image.
       mean: of each channel of pixels in [0, 1]; None to measure it.
-      std: likewise.
+      std: standard deviation of each channel.
       augmentation: of training images at their own size; None for a padded crop without flips.
       resized_crop: whether ImageNet's recipe is the usual one.
       sizes: of the images, in words, for a message.
@@ -104,22 +104,22 @@ def assemble(
     image_size: int | None = None,
     resized_crop: bool = False,
 ) -> Dataset:
-    """Makes a data set: of one image size, with a test split, in memory if it is small.
+    """Makes a dataset with one image size and a test split, in memory if it is small.
 
-    - "test" is the source's test split; its validation split if there is no other, or if the test labels are
-      hidden (-1); or else a fifth of the training examples, drawn once.
-    - Images of another size are resized, the shorter side first, and cut to a square about the centre.
+    - "test" is the source's test split; or its validation split if there is no test split, or if the test
+      labels are hidden (-1); otherwise a fifth of the training examples, drawn once.
+    - Images of another size are resized, the shorter side first, and cropped to the central square.
     - A training split of up to 1 GiB of pixels is held in memory, with its test split; others are streamed.
-    - Mean and deviation, if nobody says them, are those of 1,024 evenly spaced training images.
+    - Mean and standard deviation, unless given, are those of 1,024 evenly spaced training images.
 
     Args:
-      collection: what is there.
+      collection: the source's examples.
       splits: which of "train" and "test" to make.
-      image_size: height and width, pixels; by default that of the images.
+      image_size: height and width in pixels; by default that of the images.
       resized_crop: random resized crops in training and ImageNet's central crop in evaluation, on the host.
 
     Raises:
-      ValueError: the images differ in size and none is given; or a label or an image is not valid.
+      ValueError: the images differ in size without `image_size`; or a label or an image is not valid.
     """
     parts = _train_and_test(collection)
     size = image_size or _own_size(collection, resized_crop)
@@ -145,7 +145,7 @@ def assemble(
         mean, std = _measured(parts, made, shape, view)
     augmentation = collection.augmentation
     if resized_crop:
-        augmentation = CropFlip(padding=0, flip=False)  # cropped and mirrored on the host
+        augmentation = CropFlip(padding=0, flip=False)  # cropped and flipped on the host
     elif augmentation is None:
         augmentation = CropFlip(padding=min(shape[:2]) // 8, flip=False)
     elif isinstance(augmentation, CropFlip) and own is not None and shape != own:
@@ -155,14 +155,15 @@ def assemble(
 
 
 def hold_out(dataset: Dataset, fraction: float) -> Dataset:
-    """Takes a part of the training split in place of the test split.
+    """Replaces the test split with a part of the training split.
 
     Args:
       dataset: with a training split, in memory or streamed.
-      fraction: of the training examples, between 0 and 1; at least one is held out, and at least one is left.
+      fraction: the fraction of the training examples, between 0 and 1; at least one is held out, and at least
+        one remains.
 
     Returns:
-      A data set whose "test" are the held out examples; which ones depends on their number alone.
+      A dataset with the held-out examples as "test"; their choice depends only on the number of examples.
 
     Raises:
       ValueError: the training split has fewer than two examples.
@@ -224,7 +225,7 @@ class Viewed:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """The examples of somebody's source: its keys become "image" and "label", images pixels, labels checked.
+    """The examples of a user's source: with keys "image" and "label", decoded pixels, and checked labels.
 
     Attributes:
       source: mappings by index.
@@ -305,7 +306,7 @@ def _part(collection: Collection, parts: Mapping[str, Part], name: str) -> Part:
 
 
 def _own_size(collection: Collection, resized_crop: bool) -> int | None:
-    """The side that images are cut to if nobody says one; None for the size that they have."""
+    """The default side that images are resized to; None for their own size."""
     height, width, _ = collection.image_shape
     if height is None or width is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A data set as training sees it: uint8 images of one size, class numbers, and what to know of them."""
+"""A dataset for training: uint8 images of one size, class numbers, and their metadata."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Split:
             raise ValueError(
                 f"labels must be class numbers from 0, got {self.labels.min()} to {self.labels.max()}"
             )
-        # JAX knows neither another byte order nor a type of more than 32 bits.
+        # JAX supports neither other byte orders nor more than 32 bits.
         object.__setattr__(self, "labels", self.labels.astype(np.int32))
 
     def __len__(self) -> int:
@@ -66,15 +66,15 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set with what training has to know about it.
+    """A dataset with its metadata for training.
 
     Attributes:
       name: for the record.
-      splits: "train" and "test" (only those that were asked for), in memory or streamed.
-      num_classes: how many labels there are, from 0.
-      mean: of each channel, of pixels in [0, 1].
-      std: of each channel, likewise.
-      augmentation: of training images, unless a run names another one.
+      splits: "train" and "test" (only the requested ones), in memory or streamed.
+      num_classes: number of classes; labels start at 0.
+      mean: mean of each channel, for pixels in [0, 1].
+      std: standard deviation of each channel.
+      augmentation: for training images, unless a run sets another one.
     """
 
     name: str
@@ -110,9 +110,9 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of every pixel and label and of what is done with them, to tell data sets apart.
+        """A hash of every pixel, every label and their processing, which identifies the dataset.
 
-        Of a streamed split it takes the split's own digest and its views.
+        For a streamed split it uses the split's own digest and its views.
         """
         sha = hashlib.sha256(repr((self.num_classes, self.mean, self.std, self.augmentation)).encode())
         for name, split in sorted(self.splits.items()):
@@ -135,20 +135,19 @@ def from_arrays(
     augmentation: Augmentation | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """Makes a data set of arrays.
+    """Makes a dataset from arrays.
 
     Args:
       train: images, uint8 `[N, H, W, C]`, and labels `[N]`; None if only evaluation is wanted.
       test: the same for the test split.
       num_classes: by default the largest label plus one, and then every smaller class must have an example.
-      mean: of each channel of pixels in [0, 1]; by default that of the training images.
-      std: likewise.
-      augmentation: of training images; by default none.
+      mean: mean of each channel of pixels in [0, 1]; by default that of the training images.
+      std: standard deviation of each channel.
+      augmentation: for training images; by default none.
       name: for the record.
 
     Raises:
-      ValueError: the arrays do not fit; or labels begin with 1 or have gaps, and `num_classes` does not say
-        that this is meant.
+      ValueError: the arrays do not fit; or labels start at 1 or have gaps, and `num_classes` is not given.
 
     >>> import numpy as np
     >>> from jaxkd import data
@@ -170,10 +169,10 @@ def from_arrays(
 
 
 def count_classes(labels: Sequence[np.ndarray]) -> int:
-    """How many classes the labels of all splits tell of: the largest label plus one.
+    """The number of classes in the labels of all splits: the largest label plus one.
 
     Raises:
-      ValueError: a smaller class has no example, as when labels begin with 1.
+      ValueError: a smaller class has no example, for example if labels start at 1.
 
     >>> count_classes([np.array([0, 2]), np.array([1])])
     3

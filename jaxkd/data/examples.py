@@ -1,7 +1,7 @@
-"""Data sets of Python objects: Hugging Face `datasets`, `tfds.data_source`, any list of mappings.
+"""Datasets from Python objects: Hugging Face `datasets`, `tfds.data_source`, any list of mappings.
 
-Nothing of these libraries is imported: an object has a length and gives a mapping by index, and may say what
-its columns are in `features`.
+These libraries are not imported: an object has a length, returns a mapping by index, and may describe its
+columns in `features`.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ def from_examples(
     resized_crop: bool = False,
     name: str = "examples",
 ) -> Dataset:
-    """Makes a data set of objects that give examples by index.
+    """Makes a dataset from objects that return examples by index.
 
     Args:
-      splits: what `datasets.load_dataset` returns, or any objects by split ("train", "test"): each has a
-        length and gives a mapping with an image (uint8 `[H, W]` or `[H, W, C]`, or a Pillow image) and a
-        class number.  Without a test split, "validation" is it, or a fifth of the training examples.
+      splits: the result of `datasets.load_dataset`, or any objects by split ("train", "test"): each has a
+        length and returns a mapping with an image (uint8 `[H, W]` or `[H, W, C]`, or a Pillow image) and a
+        class number.  Without a test split, "validation" is used, or a fifth of the training examples.
       image: the key of the image; by default the column of type `Image`, or "image".
       label: the key of the class number; by default the column of type `ClassLabel`, or "label".
-      num_classes: by default what the column says, or the largest label plus one (all labels are read then,
-        and every smaller class must have an example).
-      mean: of each channel of pixels in [0, 1]; by default that of 1,024 training images.
-      std: likewise.
-      augmentation: of training images; by default a crop after padding by an eighth of the side, no flips.
+      num_classes: by default the column's own number, or the largest label plus one (then all labels are
+        read, and every smaller class must have an example).
+      mean: mean of each channel of pixels in [0, 1]; by default that of 1,024 training images.
+      std: standard deviation of each channel.
+      augmentation: for training images; by default a crop after padding by an eighth of the side, no flips.
       image_size: as for `load`.
       resized_crop: as for `load`.
       name: for the record.
 
     Returns:
-      The data set, in memory if its training images take at most 1 GiB, or else streamed.
+      The dataset, in memory if its training images take at most 1 GiB, otherwise streamed.
 
     Raises:
-      TypeError: a split has no length or no index, as a streamed one of Hugging Face.
-      ValueError: an image or a label is not valid, or the images differ in size and none is given.
+      TypeError: a split has no length or no index, such as a streamed Hugging Face dataset.
+      ValueError: an image or a label is not valid, or the images differ in size without `image_size`.
 
     >>> from jaxkd import data
     >>> examples = [{"image": np.full((8, 8), 20 * i, np.uint8), "label": i % 2} for i in range(10)]
@@ -104,7 +104,7 @@ def from_examples(
 
 
 def _features(source: Any) -> Mapping[str, Any]:
-    """What a source says of its columns: Hugging Face's or TFDS's types, by name."""
+    """A source's column types, Hugging Face's or TFDS's, by name."""
     for holder in (source, getattr(source, "dataset_info", None)):
         if hasattr(found := getattr(holder, "features", None), "items"):
             return dict(found.items())  # type: ignore[union-attr]
@@ -148,7 +148,7 @@ def _labels(source: Decoded) -> np.ndarray:
 
 
 def _digest(source: Decoded, looked_at: Sequence[Any], channels: int) -> str:
-    """Identifies a split: by what the library itself says of it, or by its length and some examples."""
+    """Identifies a split: by the library's own fingerprint, or by its length and some examples."""
     if isinstance(own := getattr(source.source, "_fingerprint", None), str):
         return f"{own} {source.image} {source.label}"
     sha = hashlib.sha256(f"{len(source)} {channels}".encode())

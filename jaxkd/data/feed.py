@@ -28,7 +28,7 @@ class Feed(Protocol):
         """The batches of some steps, one after the other.
 
         Args:
-          steps: the example ids of each step, over all devices, int32 `[S, B]`; -1 stands for no example.
+          steps: the example ids of each step, over all devices, int32 `[S, B]`; -1 for padding.
           epoch: of the views, from 1; None for evaluation.
 
         Yields:

@@ -1,4 +1,4 @@
-"""Pictures in folders, a folder a class: the layout of torchvision's `ImageFolder`::
+"""Images in folders, one folder per class: the layout of torchvision's `ImageFolder`::
 
     PATH/train/CLASS/*.png    PATH/test/CLASS/*.jpg      (test, validation, val or valid)
     PATH/CLASS/*.png                                     (a fifth is held out as the test split)
@@ -26,19 +26,19 @@ PREFIX = "folder:"
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _OTHER_PICTURES = (".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".heic", ".avif", ".jp2", ".npy")
 _LOOKED_AT = 1024
-# Of a PNG file: its first bytes, and where the bits of a channel stand.
+# PNG files: the first bytes, and the position of the bit depth.
 _PNG, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 
 
 def open_folder(path: str | Path) -> Collection:
-    """What lies in a folder of pictures; their pixels are not read.
+    """The contents of an image folder; pixels are not read.
 
     Args:
       path: the folder.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      ValueError: it does not have the layout above, or holds pictures that are not PNG or JPEG.
+      ValueError: it does not have the layout above, or contains images that are not PNG or JPEG.
     """
     if is_remote(path):
         raise ValueError(
@@ -93,10 +93,10 @@ class Pictures:
 
 
 def read_picture(path: Path, channels: int) -> np.ndarray:
-    """The pixels of a PNG or JPEG file, uint8 `[H, W, C]`, turned as the camera says.
+    """The pixels of a PNG or JPEG file, uint8 `[H, W, C]`, rotated according to the EXIF tag.
 
     Raises:
-      ValueError: it is another file, damaged, of 16 bits, or of colour where `channels` is 1.
+      ValueError: it is another kind of file, damaged, has 16 bits, or is in colour although `channels` is 1.
     """
     with _opened(path) as picture:
         try:
@@ -108,7 +108,7 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
 
 
 def _opened(path: Path) -> Image.Image:
-    """An image whose header is read; 16 bits are refused, which Pillow would cut to 8 without a word."""
+    """An image with its header read; refuses 16 bits, which Pillow would silently cut to 8."""
     with path.open("rb") as file:
         head = file.read(_PNG_DEPTH + 1)
     if head.startswith(_PNG) and head[_PNG_DEPTH:] == b"\x10":
@@ -188,6 +188,6 @@ def _look(pictures: Pictures) -> tuple[int, tuple[int | None, int | None], str]:
 
 
 def _digest(pictures: Pictures, root: Path) -> str:
-    """Identifies the files wherever the folder lies: names below it, classes and sizes."""
+    """Identifies the files independently of the folder's path: relative names, classes and sizes."""
     facts = [(str(path.relative_to(root)), label, path.stat().st_size) for path, label in pictures.files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

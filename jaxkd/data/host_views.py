@@ -19,7 +19,7 @@ class RandomResizedCrop:
 
     The recipe of the ImageNet literature (Szegedy et al. 2015, arXiv 1409.4842, section 6), with the draw of
     torchvision: ten attempts at an area and an aspect ratio that fit, then the centre.  Its numbers are raw
-    Philox words, whose values NumPy promises never to change.
+    Philox words; NumPy guarantees that their values never change.
 
     Attributes:
       size: height and width of the result, pixels.

@@ -1,4 +1,4 @@
-"""Data sets by name: digits, CIFAR, ImageNet, any set of TensorFlow Datasets, folders and `.npz` files."""
+"""Datasets by name: digits, CIFAR, ImageNet, any of TensorFlow Datasets, folders and `.npz` files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxkd.files.places import is_remote, place
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a data set before its images are read; names and units as in `Dataset`."""
+    """Metadata of a dataset, known before its images are read; names and units as in `Dataset`."""
 
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -40,7 +40,7 @@ FACTS = {
     # The constants of the distillation literature's code.
     "cifar10": Facts((32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), _CIFAR_CROP),
     "cifar100": Facts((32, 32, 3), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), _CIFAR_CROP),
-    # Cropped and mirrored on the host.
+    # Cropped and flipped on the host.
     "imagenet2012": Facts(
         (224, 224, 3), 1000, _IMAGENET_MEAN, _IMAGENET_STD, CropFlip(padding=0, flip=False), resized_crop=True
     ),
@@ -52,17 +52,17 @@ FACTS = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` knows best; it also takes others of TFDS, folders and `.npz` files."""
+    """The built-in names; `load` also takes other TFDS names, folders and `.npz` files."""
     return tuple(FACTS)
 
 
 def is_path(name: str) -> bool:
-    """Whether a name of a data set is that of a folder or a file."""
+    """Whether a dataset's name is a folder or a file."""
     return name.startswith(PREFIX) or Path(name).suffix == ".npz"
 
 
 def absolute(name: str) -> str:
-    """The name of a data set, its path absolute if it has one.
+    """A dataset's name, with an absolute path if it has a path.
 
     >>> absolute("cifar100"), absolute("folder:/data/../pets")
     ('cifar100', 'folder:/data/../pets')
@@ -76,7 +76,7 @@ def absolute(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A data set's name for the name of a folder.
+    """A dataset's name for use in a folder name.
 
     >>> [short_name(n) for n in ("cifar100", "a/mine.npz", "folder:/data/pets", "eurosat/rgb:2.0.0")]
     ['cifar100', 'mine', 'pets', 'eurosat-rgb-2.0.0']
@@ -94,28 +94,28 @@ def load(
     image_size: int | None = None,
     resized_crop: bool = False,
 ) -> Dataset:
-    """Loads a data set.
+    """Loads a dataset.
 
     Args:
       name: "digits" (needs no file and no network), "cifar10", "cifar100", "imagenet2012",
-        "imagenet_resized/64x64"; any other image classification set of TensorFlow Datasets, such as
-        "svhn_cropped" or "eurosat/rgb"; "folder:PATH", a folder of pictures for each class (see
+        "imagenet_resized/64x64"; any other TensorFlow Datasets image classification dataset, such as
+        "svhn_cropped" or "eurosat/rgb"; "folder:PATH", with one folder of images per class (see
         `jaxkd.data.folder`); or the path of an `.npz` file with the arrays `train_images`, `train_labels`,
-        `test_images`, `test_labels` and, if wanted, the number `num_classes`.
-      data_dir: the folder of prepared TFDS sets, by default TFDS's own (`~/tensorflow_datasets`); for CIFAR
-        also a folder with an archive of the authors'.
+        `test_images`, `test_labels` and, optionally, the number `num_classes`.
+      data_dir: the folder of prepared TFDS datasets, by default TFDS's own (`~/tensorflow_datasets`); for
+        CIFAR also a folder with one of the authors' archives.
       splits: which of "train" and "test" to read.
-      image_size: height and width in pixels, to which images of another size are resized and cut.
-      resized_crop: ImageNet's recipe, as `imagenet2012` has it: random resized crops in training, on the
-        host; in evaluation the centre.
+      image_size: height and width in pixels; images of another size are resized and cropped.
+      resized_crop: ImageNet's recipe, as for `imagenet2012`: random resized crops in training, on the host;
+        the central crop in evaluation.
 
     Returns:
-      The data set, in memory if its training images take at most 1 GiB, or else streamed; see
+      The dataset, in memory if its training images take at most 1 GiB, otherwise streamed; see
       `jaxkd.data.collection.assemble` for all rules.
 
     Raises:
       ValueError: the name is unknown, the images differ in size, or a file does not fit.
-      FileNotFoundError: the data are not there and could not be downloaded.
+      FileNotFoundError: the data do not exist and could not be downloaded.
 
     >>> from jaxkd import data
     >>> digits = data.load("digits")
@@ -194,7 +194,7 @@ def _open_npz(path: Path) -> Collection:
 
 
 def of_dataset(dataset: Dataset) -> Collection:
-    """A data set in memory as a collection, to be made of another size."""
+    """An in-memory dataset as a collection, to be resized."""
     parts = {
         name: Part(Arrays(split.images, split.labels), dataset.digest)
         for name, split in dataset.splits.items()

@@ -1,4 +1,4 @@
-"""Options of the data, and the data set that they name."""
+"""Options of the data, and the dataset that they name."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class DataOptions(Options):
     """Images"""
 
     data: str = option("digits", main=True)
-    """Data set: digits (no download), cifar10, cifar100, imagenet2012; any other image classification set of
-    TensorFlow Datasets by its name, such as svhn_cropped; folder:PATH, with a folder of PNG or JPEG pictures
-    for each class; or the path of an .npz file with train_images, train_labels, test_images, test_labels."""
+    """Dataset: digits (no download), cifar10, cifar100, imagenet2012; any other TensorFlow Datasets image
+    classification dataset by name, such as svhn_cropped; folder:PATH, with one folder of PNG or JPEG images
+    per class; or the path of an .npz file with train_images, train_labels, test_images, test_labels."""
     data_dir: Path | None = option(None, free=True)
     """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive. Default:
     ~/tensorflow_datasets."""
     image_size: int | None = None
-    """Height and width that images are resized to, pixels. Default: the images' own size."""
+    """Resize images to this height and width, in pixels. Default: their own size."""
     resized_crop: bool = False
     """Random resized crops in training and a central crop in evaluation, as for imagenet2012."""
     crop_padding: int | None = None
-    """Pixels of zero padding before the random crop. Default: the data set's (CIFAR 4, digits 1)."""
+    """Pixels of zero padding before the random crop. Default: the dataset's (CIFAR 4, digits 1)."""
     flip: bool | None = None
-    """Random horizontal flips. Default: the data set's (CIFAR yes, digits no)."""
+    """Random horizontal flips. Default: the dataset's (CIFAR yes, digits no)."""
     holdout: float | None = None
-    """Fraction of the training images for validation: they are held out and evaluated in place of the test
-    split. Every seed holds out the same images. Default: none."""
+    """Fraction of the training images to hold out for validation, in place of the test split. Every seed
+    holds out the same images. Default: none."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -44,11 +44,11 @@ class DataOptions(Options):
         self.require(0, "crop_padding")
         self.require(1, "image_size")
         if self.holdout is not None and not 0 < self.holdout < 1:
-            raise ValueError(f"--holdout must lie between 0 and 1, such as 0.1, got {self.holdout}")
+            raise ValueError(f"--holdout must be between 0 and 1, such as 0.1, got {self.holdout}")
         if self.data_dir is not None and (self.data == "digits" or is_path(self.data)):
             raise ValueError(
-                f"--data-dir is for data sets of TensorFlow Datasets, and --data {self.data} is none; "
-                "leave one of them out"
+                f"--data-dir is for TensorFlow Datasets, but --data {self.data} is not one of them; leave "
+                "out one of the two options"
             )
 
     def as_dict(self) -> dict[str, object]:
@@ -57,11 +57,11 @@ class DataOptions(Options):
 
     @property
     def default_epochs(self) -> int:
-        """The number of epochs of the data set's recipe."""
+        """The number of epochs in the dataset's recipe."""
         return _EPOCHS.get(self.data, _EPOCHS_ELSEWHERE)
 
     def load(self, splits: Sequence[str] = ("train", "test")) -> Dataset:
-        """The data set."""
+        """The dataset."""
         return load(
             self.data,
             data_dir=self.data_dir,
@@ -72,16 +72,16 @@ class DataOptions(Options):
 
     @property
     def short_data(self) -> str:
-        """The data set in the name of a folder."""
+        """The dataset's name in a folder name."""
         return short_name(self.data)
 
     def augmentation(self, dataset: Dataset) -> Augmentation:
-        """The data set's augmentation, changed by the options."""
+        """The dataset's augmentation, changed by the options."""
         own = dataset.augmentation
         if self.crop_padding is None and self.flip is None:
             return own
         if not isinstance(own, CropFlip):
             raise ValueError(
-                f"--crop-padding and --flip change a CropFlip, and {dataset.name} has {own}; leave them out"
+                f"--crop-padding and --flip change a CropFlip, but {dataset.name} has {own}; leave them out"
             )
         return own.changed(self.crop_padding, self.flip)

@@ -26,7 +26,7 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def batches(order: np.ndarray, batch_size: int) -> np.ndarray:
-    """Cuts an order into batches; the last one is filled up with -1, which stands for no example.
+    """Splits an order into batches; the last one is padded with -1.
 
     Args:
       order: example ids, `[N]`.

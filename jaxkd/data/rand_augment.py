@@ -172,7 +172,7 @@ def _equalize(image: jax.Array) -> jax.Array:
 
 
 def _cut(key: jax.Array, image: jax.Array, largest: float) -> jax.Array:
-    """Fills a square with one colour; its middle is anywhere, so a part of it may lie outside."""
+    """Fills a square with one colour; its centre is anywhere, so a part of it may be outside the image."""
     height, width, channels = image.shape
     of_side, of_x, of_y = jax.random.split(key, 3)
     side = jax.random.uniform(of_side, maxval=largest) * width

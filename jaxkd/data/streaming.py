@@ -47,7 +47,7 @@ class StreamedSplit:
       digest: identifies the source in the run's identity.
       train_view: `(image, *, seed, epoch, example_id) -> image`, on the host, for training; by default
         nothing is done there.
-      eval_view: `image -> image`, likewise, for evaluation.
+      eval_view: `image -> image`, the same for evaluation.
       workers: processes that read; 0 for threads of this one, which is enough where decoding releases
         Python's lock, as Pillow does.
     """
@@ -78,7 +78,7 @@ class StreamedSplit:
         """Reads batches ahead of their use, in order.
 
         Args:
-          ids: example ids, `[S, B]`; -1 stands for no example.
+          ids: example ids, `[S, B]`; -1 for padding.
           seed: the run's seed.
           epoch: of the views, from 1; None for evaluation.
 
@@ -185,7 +185,7 @@ def _signals_held_back() -> Iterator[None]:
 
 @functools.cache
 def _end_workers_at_exit() -> None:
-    """Python ends the children of a process with SIGTERM, which these ignore, and would wait for ever.
+    """Python ends a process's children with SIGTERM, which these ignore, and would wait forever.
 
     What they leave in shared memory, Python's own process for that removes; it need not warn of it.
     """

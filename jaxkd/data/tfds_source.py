@@ -1,7 +1,7 @@
 """Reads prepared TensorFlow Datasets folders without TensorFlow, and prepares them with it.
 
 Any classification set of images will do: the image, the label, the splits, the number of classes and the
-shape are read from what the set says of itself.
+shape are read from the dataset's own metadata.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def open_tfds(name: str, data_dir: str | Path | None) -> Collection:
 
     Raises:
       FileNotFoundError: nothing is prepared there and it cannot be downloaded; the message says what to do.
-      ValueError: there is no such set, or it is none of images with one class each.
+      ValueError: there is no such dataset, or it is not an image classification dataset.
     """
     builder = _builder(name, data_dir)
     image, label = _image_and_label(name, builder.info)
@@ -116,7 +116,7 @@ def _shards(builder: Any) -> dict[str, list[Path]]:
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
-    """The keys of the image and of the class, by what the set is supervised with or by their types."""
+    """The keys of the image and of the class: the dataset's supervised keys, or chosen by type."""
     import tensorflow_datasets as tfds
 
     found = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}

@@ -1,4 +1,4 @@
-"""Zip archives whose members' sizes are added up before a byte of them is unpacked."""
+"""Zip archives, with the members' total size checked before anything is unpacked."""
 
 from __future__ import annotations
 

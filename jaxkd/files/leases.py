@@ -116,7 +116,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._closed.wait(_BEAT_SECONDS):
-            # Not for long: whoever writes next asks again, and is told.
+            # Not for long: the next write asks again, and gets the error.
             with contextlib.suppress(OSError), asking_for(_BEAT_SECONDS):
                 self.require()
 
@@ -127,7 +127,7 @@ class Lease:
             if not self._lost:
                 try:
                     self._path.unlink(generation=self._generation)
-                except FileExistsError:  # of a heartbeat whose answer was lost, perhaps
+                except FileExistsError:  # perhaps from a heartbeat with a lost answer
                     held = self._path.held()
                     if held is not None and self._is_own():
                         self._path.unlink(generation=held.generation)

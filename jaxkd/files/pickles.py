@@ -433,7 +433,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _as_bytes(text: Any) -> Any:
-    """What Python 3 writes for bytes in protocol 2; long ones are nobody's number and stay text."""
+    """Python 3's encoding of bytes in protocol 2; long ones are never numbers and stay text."""
     if type(text) is not str:
         raise ValueError("bytes are made of something else than text")
     return text.encode("latin-1") if len(text) <= _MAX_NUMPY_BYTES else text

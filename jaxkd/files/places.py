@@ -1,4 +1,4 @@
-"""Where a folder lies: on this machine, or in a bucket of Cloud Storage (`gs://bucket/folder`).
+"""The location of a folder: on this machine, or in a Cloud Storage bucket (`gs://bucket/folder`).
 
 `place` makes a path of what a user typed.  One in a bucket is a `BucketPath`, with the methods of `Path` that
 jaxkd uses, so that the code that reads is the same for both; `jaxkd.files.whole` has the ways to write.
@@ -33,7 +33,7 @@ _AT_ONCE = 8  # requests, where many objects are read, written or removed
 
 
 def place(path: str | os.PathLike[str]) -> Path:
-    """A folder or a file, wherever it lies.
+    """A folder or a file, local or in a bucket.
 
     Raises:
       ValueError: it is in a kind of store that jaxkd does not write to.
@@ -95,7 +95,7 @@ class BucketPath(PosixPath):
     """A place in a bucket.
 
     Reading raises what `Path` raises; so does a store that fails, as `OSError`, when it was asked for
-    `RETRY_SECONDS`.  An object is written whole or not at all: nobody ever sees a part of it.
+    `RETRY_SECONDS`.  An object is written atomically: no reader sees a part of it.
     """
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class BucketPath(PosixPath):
     # Looking
 
     def held(self) -> Held | None:
-        """The object of this very name; None if there is none."""
+        """The object with exactly this name; None if there is none."""
         with self._asking():
             blob = _bucket(self.bucket).get_blob(self.key, **_options()) if self.key else None
         if blob is None:

@@ -2,7 +2,7 @@
 
 All such files are read and written here.  Where the checksum is, the schema says: in a field of the file, or,
 for files that people also copy and edit, beside it in FILE.sha256, as `sha256sum --check` takes it.  That one
-is written first, so a file that is there has its checksum, whatever moment a process was killed at.
+is written first, so an existing file always has its checksum, even after a kill.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Schema:
     """The fields of a record; others are refused.
 
     Attributes:
-      what: what the record is, in words.
+      what: a description of the record.
       fields: by name.
-      checksum: the field that holds the checksum; None if that lies beside the file.
+      checksum: the field that holds the checksum; None if it is in a file beside this one.
     """
 
     what: str
@@ -76,7 +76,7 @@ def is_number(value: Any) -> bool:
 
 
 def number(least: float = -math.inf, most: float = math.inf, *, null: bool = False) -> Field:
-    """A field for finite numbers within bounds, which are included; or null, if that is said."""
+    """A field for finite numbers within inclusive bounds; or null, if `null` is set."""
     bounds = f" from {least:g} to {most:g}" if math.isfinite(most) else ""
 
     def fits(value: Any) -> bool:
@@ -132,19 +132,19 @@ def read(path: Path, schema: Schema) -> dict[str, Any]:
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether a checksum lies beside a file: jaxkd wrote it, and nobody copied it to where it is."""
+    """Whether a file has a checksum file: then jaxkd wrote it, and it was not copied."""
     return _beside(path).is_file()
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged file, which is kept to be looked at, and returns where it is now."""
+    """Renames a damaged file, which is kept for inspection, and returns its new path."""
     aside = path.rename(path.with_name(f"damaged-{time.time_ns()}-{path.name}"))
     _beside(path).unlink(missing_ok=True)
     return aside
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, neither its checksum nor its fields looked at.
+    """The object in a JSON file, without checking its checksum or its fields.
 
     Raises:
       OSError: it cannot be read.

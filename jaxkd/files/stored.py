@@ -72,7 +72,7 @@ def names_in(parent: BucketPath) -> list[str]:
 
 
 def remove_unfinished(parent: BucketPath) -> None:
-    """Ends or removes what killed writers left in `parent`, where nobody else may be writing."""
+    """Completes or removes what killed writers left in `parent`; no other process may be writing there."""
     files, folders = parent.direct()
     for name in sorted(files.keys() | folders):
         for ending in (_BEGUN, _NEW):

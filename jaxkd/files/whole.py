@@ -174,7 +174,7 @@ def current(folder: Path) -> Path:
 def remove_unfinished(parent: Path) -> None:
     """Removes what killed processes left of new files and folders in `parent`.
 
-    Where the file system has no locks to tell the living by, and in a bucket, nobody else may be writing
+    If the file system has no locks to detect live writers, and in a bucket, no other process may be writing
     there.
     """
     if isinstance(parent, BucketPath):
@@ -214,7 +214,7 @@ class Local:
       path: the folder; of one of this machine, it is that one.
     """
 
-    _SECONDS = 15.0  # between two pushes that nobody asked for, and
+    _SECONDS = 15.0  # between two automatic pushes, and
     _SHARE = 20.0  # this many times as long as the last one took
 
     def __init__(self, folder: Path) -> None:

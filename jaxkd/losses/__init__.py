@@ -1,7 +1,7 @@
 """Distillation losses: pure functions of logits or features, one value per example.
 
 Nothing here depends on networks, optimisers or data.  Only jax, `jaxkd.logits` and `jaxkd.temperature` may be
-imported.  What all losses share is said here once; each loss names only its own arguments.  In the
+imported.  The arguments shared by all losses are documented here; each loss documents only its own.  In the
 formulas s and t are the logits of student and teacher, `p = softmax(t / T)`, `q = softmax(s / T)`, i counts
 examples and k the K classes.
 
@@ -12,49 +12,49 @@ student, teacher
   with `jaxkd.logits.ensemble`.
 temperature
   T: a positive number, an array that broadcasts to `[..., 1]`, or a rule of `jaxkd.temperature` (the
-  function, or any like it).  A rule is called with the logits that the softmax sees, after `standardize`,
-  classes last.
+  function, or any with the same signature).  A rule is called with the logits that the softmax sees, after
+  `standardize`, classes last.
 standardize
-  Whether s and t are replaced by their z-scores first.  z-scores of constant logits are 0 with a gradient of
+  Whether to replace s and t with their z-scores first.  z-scores of constant logits are 0 with a gradient of
   0, so that a head that starts at zero learns nothing from a standardised loss alone.
 axis
   The class axis.
 where
-  Optional mask, boolean or of integers; an entry counts where it is not 0.  With the rank of the logits it
+  Optional mask, boolean or integer; an entry counts where the mask is not 0.  With the rank of the logits it
   broadcasts to them and masks classes; with one axis fewer it masks examples; a vector `[K]` masks classes
-  where the logits have three axes or more.  A floating mask of examples holds weights, which multiply the
-  loss.  What is masked may hold anything, -inf and NaN included.  An example that is masked, or has no class
-  left, has loss 0 and gradient 0.
+  if the logits have three axes or more.  A floating mask of examples holds weights, which multiply the loss.
+  Masked entries may have any value, including -inf and NaN.  An example that is masked, or has no class left,
+  has loss 0 and gradient 0.
 axis_name
   For `jax.shard_map` over the classes: the mesh axis, or axes, over which they are sharded.  Each device
-  passes its own classes (and its own part of a mask of classes), labels count those of all devices, and every
-  device has the losses of the whole vocabulary.  A temperature rule is then called with `axis_name=` too.
-  Arrays that are sharded under `jax.jit` need nothing.
+  passes its own classes (and its own part of a class mask), labels index the classes of all devices, and
+  every device gets the losses over the whole vocabulary.  A temperature rule is then called with `axis_name=`
+  too.  Arrays that are sharded under `jax.jit` need nothing.
 
-**Returns**: one value per example, shape `[...]`, in nats (times squared logit units where T^2 is a factor);
-float32, or float64 for float64 logits.  The factor T^2 keeps the size of the gradient independent of T; it is
-inside.  The caller reduces; published numbers use the mean over the batch.
+**Returns**: one value per example, shape `[...]`, in nats (times squared logit units if T^2 is a factor);
+float32, or float64 for float64 logits.  The loss includes the factor T^2, which makes the size of the
+gradient independent of T.  The caller reduces; published numbers use the mean over the batch.
 
-**Losses of a whole batch** (`dist`, `dist_intra`, `mlkd`, `class_correlation`, `batch_correlation`) return a
-scalar.  All leading axes count as one batch, to which masked examples do not belong; examples have no
-weights there.  Under `jax.shard_map` and `jax.pmap` each device computes its own, unless the caller gathers
-the logits first; under `jax.jit` it is that of the whole batch.
+**Losses on a whole batch** (`dist`, `dist_intra`, `mlkd`, `class_correlation`, `batch_correlation`) return a
+scalar.  All leading axes count as one batch, without masked examples; they take no example weights.  Under
+`jax.shard_map` and `jax.pmap` each device computes its own loss, unless the caller gathers the logits first;
+under `jax.jit` the loss is that of the whole batch.
 
-**Raises**: TypeError for logits that are not floating and a floating mask of classes; ValueError for shapes
+**Raises**: TypeError for logits that are not floating and for a floating class mask; ValueError for shapes
 that differ, fewer than two classes, a temperature that is not positive or does not fit, a mask that does not
 fit, a rule that `standardize` makes meaningless, and an `axis_name` along which the logits are not sharded.
 Under `jit`, where values are not known, a temperature that is not positive and a label that is out of range
 make the loss NaN.
 
-**Infinities**: a teacher's logit of -inf is a class of probability 0, which adds 0 to a divergence from the
-teacher; value and gradient stay finite.  It has no z-score and no maximum of absolute logits: there, mask the
-class with `where=`.  Every other logit that is not finite gives a loss that is not finite.  A large negative
-constant (-1e9) in place of a mask is a logit like any other: it sets deviation, correlation and adaptive
-temperature.  Mask with `where=` instead.
+**Infinities**: a teacher logit of -inf is a class with probability 0, which adds 0 to a divergence from the
+teacher; value and gradient stay finite.  It has no z-score and no maximum of absolute logits: for those, mask
+the class with `where=`.  Any other logit that is not finite gives a loss that is not finite.  A large
+negative constant (-1e9) in place of a mask is a logit like any other: it dominates standard deviation,
+correlation and adaptive temperature.  Mask with `where=` instead.
 
-**Losses on features**, maps `[B, H, W, C]` or vectors `[B, D]`, share what `jaxkd.losses.feature` says.
-`rkd`, `pkt`, `sp`, `cc`, `itrd_correlation` and `itrd_mutual` are scalars of a whole batch, the others give
-one value per example.  `nce` takes scores.
+**Losses on features**, maps `[B, H, W, C]` or vectors `[B, D]`, share the conventions of
+`jaxkd.losses.feature`.  `rkd`, `pkt`, `sp`, `cc`, `itrd_correlation` and `itrd_mutual` are scalars for a
+whole batch, the others give one value per example.  `nce` takes scores.
 """
 
 from jaxkd.losses.contrastive import nce

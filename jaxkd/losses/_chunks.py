@@ -16,7 +16,7 @@ from jaxkd._meshes import on_auto_axes, sharding_of
 
 
 class Cut(NamedTuple):
-    """How to cut arrays whose first axes are `tokens`.
+    """The chunking of arrays with leading axes `tokens`.
 
     Each of these axes becomes three, `shards`, `number` and `size`: a chunk takes the same `size` entries of
     every shard.  Without shards, all token axes are one first.

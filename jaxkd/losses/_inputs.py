@@ -165,7 +165,7 @@ def prepare_batch(
     where: ArrayLike | None,
     axis_name: AxisName = None,
 ) -> Pair:
-    """As `prepare`, for a loss of a whole batch, whose examples have no weights."""
+    """Like `prepare`, for a loss on a whole batch, which takes no example weights."""
     x = prepare(student, teacher, axis, where, axis_name)
     if x.weights is not None:
         raise TypeError(

@@ -1,6 +1,6 @@
-"""Decoupled distillation: the target class and the other classes, weighted apart.
+"""Decoupled distillation: separate weights for the target class and the other classes.
 
-One value per example; the labels are the third argument.  For what all losses share, see `jaxkd.losses`.
+One value per example; the labels are the third argument.  `jaxkd.losses` documents the shared arguments.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def dkd(
     beta = 1 - p_y this is `kd`.  With two classes NCKD is 0 and TCKD is `kd`.
 
     Args:
-      labels: target classes, integers of any width in [0, K), shape `[...]`; masked examples may have any.
+      labels: target classes, integers of any width in [0, K), shape `[...]`; any value for masked examples.
       alpha: weight of the target-class term.
       beta: weight of the other classes' term.
-      ignore_index: a label whose examples are masked, such as -100.
+      ignore_index: examples with this label are masked, for example -100.
 
     Raises:
       TypeError: the labels are not integers.
-      ValueError: the labels have another shape or are out of range.  Under `jit` the loss is NaN there, and
-        `jax.experimental.checkify` names the label.
+      ValueError: the labels have another shape or are out of range.  Under `jit` the loss is NaN instead, and
+        `jax.experimental.checkify` reports the label.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -76,7 +76,7 @@ def normdkd(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """NormKD's temperatures in decoupled KD: a multiple of each network's deviation.
+    """Decoupled KD with NormKD's temperatures: a multiple of each network's standard deviation.
 
     `L_i = T_i^2 [alpha TCKD + beta NCKD]` as in `dkd`, on `t_i / T_i` and `s_i / T'_i` with the temperatures
     of `normkd`; the gradient flows through T'.
@@ -120,8 +120,8 @@ def rld(
 
     `L_i = alpha T_c^2 KL(b || b') + beta T_i^2 KL(p~ || q~)`, with `b = (max p, 1 - max p)` and
     `b' = (q_y, 1 - q_y)` at the temperature T_c, y the label; and p~ and q~ the softmaxes over the classes
-    whose teacher logit lies below the label's.  So a wrong prediction of the teacher is not a target.
-    Where it ranks the label last the second part is 0.
+    whose teacher logit is below the label's.  So a wrong prediction of the teacher is not a target.  If the
+    teacher ranks the label last, the second part is 0.
 
     Args:
       labels: target classes, as in `dkd`.
@@ -139,7 +139,7 @@ def rld(
     min(epoch / 20, 1), which is left to the caller.
     """
     x, is_target = prepare_labelled(student, teacher, labels, axis, where, ignore_index, axis_name)
-    # The order is that of the logits as they are: z-scores may be computed twice, and rounded differently.
+    # Order the original logits: z-scores may be computed twice, and rounded differently.
     below = x.teacher < x.total(jnp.where(is_target, x.teacher, 0.0))[..., None]
     seen = x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
     is_largest = _classes.is_first_largest(seen, axis_name)
@@ -167,7 +167,7 @@ def _of_some(x: Pair, chosen: jax.Array) -> jax.Array:
     """KL divergence between the softmaxes over some classes; 0 where there is none."""
     if x.classes is not None:
         chosen = chosen & x.classes
-    # Of these, those to which the teacher gives probability; without one there is no p~.
+    # Of these, the classes with teacher probability above 0; without one there is no p~.
     possible = chosen & ~jnp.isneginf(x.teacher)
     x = x.without_infinities()
     log_p = _logits.log_softmax(x.teacher, possible, axis_name=x.axis_name)

@@ -384,7 +384,7 @@ def sp(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None
 
 
 def cc(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
-    """Correlation congruence as in RepDistiller, a scalar of the whole batch, whose order matters.
+    """Correlation congruence as in RepDistiller, a scalar for the whole batch; the batch's order matters.
 
     `L = mean_b sum_d |s_bd - t_bd| |s_(b+1)d - t_(b+1)d|` over the neighbours in the batch.  Both features
     get a gradient, because both are embedded there.

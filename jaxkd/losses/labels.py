@@ -31,7 +31,7 @@ def cross_entropy(
 
     Args:
       labels: target classes, as in `dkd`.
-      ignore_index: a label whose examples are masked, such as -100.
+      ignore_index: examples with this label are masked, for example -100.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -64,7 +64,7 @@ def repair(
       teacher: logits, floating, shape `[..., K]`.
       labels: target classes, as in `dkd`.
       how: "swap" or "sort".
-      ignore_index: a label whose examples stay as they are.
+      ignore_index: examples with this label are left unchanged.
       where: examples and classes that are masked stay as they are.
 
     Returns:

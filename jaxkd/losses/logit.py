@@ -1,6 +1,6 @@
-"""Losses on logits, of each example by itself.
+"""Losses on the logits of each example separately.
 
-`jaxkd.losses` says what all of them share.
+`jaxkd.losses` documents their shared arguments.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ def kd(
     """Knowledge distillation: the KL divergence between softened teacher and student, times T squared.
 
     `L_i = T_i^2 sum_k p_ik (log p_ik - log q_ik)`.  With `standardize=True` this is logit standardisation
-    (LSKD); with `temperature=jaxkd.temperature.max_logit` besides, it is the adaptive temperature's loss,
+    (LSKD); with `temperature=jaxkd.temperature.max_logit` as well, it is the adaptive temperature's loss,
     which is close to one minus the correlation of the two.
 
     Args:
-      chunk_size: number of examples in a chunk, or None for all at once; on sharded examples, of all devices
-        together.  For logits of hundreds of megabytes
-        on a CPU: temporary memory is a few megabytes (8 examples of 32,000 classes) and not several times
-        the logits.  The gradient computes each chunk twice: no slower in the plain loss, a little slower in
-        the adaptive one.
+      chunk_size: number of examples per chunk, or None for all at once; with sharded examples, over all
+        devices.  For logits of hundreds of megabytes on a CPU: temporary memory is a few megabytes (8
+        examples of 32,000 classes) instead of several times the logits.  The gradient computes each chunk
+        twice: no slower for the plain loss, a little slower for the adaptive one.
 
     Raises:
       ValueError: the chunk size is below 1.
@@ -74,7 +73,7 @@ def _by_chunks(
     x: Pair, temperature: _temperature.Temperature, standardize: bool, chunk_size: int
 ) -> jax.Array:
     plan = cut(x.student, x.student.shape[:-1], chunk_size)
-    # A number or an array may carry a gradient, and an array has a row for each example: it is cut up too.
+    # A number or an array may carry a gradient, and an array has one row per example: it is chunked too.
     tau = None if callable(temperature) else x.temperature(temperature)
 
     def of_chunk(rows: tuple) -> jax.Array:
@@ -84,7 +83,7 @@ def _by_chunks(
 
     arrays = {name: value for name, value in x._asdict().items() if name != "axis_name"}
     rows = jax.tree.map(lambda a: plan.split(a, fill=1), (tau, arrays))
-    # Nothing of a chunk is kept for the backward pass.
+    # A chunk stores nothing for the backward pass.
     forgetful = jax.checkpoint(of_chunk, prevent_cse=False)
     return plan.join(jax.lax.map(forgetful, rows))
 
@@ -101,8 +100,8 @@ def reverse_kl(
 ) -> jax.Array:
     """Reverse KL divergence, from softened student to softened teacher, times T squared.
 
-    `L_i = T_i^2 sum_k q_ik (log q_ik - log p_ik)`.  It is mode-seeking: the student avoids
-    classes that the teacher finds improbable, where `kd` covers all classes that it finds probable.
+    `L_i = T_i^2 sum_k q_ik (log q_ik - log p_ik)`.  It is mode-seeking: the student avoids classes with low
+    teacher probability, while `kd` covers all classes with high teacher probability.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -110,7 +109,7 @@ def reverse_kl(
     >>> print(f"{losses.reverse_kl(student, teacher).mean():.3f}")
     0.758
 
-    Source: Gu et al. 2024 (arXiv 2306.08543), section 2, for sequences; here for each position by itself.
+    Source: Gu et al. 2024 (arXiv 2306.08543), section 2, for sequences; here for each position separately.
     """
     x, tau = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
     log_p, log_q = x.log_softmax()
@@ -135,7 +134,7 @@ def jensen_shannon(
     weight.  Without the factor T^2 it is bounded, by log 2 for w = 1/2.
 
     Args:
-      teacher_weight: w, between 0 and 1, both excluded (there the divergence is 0).
+      teacher_weight: w, between 0 and 1, exclusive (at the ends the divergence is 0).
 
     Raises:
       ValueError: the weight is outside (0, 1).
@@ -183,8 +182,8 @@ def alpha_beta(
     As in the source there is no factor T^2.
 
     Args:
-      alpha: a, at least 0; the larger, the more the classes count that the teacher finds probable.
-      beta: b, at least 0; the larger, the more those count that the student finds probable.
+      alpha: a, at least 0; larger values give more weight to classes with high teacher probability.
+      beta: b, at least 0; larger values give more weight to classes with high student probability.
 
     Raises:
       ValueError: an option is negative, or both are 0.
@@ -196,8 +195,8 @@ def alpha_beta(
     0.725
 
     Source: Wang et al. 2025, "ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge
-    Distillation via alpha-beta-Divergence" (ICML), and the authors' code, whose default for language models
-    is (0.2, 0.7).
+    Distillation via alpha-beta-Divergence" (ICML), and the authors' code; its default for language models is
+    (0.2, 0.7).
     """
     a, b = alpha, beta
     if not (a >= 0 and b >= 0 and a + b > 0):
@@ -257,12 +256,12 @@ def normkd(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """NormKD: KL divergence with a temperature for each network, a multiple of its logits' deviation.
+    """NormKD: KL divergence with temperatures proportional to each network's standard deviation.
 
     `L_i = T_i^2 KL(softmax(t_i / T_i) || softmax(s_i / T'_i))`, with `T_i = scale * std(t_i)` and
     `T'_i = scale * std(s_i)`; the gradient flows through T', as in the source.  This is `kd` on z-scores at
-    temperature `scale`, each example weighted by the variance of its teacher's logits; so there is no
-    `standardize` option.  Constant logits get temperature 1.  The teacher's deviation is taken over the
+    temperature `scale`, with each example weighted by the variance of its teacher logits; so there is no
+    `standardize` option.  Constant logits get temperature 1.  The teacher's standard deviation is over the
     classes that it does not exclude with -inf.
 
     Args:
@@ -296,13 +295,13 @@ def dtkd(
     """DTKD: KL divergence with a temperature for each network, in the ratio of their largest logits.
 
     `L_i = alpha T_i T'_i KL(softmax(t_i / T_i) || softmax(s_i / T'_i)) + beta kd_i(T)`, where T_i and T'_i
-    are `jaxkd.temperature.max_ratio` with the reference T: the largest logits, divided by them, are equal.
-    Where a largest logit is not positive, both temperatures are the reference.
+    are `jaxkd.temperature.max_ratio` with the reference T: they make the largest scaled logits equal.  If a
+    largest logit is not positive, both temperatures are the reference.
 
     Args:
       temperature: the reference T, in the common forms.
       alpha: weight of the term with two temperatures.
-      beta: weight of the term with one.
+      beta: weight of the term with one temperature.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -341,8 +340,8 @@ def ttm(
     """TTM: KL divergence at temperature 1 from the teacher's probabilities, raised to a power.
 
     `L_i = KL(r_i || softmax(s_i))`, with `r = p^l / sum_k p_k^l`, `p = softmax(t)` and l the exponent.  The
-    transform is a temperature 1 / l on the teacher's side alone; there is no factor T^2 and, since the
-    student has none, no `temperature` option.
+    transform is a temperature 1 / l on the teacher only; there is no factor T^2 and, since the student has
+    no temperature, no `temperature` option.
 
     Args:
       exponent: l, a positive number or an array that broadcasts to `[..., 1]`; below 1 it softens.  The
@@ -373,10 +372,10 @@ def wttm(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """WTTM: TTM with a weight for each example, larger where the teacher is less certain.
+    """WTTM: TTM with a weight for each example, larger for a less certain teacher.
 
-    `L_i = U_i KL(r_i || softmax(s_i))`, with r, p and l as in `ttm` and `U = sum_k p_k^l`, which lies between
-    1 (a certain teacher) and K^(1 - l) (a uniform one) for l below 1.
+    `L_i = U_i KL(r_i || softmax(s_i))`, with r, p and l as in `ttm` and `U = sum_k p_k^l`, which is between 1
+    (a certain teacher) and K^(1 - l) (a uniform one) for l below 1.
 
     Args:
       exponent: l, as in `ttm`.
@@ -408,7 +407,7 @@ def entropy_weights(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """EA-KD's weight of each example: large where the softened teacher is uncertain, and the student too.
+    """EA-KD's weight of each example: large if the softened teacher is uncertain, and the student too.
 
     `w_i = (H_i + H_i H'_i / c) / 2`, with H and H' the entropies of p and q, in nats.  No gradient flows
     through it.  Multiply any loss by it.
@@ -449,7 +448,7 @@ def mse(
       over_classes: "mean" (the source's code), or "sum", K times as much.
 
     Raises:
-      ValueError: `over_classes` is another word.
+      ValueError: `over_classes` is unknown.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -477,9 +476,9 @@ def correlation(
     """One minus the correlation of the logits, times (K-1)/K: the limit of `kd` on z-scores for large T.
 
     `L_i = (K-1)/K (1 - rho_i)`, between 0 and 2, with rho the Pearson correlation over the classes.  It is
-    computed as `sum_k (z_ik - z'_ik)^2 / (2K)` with the z-scores of both, which is the same and exactly 0 at
-    equality.  `kd` approaches it as `kd(T) = correlation + c / T`, c a constant of the two vectors.  Constant
-    logits have z = 0, so that the loss is (K-1)/(2K) with a gradient of 0.
+    computed as `sum_k (z_ik - z'_ik)^2 / (2K)` with the z-scores of both, which is equivalent and exactly 0
+    for equal inputs.  `kd` approaches it as `kd(T) = correlation + c / T`, with c constant for the two
+    vectors.  Constant logits have z = 0, so the loss is (K-1)/(2K) with a gradient of 0.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -488,7 +487,7 @@ def correlation(
     1.3333
 
     Source: the limit is ours; Matsuyama et al. 2025 (arXiv 2503.09030) state the convergence of the KL to a
-    correlation.  Cf. Huang et al. 2022 (arXiv 2205.10536), whose `dist` correlates probabilities.
+    correlation.  Cf. Huang et al. 2022 (arXiv 2205.10536): their `dist` correlates probabilities.
     """
     x = prepare(student, teacher, axis, where, axis_name)
     z = x.standardized(eps=0.0)

@@ -1,6 +1,6 @@
 """Multi-level logit distillation (MLKD): predictions, their class correlations and their batch correlations.
 
-For what all losses share, and for losses of a whole batch, see `jaxkd.losses`.
+`jaxkd.losses` documents the shared arguments, and losses on a whole batch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jaxkd._meshes import on_auto_axes
 from jaxkd.losses._inputs import Pair, prepare_batch
 from jaxkd.losses.logit import softened
 
-# The temperatures beside the base one, as published: on the weak view all four, on the strong view the first
-# two.  The two last terms that the source computes for the "strong" view use the weak logits.
+# The published temperatures besides the base one: all four on the weak view, the first two on the strong
+# view.  The last two terms that the source computes for the "strong" view use the weak logits.
 _WEAK_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
 _STRONG_TEMPERATURES = (3.0, 5.0)
 _AGAIN_ON_WEAK = (2.0, 6.0)
@@ -37,32 +37,32 @@ def mlkd(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """MLKD, a scalar of the whole batch: KD at five temperatures on two views, and two Gram matrices.
+    """MLKD, a scalar for the whole batch: KD at five temperatures on two views, and two Gram matrices.
 
     With the weak view w, the strong view v, T0 the temperature and S = {T0, 3, 5, 2, 6},
 
     `L = m1 sum_S [KD_T(w) + BC_T(w)] + m2 sum_S CC_T(w) + KD_T0(v) + KD_3(v) + KD_5(v) + KD_2(w) + KD_6(w)`
 
     where KD_T is the batch mean of `kd` and CC_T, BC_T are `class_correlation` and `batch_correlation`.  This
-    is what the authors' code computes: the last two KD terms take the weak view, and the masks of confident
-    examples and classes do not select anything but come out as their mean: m1 is the part of the examples
-    whose teacher's largest probability is at most the batch's median, m2 the part of the classes whose summed
-    teacher probability is at most the median, both about 1/2.
+    follows the authors' code: the last two KD terms use the weak view, and the masks of confident examples
+    and classes do not select anything but act as their means: m1 is the fraction of examples whose largest
+    teacher probability is at most the batch's median, m2 the fraction of classes whose summed teacher
+    probability is at most the median, both about 1/2.
 
     Args:
       student: student logits of the weakly augmented view.
       teacher: teacher logits of the same view.
       student_strong: student logits of the strongly augmented view of the same images.
       teacher_strong: teacher logits of that view.
-      temperature: T0, in the common forms; a rule is asked for each view.  The other temperatures stay fixed.
+      temperature: T0, in the common forms; a rule is called for each view.  The other temperatures are fixed.
       standardize: False; True for z-scores everywhere (Matsuyama et al.); or "kd" for z-scores in the KD
         terms alone, Gram matrices and masks on raw logits (Sun et al.).
-      true_mask: whether the masks really select: the examples in KD_T(w) and BC_T, the classes in CC_T,
-        whose sums are divided as before.  This is not what was published.
+      true_mask: whether the masks really select: the examples in KD_T(w) and BC_T, the classes in CC_T; the
+        sums are divided as before.  This differs from the published code.
       where: one mask for both views.
 
     Raises:
-      ValueError: the two views differ in shape, or `standardize` is another word.
+      ValueError: the two views differ in shape, or `standardize` is unknown.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -133,7 +133,7 @@ def class_correlation(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """MLKD's class level, a scalar of the whole batch: distance of the classes' Gram matrices.
+    """MLKD's class level, a scalar for the whole batch: distance of the classes' Gram matrices.
 
     `L = |P^T P - Q^T Q|^2 / K` (Frobenius), P and Q the B x K matrices of softened teacher and student
     probabilities.  There is no factor T^2.  It takes memory for K x K numbers.
@@ -160,7 +160,7 @@ def batch_correlation(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """MLKD's batch level, a scalar of the whole batch: distance of the examples' Gram matrices.
+    """MLKD's batch level, a scalar for the whole batch: distance of the examples' Gram matrices.
 
     `L = |P P^T - Q Q^T|^2 / B` (Frobenius), P and Q the B x K matrices of softened teacher and student
     probabilities.  There is no factor T^2.  It takes memory for B x B numbers.
@@ -215,7 +215,7 @@ def _chosen(values: jax.Array, chosen: jax.Array | None) -> jax.Array:
 
 
 def _low_confidence(x: Pair) -> tuple[jax.Array, jax.Array]:
-    """Which examples, and which classes, the teacher is at most as sure of as of the median one."""
+    """Masks of the examples and of the classes with at most the median teacher confidence."""
     p, _ = _probabilities(x)
     of_classes = jnp.sum(p, axis=tuple(range(p.ndim - 1)))
     return (
@@ -225,7 +225,7 @@ def _low_confidence(x: Pair) -> tuple[jax.Array, jax.Array]:
 
 
 def _at_most_median(values: jax.Array, keep: jax.Array | None) -> jax.Array:
-    """Which of the kept values do not exceed the median of the kept (mean of the middle two)."""
+    """Mask of the kept values that do not exceed their median (mean of the middle two)."""
     if keep is None:
         return values <= jnp.median(values) if values.size else values > 0
     ordered = jnp.sort(jnp.where(keep, values, jnp.inf), axis=None)
@@ -239,7 +239,7 @@ def _classes_in_use(x: Pair) -> jax.Array | None:
 
 
 def _count(keep: jax.Array | None, like: jax.Array) -> jax.Array:
-    """How many count, at least 1; all entries of `like` without a mask."""
+    """The number of kept entries, at least 1; without a mask, all entries of `like`."""
     count = like.size if keep is None else jnp.sum(keep)
     return jnp.maximum(count, 1).astype(like.dtype)
 

@@ -1,6 +1,6 @@
 """DIST: correlations of probabilities over the classes and over the batch.
 
-For what all losses share, and for losses of a whole batch, see `jaxkd.losses`.
+`jaxkd.losses` documents the shared arguments, and losses on a whole batch.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def dist(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """DIST, a scalar of the whole batch: correlation over the classes and correlation over the batch.
+    """DIST, a scalar for the whole batch: correlation over the classes and correlation over the batch.
 
-    `L = beta mean_i inter_i + gamma intra`, the two of `dist_inter` and `dist_intra`.
+    `L = beta mean_i inter_i + gamma intra`, from `dist_inter` and `dist_intra`.
 
     Args:
       beta: weight of the correlation over the classes.
@@ -88,11 +88,11 @@ def dist_intra(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
-    """DIST's second part, a scalar of the whole batch: one minus the correlation over the batch.
+    """DIST's second part, a scalar for the whole batch: one minus the correlation over the batch.
 
     `L = mean_i(T_i^2) (1 - mean_k pearson_i(p_k, q_k))`, between 0 and 2 T^2.  The source has one
-    temperature; with several, the factor is the mean of their squares.  A class whose probability is constant
-    over the batch counts as correlation 0, with a gradient of 0: so do all of them in a batch of one.
+    temperature; with several, the factor is the mean of their squares.  A class with constant probability
+    over the batch counts as correlation 0, with a gradient of 0: so do all classes in a batch of one.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -134,7 +134,7 @@ def _correlation(
         return _classes.total(x, axis, axis_name, keepdims=keepdims)
 
     def centered(a: jax.Array) -> jax.Array:
-        # The largest entry is taken off first, so that equal entries centre to exactly 0.
+        # Subtract the largest entry first, so that equal entries centre to exactly 0.
         top = _classes.top(jnp.where(mask, a, 0.0), axis, axis_name, least=0.0)
         a = jnp.where(mask, a - top, 0.0)
         count = jnp.maximum(total(mask, keepdims=True), 1).astype(a.dtype)

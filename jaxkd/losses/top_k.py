@@ -1,6 +1,6 @@
-"""Distillation from a teacher that is stored: the logits of its k likeliest classes, and which these are.
+"""Distillation from a stored teacher: the logits and the indices of its k likeliest classes.
 
-For what all losses share, see `jaxkd.losses`.
+`jaxkd.losses` documents the shared arguments.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def kd_top_k(
 
     - `rest="bucket"`: `L_i = T^2 [sum_S p_k log(p_k / q_k) + p' log(p' / q')]`, `p_k = exp(v_k / T - A)`, and
       `p' = 1 - sum_S p_k`, `q' = 1 - sum_S q_k` the mass of all other classes.  A lower bound of `kd` on all
-      logits, which it reaches for k = K.  It needs A, the `log_normalizer`.
-    - `rest="renormalize"`: `L_i = T^2 sum_S p_k log(p_k / q_k)`, `p = softmax(v / T)` over S.  The student is
-      told that all other classes are impossible.
-    - `rest="exclude"`: `kd` on S alone, both networks renormalised: what `kd` gives on all logits with S as
-      its mask of classes.  The student's mass on other classes is left alone.
+      logits, with equality for k = K.  It needs A, the `log_normalizer`.
+    - `rest="renormalize"`: `L_i = T^2 sum_S p_k log(p_k / q_k)`, `p = softmax(v / T)` over S.  All other
+      classes have target probability 0.
+    - `rest="exclude"`: `kd` on S alone, with both networks renormalised: the same as `kd` on all logits with
+      S as its class mask.  The student's mass on other classes is ignored.
 
-    The adaptive temperature and z-scores are defined on all logits, of which the mean, the deviation and the
-    smallest are not stored.  So they are for `rest="exclude"`, where they mean those of the k classes: the
-    loss is then close to one minus the correlation over the teacher's k likeliest classes.
+    The adaptive temperature and z-scores are defined on all logits; their mean, standard deviation and
+    minimum are not stored.  So they are available only for `rest="exclude"`, over the k classes: the loss is
+    then close to one minus the correlation over the teacher's k likeliest classes.
 
     Args:
       student: logits, floating, shape `[..., K]`.
@@ -53,13 +53,13 @@ def kd_top_k(
         `[..., k]`, k at least 2 for `rest="exclude"`.
       teacher_indices: these classes, different integers in [0, K), shape `[..., k]`; negative for an empty
         slot, whatever its value.
-      rest: what is done with the classes that are not stored.
-      temperature: T, in the common forms; a rule, with `rest="exclude"` alone, is called with the k logits.
-      standardize: z-scores over the k classes, with `rest="exclude"` alone.
-      log_normalizer: A, the logarithm of the sum of `exp(t_k / T)` over all K classes; a number or shape
-        `[...]`.  Its default, 0, is that of log-probabilities at T = 1.
+      rest: the treatment of the classes that are not stored.
+      temperature: T, in the common forms; a rule (only with `rest="exclude"`) is called with the k logits.
+      standardize: z-scores over the k classes, only with `rest="exclude"`.
+      log_normalizer: A, the log-sum-exp of `t_k / T` over all K classes; a number or shape `[...]`.  Its
+        default, 0, is right for log-probabilities at T = 1.
       where: optional mask of examples, or their weights, shape `[...]`.
-      axis_name: as in every loss; the indices count the classes of all devices.
+      axis_name: as in every loss; the indices refer to the classes of all devices.
 
     Returns:
       One value per example, shape `[...]`.
@@ -67,7 +67,7 @@ def kd_top_k(
     Raises:
       TypeError: logits that are not floating, indices that are not integers.
       ValueError: shapes that do not fit, an index of K or more (under `jit` the loss is NaN), an option that
-        `rest` has no use for.
+        does not apply to `rest`.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxkd import losses

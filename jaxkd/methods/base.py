@@ -1,7 +1,7 @@
-"""What a distillation method is: it declares what it needs, gets one argument, and returns named terms.
+"""The contract of a distillation method: it declares its needs, gets one argument, and returns named terms.
 
-The training step calls a method on the examples of one device.  What a method learns or holds lies in the
-collections of its Linen module, by meaning:
+The training step calls a method on the examples of one device.  A method's variables are in the collections
+of its Linen module, by meaning:
 
     params       trained; the optimiser's label is "method"
     constants    arrays of the teacher or of the data; never changed (see `Method.constants`)
@@ -37,19 +37,19 @@ Values = tuple[jax.Array, jax.typing.ArrayLike]
 
 @flax.struct.dataclass
 class Inputs:
-    """What a method sees of a batch: one device's share, or with accumulation a micro-batch of it.
+    """A method's view of a batch: one device's shard, or with gradient accumulation a micro-batch of it.
 
     Attributes:
-      student: its outputs in training, by view.
-      teacher: its outputs in evaluation mode, by view; no gradient flows into them.  Without features where
-        the logits come from a cache; empty for a method that reads nothing.
+      student: the student's outputs in training mode, by view.
+      teacher: the teacher's outputs in evaluation mode, by view; no gradient flows into them.  Without
+        features if the logits come from a cache; empty for a method that reads nothing.
       labels: int32 `[B]`.
       ids: the examples' ids, int32 `[B]`; -1 for padding.
-      where: which rows are real examples and not padding, bool `[B]`.  The step masks terms and metrics that
-        have a value per example; a loss on the whole batch must use it.
+      where: mask of the real examples, without padding, bool `[B]`.  The step masks per-example terms and
+        metrics; a loss on the whole batch must use it.
       epoch: the current epoch, from 1, int32.
-      num_epochs: how many there will be.
-      axis_name: the devices' axis, for batch norm and collectives; None outside of training.
+      num_epochs: the total number of epochs.
+      axis_name: the device axis, for batch norm and collectives; None outside of training.
     """
 
     student: Mapping[str, Outputs]
@@ -72,9 +72,9 @@ class Inputs:
         return self.teacher["main"].logits
 
     def gather(self) -> Inputs:
-        """The same of all devices' examples, in the order of the devices: for losses on the whole batch.
+        """Gathers the examples of all devices, in device order: for losses on the whole batch.
 
-        Gradients flow back to the device that an example came from.  Micro-batches are not gathered.
+        Gradients flow back to the device of each example.  Micro-batches are not gathered.
         """
         if self.axis_name is None:
             return self
@@ -85,13 +85,13 @@ class Inputs:
 
 @flax.struct.dataclass
 class Terms:
-    """What a method returns.
+    """A method's result.
 
     Attributes:
-      losses: name to (values, weight).  Values are `[B]`, one per example, or a scalar of the whole
+      losses: maps names to (values, weight).  Values are `[B]`, one per example, or a scalar for the whole
         (gathered) batch.  The training loss is the sum of weight times batch mean; each term is logged
         without its weight.
-      metrics: name to `Metric`: what else is worth watching.
+      metrics: maps names to `Metric`: other quantities to log.
     """
 
     losses: Mapping[str, Values]
@@ -105,12 +105,12 @@ class Terms:
 
 
 class Range(NamedTuple):
-    """The numbers that an option of a method takes.
+    """The valid numbers for a method's option.
 
     Attributes:
-      low: the least.
-      open: whether `low` itself is left out.
-      below: what they are all less than.
+      low: the lower bound.
+      open: whether `low` itself is excluded.
+      below: the exclusive upper bound.
     """
 
     low: float
@@ -134,11 +134,11 @@ class Method(nn.Module):
 
     Attributes:
       views: the views of an image that it needs; "main" is the run's augmentation.
-      reads: what it reads of the teacher: "logits", "stages" (maps), "preacts" (maps before the activation),
-        "weights" (see `constants`), or names of features ("pooled", "last", "cam", ...); empty for a method
-        without a teacher.  A cache serves a method that reads only what the cache holds.
-      learns: what it trains besides the student, in words.
-      ranges: what numbers its options may be, by name; those of the classes above hold, too.
+      reads: what it reads from the teacher: "logits", "stages" (maps), "preacts" (maps before the
+        activation), "weights" (see `constants`), or names of features ("pooled", "last", "cam", ...); empty
+        for a method without a teacher.  A cache serves a method that reads only what the cache holds.
+      learns: a description of what it trains besides the student.
+      ranges: the valid numbers for its options, by name; those of its base classes apply too.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import methods
@@ -158,7 +158,7 @@ class Method(nn.Module):
     ranges: ClassVar[Mapping[str, Range]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # Called outside of `init` and `apply`, where a method that Flax wraps may make no module.
+        # Called outside of `init` and `apply`, where a method wrapped by Flax must not create modules.
         for name in ("augmentation", "constants"):
             if name in vars(cls):
                 nn.nowrap(vars(cls)[name])
@@ -176,16 +176,16 @@ class Method(nn.Module):
 
     @property
     def answers(self) -> bool:
-        """Whether it answers in the student's place, so that the student alone is not what it trains."""
+        """Whether it predicts in the student's place: then the student alone is not the trained network."""
         return type(self).predict is not Method.predict
 
     def predict(self, student: Outputs) -> jax.Array:
-        """The logits by which the student is evaluated, `[B, K]`; it may use the method's variables."""
+        """The logits used to evaluate the student, `[B, K]`; may use the method's variables."""
         return student.logits
 
     @nn.nowrap
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
-        """The augmentation of a view other than "main", for a run that has none of its own for it.
+        """The default augmentation of a view other than "main".
 
         Args:
           view: one of `views`.
@@ -206,7 +206,7 @@ class Method(nn.Module):
 
 
 class Labels(Method):
-    """Training on labels alone: cross-entropy, and no teacher."""
+    """Training on labels only: cross-entropy, no teacher."""
 
     reads: ClassVar[tuple[str, ...]] = ()
 
@@ -240,15 +240,15 @@ def from_function(
     views: tuple[str, ...] = ("main",),
     reads: tuple[str, ...] = ("logits",),
 ) -> Method:
-    """Makes a method of a function.
+    """Makes a method from a function.
 
     Args:
-      function: of `Inputs`; it returns the whole training loss (cross-entropy included, if it is wanted), one
+      function: takes `Inputs`; returns the whole training loss (including the cross-entropy, if wanted), one
         value per example `[B]` or a scalar; or a mapping of named terms; or `Terms`.
-      name: of letters, digits, "-" and "_".  It identifies the method: a run is resumed only under the same
-        name, so give another name to a changed function.
+      name: letters, digits, "-" and "_".  It identifies the method: a run resumes only under the same name,
+        so rename a changed function.
       views: the views of an image that it needs.
-      reads: what it reads of the teacher; () for none.
+      reads: what it reads from the teacher; () for nothing.
 
     Raises:
       ValueError: the name has other characters.
@@ -260,7 +260,7 @@ def from_function(
     'soft'
     """
     if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f'the name of a method must be of letters, digits, "-" and "_", got {name!r}')
+        raise ValueError(f'a method\'s name may have only letters, digits, "-" and "_", got {name!r}')
     return FunctionMethod(function=function, title=name, views=tuple(views), reads=tuple(reads))
 
 
@@ -271,7 +271,7 @@ def check_weights(method: Any) -> None:
 
 
 def predicts_itself(method: Method) -> bool:
-    """Whether a method answers in the student's place, so that the student alone is not what it trains.
+    """Whether a method predicts in the student's place, so that the student alone is not the trained network.
 
     >>> from jaxkd import methods
     >>> methods.predicts_itself(methods.create("kd"))

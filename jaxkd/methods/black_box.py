@@ -1,4 +1,4 @@
-"""MEKD: a student of a teacher whose answers alone are known, on images of a generator."""
+"""MEKD: distils a teacher that gives only answers, on generated images."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ GENERATED = "generated"
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """An image of a generator in the place of a real one: an `Augmentation` that looks at its key alone.
+    """A generated image in place of a real one: an `Augmentation` that uses only its key.
 
     Attributes:
-      digest: tells the generator from others.
+      digest: identifies the generator.
       generator: the module.
       variables: its variables.
       latent: length of the latent vector.
@@ -45,20 +45,21 @@ class Generated:
 
 
 class MEKD(Method):
-    """MEKD: answers of student and teacher, compared as the images that a generator makes of them.
+    """MEKD: compares the answers of student and teacher through the images that a generator makes of them.
 
     It has two stages.  In the first a generator learns to make images from noise (`jaxkd generator`); in the
-    second, which this is, the student sees its images alone.  An epoch shows as many of them as there are
-    training images; neither those nor their labels are looked at, and the training accuracy says nothing.
+    second, which is this method, the student sees only its images.  An epoch has as many of them as the
+    training set; the real images and their labels are not used, and the training accuracy is meaningless.
 
     Attributes:
-      generator: the folder of the first stage; from Python, or the `Generated` itself.
-      hard: whether only the teacher's first choice is known.
-      distance: of the generator's images, l1 (mean absolute difference) or l2 (mean squared difference).
-      image_weight: of that distance.
-      kl_weight: of T times the KL divergence.
-      temperature: T, of the divergence.
-      generator_temperature: by which logits are divided before the generator.
+      generator: the folder of the first stage; from Python, also the `Generated` itself.
+      hard: whether only the teacher's top class is known.
+      distance: distance of the generated images, l1 (mean absolute difference) or l2 (mean squared
+        difference).
+      image_weight: weight of that distance.
+      kl_weight: weight of T times the KL divergence.
+      temperature: T of the divergence.
+      generator_temperature: divides the logits before the generator.
     """
 
     generator: Any = ""
@@ -86,14 +87,14 @@ class MEKD(Method):
         """The generator's variables, and an image for its shape.
 
         Raises:
-          ValueError: the generator is of other images or another number of classes.
+          ValueError: the generator has another image shape or another number of classes.
         """
         made = self._stage()
         found, wanted = (made.generator.image_shape, made.latent), (dataset.image_shape, dataset.num_classes)
         if found != wanted:
             raise ValueError(
-                f"the generator {self.generator} makes images {found[0]} for {found[1]} classes, and "
-                f"{dataset.name} has images {wanted[0]} of {wanted[1]}; make one with `jaxkd generator "
+                f"the generator {self.generator} makes images {found[0]} for {found[1]} classes, but "
+                f"{dataset.name} has images {wanted[0]} of {wanted[1]}; train one with `jaxkd generator "
                 f"--data {dataset.name}`"
             )
         return {"generator": made.variables, "image": np.zeros(made.generator.image_shape, np.float32)}
@@ -125,8 +126,8 @@ class MEKD(Method):
             return self.generator
         if not self.generator:
             raise ValueError(
-                "mekd needs the generator of its first stage: `jaxkd generator --teacher ... --data ... "
-                "--out FOLDER` makes it, and --method.generator FOLDER names it"
+                "mekd needs the generator of its first stage: train it with `jaxkd generator --teacher ... "
+                "--data ... --out FOLDER`, and pass --method.generator FOLDER"
             )
         return load_generator(place(self.generator))
 

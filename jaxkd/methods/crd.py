@@ -20,19 +20,19 @@ _EPS = 1e-12
 
 
 class CRD(Feature):
-    """CRD: the student's embedding of an image against the teacher's of it and of others, and vice versa.
+    """CRD: contrasts the student's embedding of an image with the teacher's embeddings, and vice versa.
 
     Both embeddings are trained.  A bank holds an embedding of every training example: a running average of
-    what the network gave when it saw the example.  Negatives come from the banks, from the other classes,
-    without replacement; they are a function of the seed, the step and the example.
+    the network's embeddings of that example.  Negatives come from the banks, from the other classes, without
+    replacement; they are a function of the seed, the step and the example.
 
     Attributes:
-      weight: of the loss.
-      ce_weight: of the cross-entropy with the labels.
-      dimensions: of the embeddings.
-      negatives: the most for each example; all examples of the other classes, if they are fewer.
-      score_temperature: of the similarities; it has nothing to do with logits.
-      momentum: of the banks: the part of a row that stays.
+      weight: weight of the loss.
+      ce_weight: weight of the cross-entropy with the labels.
+      dimensions: dimensions of the embeddings.
+      negatives: the maximum per example; all examples of the other classes, if they are fewer.
+      score_temperature: temperature of the similarities, not of logits.
+      momentum: momentum of the banks: the fraction of a row that is kept.
     """
 
     weight: float = 0.8
@@ -55,8 +55,8 @@ class CRD(Feature):
         labels = getattr(dataset.splits["train"], "labels", None)
         if labels is None:
             raise ValueError(
-                f"crd needs the labels of all training examples, and those of {dataset.name} are streamed; "
-                "take data that fit into memory, or another method"
+                f"crd needs the labels of all training examples, but those of {dataset.name} are streamed; "
+                "use data that fit into memory, or another method"
             )
         return {"labels": np.asarray(labels, np.int32)}
 
@@ -117,15 +117,15 @@ def contrast(
     negatives: int,
     num_classes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Which examples each one is told from.
+    """Draws the negatives of each example.
 
     Args:
-      key: of the step, the same on all devices.
-      ids: of the batch `[B]`: what is drawn for an example does not depend on the others, nor on its device.
-      labels: of the batch.
-      all_labels: of all training examples.
-      negatives: the most for each.
-      num_classes: how many classes there are.
+      key: the step's key, the same on all devices.
+      ids: the batch's ids `[B]`: an example's negatives depend neither on the others nor on its device.
+      labels: the batch's labels.
+      all_labels: the labels of all training examples.
+      negatives: the maximum per example.
+      num_classes: number of classes.
 
     Returns:
       Ids `[B, 1 + W]`, the example itself first and each other one at most once, and which of them count.
@@ -133,7 +133,7 @@ def contrast(
     size, all_labels = len(all_labels), jnp.asarray(all_labels)
     shuffling, starting = jax.random.split(key)
     order = jax.random.permutation(shuffling, size)
-    # A window of the shuffled examples, with room for those of the own class, which do not count.
+    # A window of the shuffled examples, with room for those of the same class, which do not count.
     width = min(size, negatives + 2 * -(-size // num_classes))
     start = jax.vmap(lambda one: jax.random.randint(jax.random.fold_in(starting, one), (), 0, size))(ids)
     drawn = order[(start[:, None] + jnp.arange(width)) % size]

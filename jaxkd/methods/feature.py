@@ -1,9 +1,9 @@
-"""Methods on features: a class each over the losses of `jaxkd.losses.feature`.
+"""Methods on features: one class each, over the losses of `jaxkd.losses.feature`.
 
-Features are found by name: the maps "stage1", "stage2", ... in this order, those before the activation,
-"stage1_preact" and so on (a stage without one has the same before and after), and "pooled".  Where two
-networks have different numbers of stages, the shorter list decides.  What a method puts between the networks
-is trained with the student; it begins with the distributions of the public code.
+Features are found by name: the maps "stage1", "stage2", ... in this order, the pre-activation maps
+"stage1_preact" and so on (without one, a stage's own map is used), and "pooled".  If two networks have
+different numbers of stages, the shorter list decides.  A method's layers between the networks are trained
+with the student; they are initialised as in the public code.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from jaxkd.models.layers import BatchNorm, linear, relu, widened
 
 
 class Feature(Method):
-    """`ce_weight` x cross-entropy + `weight` x a loss on features; what the methods below share.
+    """`ce_weight` x cross-entropy + `weight` x a loss on features; the base of the methods below.
 
     Attributes:
-      weight: of the loss on features.
-      ce_weight: of the cross-entropy with the labels.
+      weight: weight of the loss on features.
+      ce_weight: weight of the cross-entropy with the labels.
     """
 
     weight: float = 1.0
@@ -64,9 +64,9 @@ class FitNet(Feature):
     """FitNet: the teacher's map, predicted from the student's by a convolution, batch norm and ReLU.
 
     Attributes:
-      weight: of the mean squared error of the maps.
-      ce_weight: of the cross-entropy with the labels.
-      hint: the map of both networks.
+      weight: weight of the mean squared error of the maps.
+      ce_weight: weight of the cross-entropy with the labels.
+      hint: name of the map, in both networks.
     """
 
     weight: float = 100.0
@@ -84,7 +84,7 @@ class FitNet(Feature):
         return self._terms(x, hint=(losses.hint(relu(y), teacher), 1.0))
 
     def _convolution(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
-        """Brings a map to the teacher's size: a stride of 2, its transpose, or a kernel without padding."""
+        """Resizes a map to the teacher's size: a stride of 2, its transpose, or a kernel without padding."""
         (_, h, w, width), (_, rows, columns, channels) = student, teacher
         if (h, w) == (2 * rows, 2 * columns):
             return convolution(channels, (3, 3), inputs=width, stride=2, padding=1, name="conv")
@@ -98,18 +98,18 @@ class FitNet(Feature):
             kernel = 1 + h - rows, 1 + w - columns
             return convolution(channels, kernel, inputs=width, padding=0, name="conv")
         raise ValueError(
-            f"fitnet brings a student's map to the teacher's size if it is larger, equal or half as large; "
+            f"fitnet resizes a student's map to the teacher's size if it is larger, equal or half as large; "
             f"{self.hint} is {h}x{w} in the student and {rows}x{columns} in the teacher; choose another map "
             "with hint (--method.hint)"
         )
 
 
 class AT(Feature):
-    """Attention transfer: where the maps of each stage have their energy.
+    """Attention transfer: the spatial energy of each stage's maps.
 
     Attributes:
-      weight: of the distance of the attention maps, summed over the stages.
-      ce_weight: of the cross-entropy with the labels.
+      weight: weight of the distance of the attention maps, summed over the stages.
+      ce_weight: weight of the cross-entropy with the labels.
       power: exponent of the activations.
     """
 
@@ -130,8 +130,8 @@ class NST(Feature):
     """Neuron selectivity transfer: the distribution of the channels of each stage.
 
     Attributes:
-      weight: of the discrepancy, summed over the stages.
-      ce_weight: of the cross-entropy with the labels.
+      weight: weight of the discrepancy, summed over the stages.
+      ce_weight: weight of the cross-entropy with the labels.
     """
 
     weight: float = 50.0
@@ -148,9 +148,9 @@ class VID(Feature):
     """Variational information distillation: the likelihood of the teacher's map, given the student's.
 
     Attributes:
-      weight: of the negative log-likelihood, summed over the stages.
-      ce_weight: of the cross-entropy with the labels.
-      variance: of every channel at the start.
+      weight: weight of the negative log-likelihood, summed over the stages.
+      ce_weight: weight of the cross-entropy with the labels.
+      variance: initial variance of every channel.
     """
 
     weight: float = 1.0
@@ -185,8 +185,8 @@ class OFD(Feature):
     The margins come from the batch norms before the teacher's activations.
 
     Attributes:
-      weight: of the partial distance; that of a stage counts half of the next one's.
-      ce_weight: of the cross-entropy with the labels.
+      weight: weight of the partial distance; each stage counts half as much as the next one.
+      ce_weight: weight of the cross-entropy with the labels.
     """
 
     weight: float = 0.001
@@ -205,9 +205,9 @@ class OFD(Feature):
         norms = getattr(module, "preact_norms", {})
         if not norms:
             raise ValueError(
-                f"ofd takes margins from the batch norm before each stage's activation, and the teacher "
-                f"{teacher.name} has none that are known; take a ResNet, Wide ResNet, VGG or MobileNetV2, or "
-                'give your module a property preact_norms, such as {"stage1": ("block1", "norm2")}'
+                f"ofd takes margins from the batch norm before each stage's activation, but none are known "
+                f"for the teacher {teacher.name}; use a ResNet, Wide ResNet, VGG or MobileNetV2, or give "
+                'your module a property preact_norms, such as {"stage1": ("block1", "norm2")}'
             )
         margins = {}
         for stage, path in norms.items():
@@ -227,8 +227,8 @@ class OFD(Feature):
         for index, (s, (stage, t)) in enumerate(pairs):
             if not self.has_variable("constants", stage):
                 raise ValueError(
-                    f"ofd has no margin for the teacher's {stage}; method.constants(...) makes the margins, "
-                    "for the stages that the teacher's preact_norms names"
+                    f"ofd has no margin for the teacher's {stage}; method.constants(...) computes the "
+                    "margins of the stages in the teacher's preact_norms"
                 )
             y = widened(s)
             y = convolution(
@@ -250,10 +250,10 @@ class RKD(Feature):
     """Relational KD: distances and angles between the examples of the batch, of all devices.
 
     Attributes:
-      weight: of the relational loss.
-      ce_weight: of the cross-entropy with the labels.
-      distance_weight: of the distances in the relational loss.
-      angle_weight: of the angles in the relational loss.
+      weight: weight of the relational loss.
+      ce_weight: weight of the cross-entropy with the labels.
+      distance_weight: weight of the distances in the relational loss.
+      angle_weight: weight of the angles in the relational loss.
     """
 
     weight: float = 1.0
@@ -280,8 +280,8 @@ class PKT(Feature):
     """Probabilistic knowledge transfer: similarities of the examples of the batch, as probabilities.
 
     Attributes:
-      weight: of the divergence, which is small.
-      ce_weight: of the cross-entropy with the labels.
+      weight: weight of the divergence, which is small.
+      ce_weight: weight of the cross-entropy with the labels.
     """
 
     weight: float = 30000.0
@@ -298,8 +298,8 @@ class SP(Feature):
     """Similarity-preserving KD: the Gram matrix of the batch in the last map.
 
     Attributes:
-      weight: of the distance of the matrices, which is small.
-      ce_weight: of the cross-entropy with the labels.
+      weight: weight of the distance of the matrices, which is small.
+      ce_weight: weight of the cross-entropy with the labels.
     """
 
     weight: float = 3000.0
@@ -317,8 +317,8 @@ class CC(Feature):
     """Correlation congruence as in RepDistiller: both networks' pooled features, embedded.
 
     Attributes:
-      weight: of the congruence.
-      ce_weight: of the cross-entropy with the labels.
+      weight: weight of the congruence.
+      ce_weight: weight of the cross-entropy with the labels.
       dim: width of the embeddings.
     """
 
@@ -342,10 +342,10 @@ class ITRD(Feature):
     """Information theoretic representation distillation: correlation and mutual information over the batch.
 
     Attributes:
-      weight: of both losses.
-      ce_weight: of the cross-entropy with the labels.
-      correlation_weight: of the correlation loss.
-      mutual_weight: of the mutual information loss.
+      weight: weight of both losses.
+      ce_weight: weight of the cross-entropy with the labels.
+      correlation_weight: weight of the correlation loss.
+      mutual_weight: weight of the mutual information loss.
       alpha: the order of Renyi's entropy in the correlation loss.
     """
 
@@ -368,7 +368,7 @@ class ITRD(Feature):
         widths = student.shape[-1], teacher.shape[-1]
         embedded = linear(widths[1], inputs=widths[0], name="embed")(student)
         correlation = losses.itrd_correlation(embedded, teacher, alpha=self.alpha, where=where)
-        # As in the authors' code, features of one width are compared as they are here.
+        # As in the authors' code, features of equal width are compared directly.
         compared = student if widths[0] == widths[1] else embedded
         mutual = losses.itrd_mutual(compared, teacher, where=where)
         return self._terms(
@@ -379,12 +379,12 @@ class ITRD(Feature):
 
 
 def networks(x: Inputs) -> tuple[tuple[Outputs, str], tuple[Outputs, str]]:
-    """The student's and the teacher's outputs, and what errors call each."""
+    """The student's and the teacher's outputs, each with its name for errors."""
     return (x.student["main"], "student"), (x.teacher["main"], "teacher")
 
 
 def stages(outputs: Outputs, of: str, *, before_activation: bool = False) -> dict[str, jax.Array]:
-    """A network's maps in order, "stage1" and so on; those before the activation, where they differ."""
+    """A network's maps in order, "stage1" and so on; optionally the pre-activation maps, if they differ."""
     found = {}
     for number in itertools.count(1):
         stage = f"stage{number}"
@@ -392,7 +392,7 @@ def stages(outputs: Outputs, of: str, *, before_activation: bool = False) -> dic
             break
         name = f"{stage}_preact" if before_activation else stage
         found[stage] = map_named(name if name in outputs.features else stage, outputs, of)
-    return found or {"stage1": map_named("stage1", outputs, of)}  # which says what is missing
+    return found or {"stage1": map_named("stage1", outputs, of)}  # raises an error that names what is missing
 
 
 def pooled(outputs: Outputs, of: str) -> jax.Array:
@@ -401,7 +401,7 @@ def pooled(outputs: Outputs, of: str) -> jax.Array:
 
 
 def pooled_of_batch(x: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The student's and the teacher's pooled features of all devices' examples, and which are real."""
+    """The student's and the teacher's pooled features of all devices' examples, and the mask of real ones."""
     whole = x.gather()
     student, teacher = (pooled(*network) for network in networks(whole))
     return student, teacher, whole.where
@@ -415,9 +415,9 @@ def map_named(name: str, outputs: Outputs, of: str) -> jax.Array:
 def _named(name: str, outputs: Outputs, of: str, rank: int) -> jax.Array:
     if name not in outputs.features:
         raise ValueError(
-            f"the method reads the feature {name} of both networks, and the {of} has "
-            f"{', '.join(outputs.features) or 'no features'}; a module of your own returns features by name "
-            f"beside its logits, or models.from_linen(module, features={{{name!r}: 'path'}}) names them"
+            f"the method reads the feature {name} of both networks, but the {of} has "
+            f"{', '.join(outputs.features) or 'no features'}; your own module must return features by name "
+            f"with its logits, or name them with models.from_linen(module, features={{{name!r}: 'path'}})"
         )
     feature = outputs.features[name]
     if feature.ndim != rank:
@@ -437,7 +437,7 @@ def convolution(
     use_bias: bool = True,
     kernel_init: Initializer = fan_in_uniform,
 ) -> nn.Conv:
-    """A convolution that begins as torch's, for `inputs` channels."""
+    """A convolution initialised as in torch, for `inputs` channels."""
     bias = uniform(1 / math.sqrt(math.prod(kernel) * inputs))
     return nn.Conv(
         width, kernel, stride, padding, use_bias=use_bias, kernel_init=kernel_init, bias_init=bias, name=name

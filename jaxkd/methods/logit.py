@@ -25,7 +25,7 @@ from jaxkd.methods.base import (
 )
 from jaxkd.metrics import Histogram, Mean, Metric
 
-# The temperature rules that have names, beside numbers.
+# The named temperature rules.
 RULES: dict[str, temperature.Rule] = {
     "max_logit": temperature.max_logit,
     "max_logit_teacher": lambda student, teacher, **options: temperature.max_logit(
@@ -33,7 +33,7 @@ RULES: dict[str, temperature.Rule] = {
     ),
 }
 _OF_BATCH = (losses.dist,)  # a scalar of the whole batch
-# What numbers the losses' own options may be.
+# The valid numbers for the losses' own options.
 _OF_LOSSES = dict.fromkeys(("alpha", "beta", "gamma"), NOT_NEGATIVE)
 _OF_LOSSES |= dict.fromkeys(("exponent", "scale", "confidence_temperature"), POSITIVE)
 
@@ -44,13 +44,13 @@ class Logit(Method):
     Attributes:
       title: the method's name.
       loss: a loss of `jaxkd.losses`.
-      weight: of the distillation loss.
-      ce_weight: of the cross-entropy with the labels.
-      warmup_epochs: epochs in which the distillation weight grows: min(epoch / warmup_epochs, 1).
+      weight: weight of the distillation loss.
+      ce_weight: weight of the cross-entropy with the labels.
+      warmup_epochs: number of epochs in which the distillation weight grows: min(epoch / warmup_epochs, 1).
       options: keyword arguments of the loss.
     """
 
-    # No options of a method.
+    # Loss arguments that are not options of a method.
     fixed: ClassVar[tuple[str, ...]] = ("axis", "axis_name", "where", "ignore_index", "chunk_size")
     ranges: ClassVar[Mapping[str, Range]] = {**WEIGHTS, "warmup_epochs": NOT_NEGATIVE}
 
@@ -82,8 +82,8 @@ class Logit(Method):
         tau = None
         if rule is not None:
             tau = temperatures(rule, s, t, arguments["standardize"])
-            # As a rule: the check of a given array puts a number into the program that differs from tracing
-            # to tracing, and a compiled program would not be found again.
+            # As a rule: the check of an array would put a number into the program that differs with each
+            # trace, so the compiled program would not be found in the cache.
             arguments["temperature"] = rule if of_batch else lambda *_, **__: tau
         if "labels" in inspect.signature(self.loss).parameters:
             arguments["labels"] = seen.labels
@@ -98,7 +98,7 @@ class Logit(Method):
 
 
 def temperatures(rule: temperature.Temperature, s: jax.Array, t: jax.Array, z_scores: bool) -> jax.Array:
-    """The temperatures of a batch, `[B, 1]`, by a rule that sees the logits or their z-scores."""
+    """The temperatures of a batch, `[B, 1]`, from a rule on the logits or their z-scores."""
     seen = (standardize(s), standardize(t)) if z_scores else (s, t)
     return temperature.resolve(rule, *seen)
 
@@ -119,7 +119,7 @@ def loss_options(loss: Callable[..., jax.Array], made: type[Logit]) -> dict[str,
 
 
 def parse_temperature(value: float | str) -> float | temperature.Rule:
-    """Turns a number, its text, or the name of a rule into what a loss takes as `temperature=`.
+    """Turns a number, its text, or a rule's name into a loss's `temperature=` argument.
 
     >>> parse_temperature("4")
     4.0

@@ -1,4 +1,4 @@
-"""The table of methods: one row a name, with the options that its source recommends."""
+"""The table of methods: one row per name, with the options that its source recommends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxkd.methods.two_views import MLKD
 
 
 class Row(NamedTuple):
-    """A method with its recommended options, and one line for people who choose."""
+    """A method with its recommended options, and a one-line summary."""
 
     make: Any
     summary: str
@@ -125,7 +125,7 @@ _METHODS: dict[str, Row] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` knows.
+    """The names that `create` accepts.
 
     >>> from jaxkd import methods
     >>> methods.names()[:3]
@@ -135,7 +135,7 @@ def names() -> tuple[str, ...]:
 
 
 def summary(name: str) -> str:
-    """One line on a method."""
+    """A method's one-line summary."""
     return " and ".join(_find(part).summary for part in name.split("+"))
 
 
@@ -175,19 +175,19 @@ def accepted(name: str) -> dict[str, Option]:
 
 
 def _kind(hint: Any, field: Any) -> Any:
-    """The type of an option on a command line, where nothing can be an object."""
+    """The type of an option on the command line, which cannot pass objects."""
     return type(field.default) if hint is Any else hint
 
 
 _HELP = {
     "temperature": "a positive number, max_logit (the adaptive temperature) or max_logit_teacher",
-    "standardize": "whether the softmax sees z-scores of the logits",
+    "standardize": "whether to use z-scores of the logits in the softmax",
 }
 
 
 def _accepted_by_sum(name: str) -> dict[str, Option]:
-    """Those of each part after the part's name, and one weight of the cross-entropy."""
-    found = {"ce_weight": Option(float, 1.0, "of the cross-entropy with the labels")}
+    """The options of each part, prefixed with the part's name, and one weight for the cross-entropy."""
+    found = {"ce_weight": Option(float, 1.0, "weight of the cross-entropy with the labels")}
     for part in name.split("+"):
         found |= {
             f"{part}_{option}": known for option, known in accepted(part).items() if option != "ce_weight"
@@ -200,8 +200,8 @@ def create(name: str, **options: Any) -> Method:
 
     Args:
       name: one of `names()`; or several, joined by "+", for the sum of their losses.  The options of a sum
-        are those of its parts with the part's name in front, and `ce_weight`: "kd+dist" has `kd_weight`.
-      **options: in place of the recommended ones; `accepted(name)` lists them.
+        are those of its parts, prefixed with the part's name, and `ce_weight`: "kd+dist" has `kd_weight`.
+      **options: override the recommended ones; `accepted(name)` lists them.
 
     Returns:
       A Flax Linen module, `method(inputs) -> terms`.
@@ -250,7 +250,7 @@ def _find(name: str) -> Row:
 
 
 def options(method: Method) -> dict[str, Any]:
-    """A method's attributes by name, ready for JSON: with its name, what identifies it in a run.
+    """A method's attributes by name, ready for JSON; with the method's name, they identify it in a run.
 
     >>> from jaxkd import methods
     >>> methods.options(methods.create("lskd"))
@@ -268,7 +268,7 @@ def options(method: Method) -> dict[str, Any]:
 
 
 def title(method: Method) -> str:
-    """The name of a method: that of its row, of its function, or of its class."""
+    """The name of a method: its row's, its function's, or its class's."""
     of_class = {row.make: name for name, row in _METHODS.items()}
     known = getattr(method, "title", None) or of_class.get(type(method))
     return known or type(method).__name__

@@ -17,7 +17,7 @@ from jaxkd.methods.feature import Feature, batch_norm, convolution, networks, po
 from jaxkd.models.initializers import uniform
 from jaxkd.models.layers import widened
 
-_WIDEST = 512  # channels in which stages are fused
+_WIDEST = 512  # maximum number of channels for fusing stages
 
 
 class ReviewKD(Feature):
@@ -28,9 +28,9 @@ class ReviewKD(Feature):
     for the pooled features; with fewer, the student's deepest predict nothing, and are fused into the others.
 
     Attributes:
-      weight: of the hierarchical context loss, summed over the stages.
-      ce_weight: of the cross-entropy with the labels.
-      warmup_epochs: epochs in which the weight grows: min(epoch / warmup_epochs, 1).
+      weight: weight of the hierarchical context loss, summed over the stages.
+      ce_weight: weight of the cross-entropy with the labels.
+      warmup_epochs: number of epochs in which the weight grows: min(epoch / warmup_epochs, 1).
     """
 
     warmup_epochs: int = 20

@@ -1,4 +1,4 @@
-"""Methods on what the classifier sees: SimKD, which answers through the teacher's, and CAT-KD."""
+"""Methods on the classifier's input: SimKD, which predicts with the teacher's classifier, and CAT-KD."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from jaxkd.models.layers import BatchNorm, relu, widened
 
 
 class SimKD(Feature):
-    """SimKD: the teacher's last map, predicted from the student's; the teacher's own classifier answers.
+    """SimKD: the teacher's last map, predicted from the student's; the teacher's own classifier predicts.
 
     What is trained, evaluated and saved is the student with a projector and that classifier; the student's
     own classifier is not trained.
 
     Attributes:
-      weight: of the mean squared error of the maps.
-      ce_weight: of the cross-entropy of the prediction with the labels; the source has none.
-      factor: how many times narrower the projector is inside than the teacher's map.
-      map: the map of both networks: "last" is the one that the classifier sees pooled.
+      weight: weight of the mean squared error of the maps.
+      ce_weight: weight of the cross-entropy of the prediction with the labels; the source has none.
+      factor: ratio of the teacher's map's width to the projector's inner width.
+      map: name of the map, in both networks: "last" is the map that is pooled for the classifier.
     """
 
     ce_weight: float = 0.0
@@ -41,7 +41,7 @@ class SimKD(Feature):
     ranges: ClassVar = {"factor": COUNT}
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
-        """The teacher's classifier, and what averages a map of the size of the smaller one of both."""
+        """The teacher's classifier, and the pooling weights for a map of the smaller one's size."""
         network, variables = teacher.frozen
         shape = dataset.image_shape
         own = jax.eval_shape(lambda: student.init(0, shape))
@@ -71,7 +71,7 @@ class SimKD(Feature):
     def _project(
         self, source: jax.Array, where: jax.Array | None, axis_name: str | None, *, train: bool
     ) -> jax.Array:
-        """1x1, 3x3 and 1x1 convolutions, each with batch norm and ReLU: a map as the teacher's."""
+        """1x1, 3x3 and 1x1 convolutions, each with batch norm and ReLU: a map like the teacher's."""
         average: Any = self.get_variable("constants", "average")
         head: Any = self.get_variable("constants", "kernel")
         width, inside = head.shape[0], head.shape[0] // self.factor
@@ -101,13 +101,13 @@ class SimKD(Feature):
 
 
 class CATKD(Feature):
-    """CAT-KD: the class activation maps of both networks, made small.
+    """CAT-KD: the class activation maps of both networks, pooled to a small size.
 
     Attributes:
-      weight: of the mean squared error of the maps.
-      ce_weight: of the cross-entropy with the labels.
-      size: height and width of the compared maps; the source takes 4 for ShuffleNet students.
-      normalize: whether each map is divided by its length; the source does so between different families.
+      weight: weight of the mean squared error of the maps.
+      ce_weight: weight of the cross-entropy with the labels.
+      size: height and width of the compared maps; the source uses 4 for ShuffleNet students.
+      normalize: whether to divide each map by its length; the source does so between different families.
     """
 
     weight: float = 1.0
@@ -129,10 +129,10 @@ def linear_head(teacher: Any, method: str) -> dict[str, Any]:
 
     Args:
       teacher: a `jaxkd.teachers.Teacher`.
-      method: for the error.
+      method: the method's name, for the error.
 
     Raises:
-      ValueError: it has none, or several that could be it.
+      ValueError: there is no such layer, or there are several candidates.
     """
     network, variables = teacher.frozen
     shape = teacher.description.image_shape

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Sum(Method):
-    """The terms of several methods, added up.
+    """The summed terms of several methods.
 
     Their cross-entropies become one term, "ce", whose weight is the sum of theirs.  A term whose name is
     taken gets the name of its method.  Of two metrics with one name, the first one's is shown, and none whose
@@ -45,17 +45,17 @@ class Sum(Method):
 
     @property
     def views(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of any part."""
+        """The views of all parts."""
         return tuple(dict.fromkeys(view for part in self.methods for view in part.views))
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What any part reads."""
+        """Everything that a part reads."""
         return tuple(dict.fromkeys(name for part in self.methods for name in part.reads))
 
     @property
     def learns(self) -> str:  # type: ignore[override]
-        """What the parts learn."""
+        """Everything that the parts learn."""
         return ", ".join(part.learns for part in self.methods if part.learns)
 
     def __call__(self, x: Inputs) -> Terms:
@@ -77,30 +77,30 @@ class Sum(Method):
 
     @property
     def answers(self) -> bool:
-        """Whether a part does."""
+        """Whether a part predicts in the student's place."""
         return any(part.answers for part in self.methods)
 
     def predict(self, student: Outputs) -> jax.Array:
-        """That of the part that has one of its own."""
+        """The prediction of the part that has its own."""
         return next((part for part in self.methods if part.answers), self.methods[0]).predict(student)
 
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
-        """That of the first part with the view."""
+        """The augmentation of the first part with the view."""
         return next(part for part in self.methods if view in part.views).augmentation(view, main)
 
     def constants(self, teacher: Any, student: Any, dataset: Any) -> Mapping[str, Any]:
-        """Those of each part, under the name of its module."""
+        """The constants of each part, under the name of its module."""
         parts = enumerate(self.methods)
         own = {f"methods_{index}": part.constants(teacher, student, dataset) for index, part in parts}
         return {name: constants for name, constants in own.items() if constants}
 
 
 def answering_part(method: Method, variables: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """The method that answers in the student's place, and its variables without "memory".
+    """The method that predicts in the student's place, and its variables without "memory".
 
     Args:
-      method: one that answers; of a sum, the part that does is returned.
-      variables: of `method`, by collection.
+      method: a method that predicts; for a sum, returns the part that does.
+      variables: the variables of `method`, by collection.
     """
     kept = {name: tree for name, tree in variables.items() if name != "memory"}
     if not isinstance(method, Sum):

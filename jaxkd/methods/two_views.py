@@ -20,13 +20,13 @@ class MLKD(Method):
     student runs twice, so its batch norm sees two batches.  The loss is of the whole batch.
 
     Attributes:
-      weight: of `losses.mlkd`.
-      ce_weight: of each view's cross-entropy.
-      temperature: a positive number, max_logit (the adaptive temperature) or max_logit_teacher; in place of
+      weight: weight of `losses.mlkd`.
+      ce_weight: weight of each view's cross-entropy.
+      temperature: a positive number, max_logit (the adaptive temperature) or max_logit_teacher; replaces
         the first of the five temperatures.
-      standardize: whether the KD terms see z-scores.
-      standardize_grams: whether Gram matrices and masks see them too (Matsuyama et al.; not Sun et al.).
-      true_mask: whether the masks select, which the published code does not do.
+      standardize: whether the KD terms use z-scores.
+      standardize_grams: whether Gram matrices and masks use them too (Matsuyama et al.; not Sun et al.).
+      true_mask: whether the masks select, unlike in the published code.
     """
 
     title: str = "mlkd"

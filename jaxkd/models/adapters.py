@@ -231,7 +231,7 @@ def from_nnx(
 
     Args:
       module: a function of `nnx.Rngs` that makes the module, so that every seed has initial values of its
-        own; or a module, whose values are the initial ones for every seed.
+        own; or a module: its values are then the initial ones for every seed.
       name: for tables and for the run's identity; by default that of its class or function.
       call: `(module, images, train) -> result`; by default `module(images)`, after `module.train()` or
         `module.eval()`.  What it returns is as for `from_linen`.

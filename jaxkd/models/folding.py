@@ -91,7 +91,7 @@ def fold(
     statistics = flax.traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))
     biases = {}
     for conv, (norm, epsilon) in pairs.items():
-        # In float64 on the host: once, and without a rounding of its own.
+        # In float64 on the host: once, and without additional rounding.
         mean, var = (np.asarray(statistics.pop((*norm, name)), np.float64) for name in ("mean", "var"))
         factor = np.asarray(params.pop((*norm, "scale"), 1.0), np.float64) / np.sqrt(var + epsilon)
         kernel = params[(*conv, "kernel")]

@@ -126,7 +126,7 @@ def batch_statistics(
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Makes the layers of one network in one mode, so that what they all share is said once.
+    """Creates the layers of one network in one mode, with their shared arguments set once.
 
     Attributes:
       train: whether batch norm takes the statistics of the batch.

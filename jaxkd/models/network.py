@@ -91,7 +91,7 @@ class Network:
       name: for tables, and for the run's identity.
       forward: its functions.
       mean: of each channel of pixels in [0, 1], for normalisation; None until a data set gives it.
-      std: likewise.
+      std: standard deviation of each channel.
     """
 
     name: str

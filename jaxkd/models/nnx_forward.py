@@ -95,7 +95,7 @@ class NNXForward:
 
     @functools.cached_property
     def _template(self) -> tuple[Any, list[tuple[Any, Any]]]:
-        """The module's structure, with arrays that stand for its random keys alone."""
+        """The module's structure, with placeholder arrays only for its random keys."""
         with jax.ensure_compile_time_eval():
             graph, state = nnx.split(self.make(nnx.Rngs(0)))
             return graph, list(nnx.to_flat_state(state))

@@ -1,7 +1,7 @@
 """VGG with batch norm (Simonyan & Zisserman 2014, arXiv 1409.1556): vgg8, vgg11, vgg13, vgg16, vgg19.
 
 Five blocks of 3x3 convolutions with biases, and a single linear layer at the end.  Structure and names are
-those of RepDistiller, where `vgg8` stands for the network with batch norm, too.
+those of RepDistiller, where `vgg8` also means the network with batch norm.
 """
 
 from __future__ import annotations

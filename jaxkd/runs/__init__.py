@@ -1,4 +1,4 @@
-"""Runs: what has side effects around the pure core: records, checkpoints, resuming, evaluation, stopping."""
+"""Runs: everything with side effects around the pure core: records, checkpoints, resuming, evaluation."""
 
 from jaxkd._extras import require
 

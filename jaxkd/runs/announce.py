@@ -1,4 +1,4 @@
-"""What a run is about to do, in words: said before anything is compiled."""
+"""Describes what a run is about to do, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def announce(
     config: RunConfig,
     devices: Sequence[jax.Device],
 ) -> list[str]:
-    """Lines on how a batch is shared, on the learning rate, and on the memory of each device.
+    """Lines on how a batch is split, on the learning rate, and on the memory of each device.
 
     Args:
       task: the run's constants.
       dataset: with the split "train".
-      state: at the start.
-      teacher_variables: the teacher's; None without one.
-      recipe: of the optimiser; None for an own one.
-      config: of the run.
-      devices: of all processes.
+      state: the initial state.
+      teacher_variables: the teacher's variables; None without a teacher.
+      recipe: the optimiser's recipe; None for a user's own optimiser.
+      config: the run's options.
+      devices: the devices of all processes.
     """
     share = config.batch_size // len(devices)
     processes = len({device.process_index for device in devices})
@@ -62,7 +62,7 @@ def announce(
 
 
 def cost(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> str:
-    """A network's size and arithmetic, in words; only its name where it is none of `models.names()`.
+    """A network's size and multiply-adds, in words; only its name if it is not in `models.names()`.
 
     >>> cost("resnet8", 100, (32, 32, 3))
     'resnet8 (83,892 parameters, 12.5 million multiply-adds an image)'
@@ -74,7 +74,7 @@ def cost(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> str:
 
 
 def megabytes(size: int) -> str:
-    """A number of bytes, in words.
+    """A number of bytes, as text.
 
     >>> megabytes(1_250_000), megabytes(400)
     ('1.2 MB', '0.0 MB')

@@ -1,9 +1,9 @@
 """Checkpoints of a run: verified when written and when read; a damaged one is named and set aside.
 
 A checkpoint is a folder, named after its step: `state` holds the arrays, `about.json` the files' digests and
-what the run's config.json says.  It appears under that name when it is complete and has been read back, and
-only then an older one is removed.  Saving is synchronous: the states are small, and a save that fails stops
-the run at once instead of vanishing in a thread.
+the contents of the run's config.json.  It appears under that name only when it is complete and has been read
+back, and only then is an older one removed.  Saving is synchronous: the states are small, and a failed save
+stops the run at once instead of being lost in a thread.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _SCHEMA = records.Schema(
 
 
 class About(NamedTuple):
-    """What a checkpoint says of itself.
+    """A checkpoint's metadata.
 
     Attributes:
-      files: their digests.
-      identity: what decides on the result of the run that saved it.
+      files: the digests of its files.
+      identity: everything that determines the result of the run that saved it.
       config: the run's config.json.
-      digest: of all this, and so of the checkpoint.
+      digest: the digest of all of this, and so of the checkpoint.
     """
 
     files: dict[str, str]
@@ -66,7 +66,7 @@ class About(NamedTuple):
 
 
 class Stepped(Protocol):
-    """A tree of arrays, a `flax.struct.dataclass`, that knows how many updates were made."""
+    """A tree of arrays, a `flax.struct.dataclass`, with its number of updates."""
 
     @property
     def step(self) -> jax.Array:
@@ -78,12 +78,12 @@ State = TypeVar("State", bound=Stepped)
 
 
 class Contents(NamedTuple):
-    """What a checkpoint holds.
+    """A checkpoint's contents.
 
     Attributes:
-      step: of the state.
-      state: nested dictionaries of NumPy arrays; `fit` makes a state of them.
-      about: what it says of itself.
+      step: the state's step.
+      state: nested dictionaries of NumPy arrays; `fit` turns them into a state.
+      about: the metadata.
     """
 
     step: int
@@ -92,7 +92,7 @@ class Contents(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run; a step's state is all that is needed to go on from it.
+    """The checkpoints of one run; a step's state is all that is needed to resume from it.
 
     Arrays are saved as NumPy, so a checkpoint from eight devices restores on one and back.
     """
@@ -108,9 +108,9 @@ class Checkpoints:
         """The checkpoints of a run.
 
         Args:
-          folder: where they are.
-          identity: what decides on the run's result; stored with each and compared on restore.
-          keep: how many stay.
+          folder: their folder.
+          identity: everything that determines the run's result; stored with each and compared on restore.
+          keep: the number of checkpoints to keep.
           config: the run's config.json, stored with each.
         """
         self._folder = folder
@@ -119,10 +119,10 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, state: State) -> int:
-        """Saves a state, unless its step is saved already, and returns its step.
+        """Saves a state, unless its step is already saved, and returns its step.
 
         Raises:
-          OSError: it could not be written; what was saved before is still there.
+          OSError: it could not be written; earlier checkpoints are intact.
         """
         host = jax.device_get(state)
         step = int(host.step)
@@ -144,12 +144,12 @@ class Checkpoints:
     def restore_latest(self, like: State) -> State | None:
         """The newest good state, as NumPy arrays; None if nothing was ever saved.
 
-        Damaged checkpoints that are newer are set aside as `damaged-STEP`, where they stand in nobody's way;
-        what a killed process left unfinished is removed.
+        Newer damaged checkpoints are set aside as `damaged-STEP`; the unfinished remains of a killed process
+        are removed.
 
         Raises:
-          ValueError: a checkpoint is of another run, or there are some and all of them are damaged.
-          OSError: one cannot be read now, which is no damage; nothing is set aside.
+          ValueError: a checkpoint is of another run, or all existing checkpoints are damaged.
+          OSError: one cannot be read now, which is not damage; nothing is set aside.
         """
         remove_unfinished(self._folder)
         found, damaged = read_newest(self._folder)
@@ -157,7 +157,7 @@ class Checkpoints:
             if damaged:
                 raise ValueError(
                     f"all checkpoints in {self._folder} are damaged (steps {damaged}); "
-                    "move that folder away to begin from step 0"
+                    "move that folder away to start from step 0"
                 )
             return None
         if different := differing_keys(found.about.identity, self._identity):
@@ -171,12 +171,12 @@ class Checkpoints:
         return state
 
     def latest_step(self) -> int | None:
-        """The newest step that is saved; None if there is none."""
+        """The newest saved step; None if there is none."""
         return max(saved_steps(self._folder), default=None)
 
 
 def describe_newest(step: int | None) -> str:
-    """Words for what is saved if `step` is the newest.
+    """Describes the newest checkpoint, at `step`.
 
     >>> describe_newest(None), describe_newest(20)
     ('there is no checkpoint yet', 'the last good checkpoint is step 20')
@@ -185,25 +185,25 @@ def describe_newest(step: int | None) -> str:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps that are named in a folder of checkpoints, in order, good or not."""
+    """The steps of all checkpoints in a folder, in order, damaged or not."""
     if not folder.is_dir():
         return []
-    # Not glob: it takes a folder that may not be read for an empty one.
+    # Not glob: it treats an unreadable folder as empty.
     names = names_in(folder) if is_remote(folder) else [path.name for path in folder.iterdir()]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_newest(folder: Path) -> tuple[Contents | None, list[int]]:
-    """The newest checkpoint that is not damaged, if there is one, and the steps of damaged ones before it.
+    """The newest undamaged checkpoint, if there is one, and the steps of newer damaged ones.
 
     Raises:
-      OSError: one cannot be read now: no memory, no descriptors, no permission, a disk that fails.
+      OSError: one cannot be read now: no memory, no descriptors, no permission, a failing disk.
     """
     return _newest(folder, _read)
 
 
 def recorded_config(folder: Path) -> tuple[dict[str, Any], int] | None:
-    """What the newest checkpoint that says it says of the run's config.json, and the checkpoint's step.
+    """The run's config.json as stored in the newest checkpoint that has it, and the checkpoint's step.
 
     Raises:
       OSError: a checkpoint cannot be read now.
@@ -211,7 +211,7 @@ def recorded_config(folder: Path) -> tuple[dict[str, Any], int] | None:
 
     def read(one: Path) -> tuple[dict[str, Any], int]:
         if not (config := _read_about(one).config):
-            raise DamagedError(f"{one / _ABOUT} does not say what the run's config.json was")
+            raise DamagedError(f"{one / _ABOUT} does not contain the run's config.json")
         return config, int(one.name)
 
     return _newest(folder, read)[0]
@@ -224,7 +224,7 @@ def _newest(folder: Path, read: Callable[[Path], T]) -> tuple[T | None, list[int
         try:
             return read(one), damaged
         except DamagedError as error:
-            if not one.is_dir():  # the run that goes on there has removed it meanwhile
+            if not one.is_dir():  # the active run has removed it in the meantime
                 return _newest(folder, read)
             logger.warning("skipping checkpoint %s: %s", one, first_line(error))
             damaged.append(step)
@@ -237,7 +237,7 @@ def _read(folder: Path) -> Contents:
         check_files(there, about.files)
         state = load_tree(there / _STATE, None, checked=True, name=folder / _STATE)
     if not isinstance(state, dict) or (step := int(state["step"])) != int(folder.name):
-        raise DamagedError(f"{folder} is misnamed: it does not hold that step")
+        raise DamagedError(f"{folder} is misnamed: it does not contain that step")
     return Contents(step, state, about)
 
 
@@ -246,17 +246,17 @@ def _read_about(folder: Path) -> About:
     try:
         fields = records.read(file, _SCHEMA)
     except FileNotFoundError:
-        raise DamagedError(f"{file} is absent") from None
+        raise DamagedError(f"{file} is missing") from None
     except OSError as error:
         raise OSError(f"{file} cannot be read now ({error.strerror}); nothing was changed") from error
     return About(fields["files"], fields["identity"], fields.get("config", {}), records.checksum(fields))
 
 
 def fit(contents: Contents, like: State, name: str) -> State:
-    """The state of a checkpoint, of the structure of `like`.
+    """The state of a checkpoint, with the structure of `like`.
 
     Raises:
-      ValueError: its arrays are others; some that differ are named.
+      ValueError: its arrays differ; some of them are named.
     """
     wanted, stored = (_shapes(tree) for tree in (flax.serialization.to_state_dict(like), contents.state))
     if different := differing_keys(stored, wanted):

@@ -1,7 +1,7 @@
-"""TensorBoard events, written at once, so that a disk that fails is an error.
+"""TensorBoard events, written synchronously, so that a failing disk raises an error.
 
-tensorboardX's own SummaryWriter hands events to a thread; when a full disk ends that thread, the next events
-wait for it for ever, and the run with them.
+tensorboardX's own SummaryWriter passes events to a thread; if a full disk ends that thread, the next events
+wait for it forever, and so does the run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 
 class Events:
-    """The events of one process, in a file of its own."""
+    """The events of one process, in its own file."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Opens a new file; events of earlier processes from `first_step` on are hidden, if that is not 0."""
+        """Opens a new file; hides earlier processes' events from `first_step` on, if that is not 0."""
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
         if first_step:
@@ -30,12 +30,12 @@ class Events:
         """Writes the values of a step, by tag.
 
         Raises:
-          OSError: the disk did not take them.
+          OSError: the write failed.
         """
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()])
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file; everything is in it already."""
+        """Closes the file; everything is already written."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""Figures of a summary of runs, fit for a paper: each pair of networks is a text column wide."""
+"""Figures of a summary of runs, ready for a paper: each pair of networks is one text column wide."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Look(NamedTuple):
 
 
 def save_all(summary: Summary, out: Path) -> list[str]:
-    """Writes every figure that the runs have something for, as PNG and PDF; returns their names."""
+    """Writes every figure that the runs have data for, as PNG and PDF; returns their names."""
     named: dict[str, Figure | None] = {"accuracy": accuracy(summary), "differences": differences(summary)}
     for name in _distributed(summary):
         named[name] = distribution(summary, name)
@@ -81,9 +81,9 @@ def save(figure: Figure, out: Path, name: str) -> None:
 
 
 def accuracy(summary: Summary) -> Figure | None:
-    """Test accuracy by epoch, and its difference to the baseline: means, and bands over all seeds.
+    """Test accuracy by epoch, and its difference from the baseline: means, and bands over all seeds.
 
-    None for more methods than a reader can tell apart.
+    None for more methods than a reader can distinguish.
     """
     if len(summary.methods) > _MOST_CURVES:
         return None
@@ -117,9 +117,9 @@ def accuracy(summary: Summary) -> Figure | None:
 
 
 def differences(summary: Summary) -> Figure | None:
-    """Each method's difference to the baseline: dots for seeds, a bar for the mean and its 95 % interval.
+    """Each method's difference from the baseline: dots for seeds, a bar for the mean and its 95 % interval.
 
-    A method that is far from all others is written at the edge, since the others would shrink to a line.
+    A method far from all others is written at the edge, since the others would shrink to a line.
     """
     found = {
         (method, pair): difference
@@ -195,7 +195,7 @@ def _far_from_the_others(means: Mapping[str, float]) -> set[str]:
 
 
 def distribution(summary: Summary, metric: str) -> Figure | None:
-    """A metric over the training images of the last epoch, and by epoch: mean, and 5 to 95 % of them."""
+    """A metric over the training images of the last epoch, and by epoch: mean and 5 to 95 % range."""
     looks = _looks(summary.methods)
     described = {key: found for key, cell in summary.cells.items() if (found := _described(cell, metric))}
     ends = [

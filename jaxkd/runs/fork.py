@@ -1,4 +1,4 @@
-"""Starting a run from another run's checkpoint, under a configuration of its own."""
+"""Starts a run from another run's checkpoint, with its own configuration."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from jaxkd.runs.checkpoint import Contents, fit, read_newest, saved_steps
 from jaxkd.runs.record import recorded
 from jaxkd.training import Task, TrainState
 
-# What decides on which examples a step sees: under another, a step of the old run is none of the new one.
+# These determine the examples of each step: if they differ, steps of the two runs do not correspond.
 _SAME = ("data_digest", "batch_size")
 
 
 def open_fork(other: Path, folder: Path) -> tuple[dict[str, Any] | None, Contents | None]:
-    """What the run in `folder` starts from.
+    """Finds the starting point of the run in `folder`.
 
     Args:
       other: the folder of the run to start from.
-      folder: that of the new run.
+      folder: the folder of the new run.
 
     Returns:
-      Where the start is from (`step` and `digest`), for the record; and the other run's newest good
-      checkpoint, which is None if the new run has one of its own to go on from: the other may be gone by now.
+      The origin (`step` and `digest`), for the record; and the other run's newest good checkpoint, which is
+      None if the new run has its own checkpoint to resume from: the other run may no longer exist.
 
     Raises:
-      ValueError: the other run has no good checkpoint or is the same run, or the new one is there, unforked.
+      ValueError: the other run has no good checkpoint or is the same run, or the new run exists and is not a
+        fork.
     """
     if other.resolve() == folder.resolve():
         raise ValueError(f"--fork {other} is the run's own folder; choose another one with --run")
     if saved_steps(folder / "checkpoints") and (config := recorded(folder).config) is not None:
         origin = config["identity"].get("forked_from")
         if origin is None:
-            raise ValueError(f"{folder} holds a run that is no fork; choose another folder with --run")
+            raise ValueError(f"{folder} holds a run that is not a fork; choose another folder with --run")
         return origin, None
     found, damaged = read_newest(other / "checkpoints")
     if found is None:
@@ -46,21 +47,21 @@ def open_fork(other: Path, folder: Path) -> tuple[dict[str, Any] | None, Content
 
 
 def graft(found: Contents, start: TrainState, identity: Mapping[str, Any], task: Task) -> TrainState:
-    """The state of a checkpoint as the start of another run; the sums of its epoch begin anew.
+    """Turns a checkpoint's state into the initial state of another run; resets the sums of its epoch.
 
     Args:
       found: the checkpoint.
       start: the new run's state at step 0.
-      identity: the new run's.
-      task: the new run's.
+      identity: the new run's identity.
+      task: the new run's task.
 
     Raises:
-      ValueError: it is of other networks, data or batch size, or the new run would be over already.
+      ValueError: networks, data or batch size differ, or the new run would already be complete.
     """
     of_both = {key: found.about.identity.get(key) for key in _SAME}, {key: identity[key] for key in _SAME}
     if different := differing_keys(*of_both):
         raise ValueError(
-            f"--fork goes on with the same data and --batch-size, and these differ: "
+            f"--fork needs the same data and --batch-size, but these differ: "
             f"{', '.join(f'{key} (there {a}, here {b})' for key, (a, b) in different.items())}"
         )
     total_steps = task.total_steps

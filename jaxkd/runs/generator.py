@@ -1,8 +1,8 @@
-"""The first stage of MEKD: a generator of images, trained against a teacher of whom only answers are known.
+"""The first stage of MEKD: an image generator, trained against a teacher that gives only answers.
 
-A generator and a discriminator play on a part of the training images; besides, the generator is rewarded by
-what the discriminator says of images of which the teacher is sure.  Nothing flows back through the teacher,
-which may be a service elsewhere.  One device does it.
+A generator and a discriminator train against each other on a part of the training images.  The generator is
+also rewarded for images on which the teacher is confident, weighted by the discriminator's log-probability.
+No gradient flows through the teacher, which may be a remote service.  It runs on one device.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GeneratorState:
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """What stays the same: the networks, the optimiser, and how the teacher's answers count."""
+    """The constants: the networks, the optimiser, and the use of the teacher's answers."""
 
     generator: Generator
     discriminator: Discriminator
@@ -77,7 +77,7 @@ class Game:
     def discriminator_loss(
         self, params: Any, stats: Any, real: jax.Array, fake: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """The cross-entropy of real and made images, added up, and the batch statistics after both."""
+        """The summed cross-entropy of real and generated images, and the batch statistics after both."""
         odds, stats = self._judge({"params": params, **stats}, real, jax.random.fold_in(key, 0))
         real_loss = jnp.mean(jax.nn.softplus(-odds))
         odds, stats = self._judge({"params": params, **stats}, fake, jax.random.fold_in(key, 1))
@@ -86,7 +86,7 @@ class Game:
     def generator_loss(
         self, params: Any, stats: Any, judge: Any, noise: jax.Array, answer: Any, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        """The adversarial loss plus `weight` times the mean of -a log(D + 1e-5), a the teacher's sureness."""
+        """The adversarial loss plus `weight` times the mean of -a log(D + 1e-5), a the confidence."""
         images, stats = self.generator.apply(
             {"params": params, **stats}, noise, train=True, mutable=["batch_stats"]
         )
@@ -95,13 +95,13 @@ class Game:
         again, judge_stats = self._judge({**judge, **judge_stats}, images, jax.random.fold_in(key, 3))
         sureness = self.sureness(answer(jax.lax.stop_gradient(images)))
         real = jnp.log(jax.nn.sigmoid(again) + 1e-5)
-        # In the published code a row against a column: every answer counts for every image.
+        # The published code multiplies a row by a column: every answer counts for every image.
         response = -jnp.mean(sureness[:, None] * real if self.response == "index" else sureness * real)
         loss = adversarial + self.weight * response
         return loss, ((stats, judge_stats), {"adversarial": adversarial, "response": response})
 
     def sureness(self, logits: jax.Array) -> jax.Array:
-        """How sure the teacher is of each image `[B]`."""
+        """The teacher's confidence in each image `[B]`."""
         if self.response == "index":
             return jnp.argmax(logits, -1).astype(jnp.float32)
         return jnp.max(logits if self.response == "logit" else jax.nn.softmax(logits), axis=-1)
@@ -117,12 +117,12 @@ class Game:
         return odds, dict(stats)
 
     def step(self, state: GeneratorState, images: jax.Array, key: jax.Array, answer: Any) -> GeneratorState:
-        """An update of the discriminator, then one of the generator, each with noise of its own.
+        """Updates the discriminator, then the generator, each with its own noise.
 
         Args:
-          state: before.
-          images: real ones, uint8 `[B, H, W, C]`.
-          key: of the run.
+          state: the state before the step.
+          images: real images, uint8 `[B, H, W, C]`.
+          key: the run's random key.
           answer: maps images in [-1, 1] to the teacher's logits.
         """
         key = jax.random.fold_in(key, state.step)
@@ -160,22 +160,22 @@ def train_generator(
     say: Say = print_line,
     **options: Any,
 ) -> Path:
-    """Trains the generator of MEKD's first stage, or goes on with it.
+    """Trains the generator of MEKD's first stage, or resumes its training.
 
     Args:
-      config: the options; or give them by keyword.
-      teacher: a name, a folder, or a `Teacher`; see `teachers.from_function` for a service elsewhere.
+      config: the options; or pass them by keyword.
+      teacher: a name, a folder, or a `Teacher`; see `teachers.from_function` for a remote service.
       data: a name, or a `Dataset`.
-      say: where progress goes.
+      say: callback for progress lines.
       **options: the fields of `GeneratorConfig`.
 
     Returns:
       The folder, for `--method mekd --method.generator FOLDER`.
 
     Raises:
-      Stopped: a signal came; a checkpoint was saved, and the same call goes on.
-      ValueError: the teacher does not fit the data, the images' size is no multiple of 4, or the folder holds
-        something else.
+      Stopped: a signal arrived; a checkpoint was saved, and the same call resumes.
+      ValueError: the teacher does not fit the data, the image size is not a multiple of 4, or the folder
+        holds something else.
     """
     named, objects = names_and_objects(teacher=teacher, data=data)
     config = options_of_call(GeneratorConfig, config, {**named, **options}, objects)
@@ -185,7 +185,7 @@ def train_generator(
     game = _game(config, dataset)
     split = dataset.splits["train"]
     if not isinstance(split, datasets.Split):
-        raise ValueError(f"{dataset.name} is streamed; take data that fit into memory")
+        raise ValueError(f"{dataset.name} is streamed; use data that fit into memory")
     ids = at_hand(len(split), config.fraction, config.seed)
     per_epoch = -(-len(ids) // config.batch_size)
     total = per_epoch * config.epochs
@@ -212,7 +212,7 @@ def train_generator(
             return config.out
         record.rewind(done)
         say(
-            f"{config.out}: a generator of images {'x'.join(map(str, dataset.image_shape))}, against "
+            f"{config.out}: an image generator, {'x'.join(map(str, dataset.image_shape))}, against "
             f"{known.name}, with {len(ids):,} of {len(split):,} training images; {config.epochs} epochs of "
             f"{per_epoch} steps" + (f"; resuming at step {done:,}" if done else "")
         )
@@ -237,7 +237,7 @@ def train_generator(
                     save(state)
                     raise Stopped(
                         f"stopped by {stop.signal_name} after step {int(state.step)} of {total}; checkpoint "
-                        f"saved in {config.out}; the same command goes on from there"
+                        f"saved in {config.out}; the same command resumes from there"
                     )
             losses = {name: float(value) / per_epoch for name, value in jax.device_get(state.sums).items()}
             if not all(map(np.isfinite, losses.values())):
@@ -259,7 +259,7 @@ def train_generator(
 
 
 def at_hand(count: int, fraction: float, seed: int) -> np.ndarray:
-    """The ids of the part of `count` training images that a generator is trained on; two at least."""
+    """The ids of the training images, of `count`, that a generator is trained on; at least two."""
     return np.sort(epoch_order(count, seed=seed, epoch=0)[: max(round(count * fraction), 2)])
 
 
@@ -272,11 +272,11 @@ def load_generator(folder: Path) -> Generated:
     found, _ = read_newest(folder / "checkpoints")
     about = found.about.identity if found else {}
     if found is None or about.get("stage") != _KIND:
-        raise ValueError(f"{folder} holds no generator; `jaxkd generator --out {folder}` makes one")
+        raise ValueError(f"{folder} holds no generator; `jaxkd generator --out {folder}` trains one")
     if found.step < about["steps"]:
         raise ValueError(
             f"the generator in {folder} has {found.step:,} of {about['steps']:,} steps; repeat the command "
-            "that began it"
+            "that started it"
         )
     height, width, channels = about["image_shape"]
     module = Generator((height, width, channels), about["width"], parent=None)  # called inside a method too

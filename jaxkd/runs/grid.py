@@ -1,7 +1,7 @@
 """An experiment: students alone and distilled, for pairs of networks, methods and seeds, and its report.
 
-The runs are ordinary ones, in folders of one folder: the same call goes on where it was stopped, and a longer
-list of methods adds to what is there.
+The runs are ordinary ones, in subfolders of one folder: the same call resumes them, and a longer list of
+methods adds runs.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ def grid(
     say: Say = print_line,
     **options: Any,
 ) -> str:
-    """Makes the runs of an experiment, one after the other, and reports them.
+    """Runs an experiment, one run after the other, and reports it.
 
-    All methods of the first seed come first, then those of the second: a table is there as early as can be.
+    All methods run with the first seed, then with the second: so there is a table as early as possible.
 
     Args:
-      folder: of the runs.
+      folder: the folder of the runs.
       pairs: teachers (names or folders) and students (names).
-      methods: a run's name to the options of `DistillConfig` that make it: `{"kd": {"method": "kd"}}`; the
-        method may be a `Method`, too.
-      alone: whether every student is also trained on labels alone.
-      records: a folder that gets the record of each finished run (config.json, metrics.jsonl, result.json); a
-        run whose record is there already is not made again.  In it, or else in `folder`, `report` has the
-        tables and figures.
-      reuse: folders of other grids' records: a run with the same options and teacher is taken from there.
+      methods: maps a run's name to its options of `DistillConfig`: `{"kd": {"method": "kd"}}`; the method may
+        also be a `Method`.
+      alone: whether every student is also trained on labels only.
+      records: a folder for the record of each finished run (config.json, metrics.jsonl, result.json); a run
+        with an existing record is not repeated.  The tables and figures are in `report`, in this folder or
+        else in `folder`.
+      reuse: folders of other grids' records: a run with the same options and teacher is copied from there.
       baseline: see `report`.
-      cache: where the teachers' logits come from, as for `DistillConfig`; with "fill", the first run of a
-        seed keeps them for the others.
-      say: where progress goes.
-      **options: of all runs: data, epochs, seeds, batch_size, ...
+      cache: the source of the teachers' logits, as for `DistillConfig`; with "fill", the first run of a seed
+        stores them for the others.
+      say: callback for progress lines.
+      **options: options of all runs: data, epochs, seeds, batch_size, ...
 
     Returns:
       The Markdown tables.
 
     Raises:
-      ValueError: a name is unknown, a teacher does not fit the data, or a record is of another run; before
-        anything is trained.
+      ValueError: before anything is trained: a name is unknown, a teacher does not fit the data, or a record
+        is of another run.
     """
     folder = placed(folder)
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
-    # Records of one seed have its name, too: those of more seeds are added later.
+    # Record names contain the seed even for one seed: more seeds may be added later.
     planned = _plan(folder, pairs, methods, alone, cache, options, recorded=records is not None)
     _check(planned, known)
     places = {
@@ -134,7 +134,7 @@ def _plan(
 
 
 def _check(planned: Sequence[Planned], known: Mapping[str, teachers.Teacher]) -> None:
-    """Looks at all names before anything is trained: hours later would be too late."""
+    """Checks all names before anything is trained: hours later would be too late."""
     for config, method in planned:
         models.create(config.student if isinstance(config, DistillConfig) else config.model)
         if isinstance(config, DistillConfig) and method is None:

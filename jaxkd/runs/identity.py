@@ -1,8 +1,8 @@
-"""What identifies a run: everything that decides on its result, with defaults resolved.
+"""The identity of a run: everything that determines its result, with defaults resolved.
 
-An own object is identified by its name, its options and the shapes of its variables.  Its code is not: a
-changed function of the same name counts as the same.  `sources` notes the code's hash beside the identity, so
-that a changed one is at least told.
+A user's object is identified by its name, its options and the shapes of its variables, not by its code: a
+changed function with the same name counts as the same.  `sources` records a hash of the code, so that a
+change is at least reported.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def identify(
     """The identity of a run, ready for JSON.
 
     Args:
-      config: its options.
-      task: its constants.
-      dataset: its data.
+      config: the run's options.
+      task: the run's constants.
+      dataset: the run's data.
       student: the student's variables, or their shapes.
-      optimizer: a recipe, or an own one.
-      teacher: of the run.
-      teacher_logits: where the teacher's logits come from: "live", or the precision of a cache.
-      num_devices: counts where batch norm is taken per device.
+      optimizer: a recipe, or a user's own optimiser.
+      teacher: the run's teacher.
+      teacher_logits: the source of the teacher's logits: "live", or the precision of a cache.
+      num_devices: matters only if batch norm is per device.
     """
     decisive = config.decisive()
     for name in (*_OF_DATA, "method", "method_options", "model", "student", *_OF_RECIPE):
@@ -89,7 +89,7 @@ def _describe_optimizer(optimizer: Any, task: Task, student: Any) -> dict[str, A
 
 
 def as_json(value: Any) -> Any:
-    """An option of a method as JSON has it; functions and other objects by their text."""
+    """A method's option as JSON; functions and other objects as text."""
     if isinstance(value, Mapping):
         return {str(key): as_json(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -98,7 +98,7 @@ def as_json(value: Any) -> Any:
 
 
 def sources(task: Task) -> dict[str, str]:
-    """Hashes of the source code of own methods and networks, where it can be read."""
+    """Hashes of the source code of user methods and networks, if it can be read."""
     found = {}
     things: dict[str, Any] = {"method": task.method, "student": task.student.forward}
     for name, thing in things.items():
@@ -111,7 +111,7 @@ def sources(task: Task) -> dict[str, str]:
 
 
 def _code(thing: Any) -> Any:
-    """The class or function that somebody wrote."""
+    """The class or function that the user wrote."""
     for attribute in ("function", "make"):
         if hasattr(thing, attribute):
             return getattr(thing, attribute)
@@ -129,16 +129,16 @@ def _source(code: Any) -> str:
 
 
 def require_logits(network: models.Network, variables: Any, dataset: data.Dataset) -> None:
-    """Raises ValueError unless a student gives a logit for each class of a data set.
+    """Raises ValueError unless a student returns one logit for each class of a dataset.
 
     Args:
       network: the student.
       variables: its variables, or their shapes.
-      dataset: of the run.
+      dataset: the run's data.
     """
     outputs = network.output_shapes(variables, dataset.image_shape, 2)
     if outputs.logits.shape != (2, dataset.num_classes):
         raise ValueError(
-            f"student {network.name} must give logits [B, {dataset.num_classes}] for {dataset.name}, "
+            f"student {network.name} must return logits [B, {dataset.num_classes}] for {dataset.name}, "
             f"got [B, {', '.join(map(str, outputs.logits.shape[1:]))}]"
         )

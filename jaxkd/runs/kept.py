@@ -1,7 +1,7 @@
-"""Records of finished runs, kept apart from their checkpoints: small enough for a repository.
+"""Records of finished runs, kept without their checkpoints: small enough for a repository.
 
-A kept record is a run's config.json, metrics.jsonl and result.json.  It stands for the run: a grid that finds
-it does not make the run again, on whatever machine.
+A kept record is a run's config.json, metrics.jsonl and result.json.  It replaces the run: a grid that finds
+it does not repeat the run, on any machine.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jaxkd.runs.record import CONFIG, RESULT, Result, read_either
 
 
 def keep(run: Path, folder: Path) -> None:
-    """Copies the record of a finished run, without the place that the run had.
+    """Copies the record of a finished run, without the run's path.
 
     Args:
-      run: the run's folder, or that of its record.
-      folder: of the record; it is made.
+      run: the run's folder, or its record's.
+      folder: the record's folder; it is created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     contents = read_either(run / "config.json", CONFIG)
     options = {name: value for name, value in contents["config"].items() if name != "run"}
     records.write(folder / "config.json", CONFIG, {**contents, "config": options})
     write_text(folder / "metrics.jsonl", (run / "metrics.jsonl").read_text())
-    # The last one: it says that the others are whole.
+    # Written last: it marks the others as complete.
     records.write(folder / "result.json", RESULT, read_either(run / "result.json", RESULT))
 
 
@@ -40,13 +40,13 @@ def find_kept(
     teacher_digest: str | None,
     method: Method | None = None,
 ) -> Result | None:
-    """What a run ended with, from its kept record.
+    """A run's result, from its kept record.
 
     Args:
       config: the run's options.
-      folder: of the record.
-      teacher_digest: of the teacher; None without one.
-      method: the run's, if it is an object.
+      folder: the record's folder.
+      teacher_digest: the teacher's digest; None without a teacher.
+      method: the run's method, if it is an object.
 
     Returns:
       The result; None if no finished run is recorded there.
@@ -65,7 +65,7 @@ def find_kept(
         raise ValueError(f"{folder} records a run of another command or version; remove it") from None
     wanted = config.decisive()
     if isinstance(config, DistillConfig):
-        # What its options meant then, and mean now: a default may have changed, or have been given.
+        # Compare the resolved options: a default may have changed, or may have been passed explicitly.
         made = method or methods.create(config.method, **config.method_options)
         now = {name: as_json(value) for name, value in methods.options(made).items()}
         stored["method_options"] = {

@@ -1,7 +1,7 @@
-"""The loop: the only place in training with side effects.
+"""The training loop: the only place in training with side effects.
 
-It reads from top to bottom: restore, train an epoch, evaluate, and so on; data, views and randomness are
-functions of the step, so a state is all that it takes to go on.
+It reads from top to bottom: restore, train an epoch, evaluate, and so on.  Data, views and randomness are
+functions of the step, so a state is all that is needed to resume.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """Adds up the seconds spent under a few names, each from the last `start` or `stop`."""
+    """Sums the seconds spent under a few names, each since the last `start` or `stop`."""
 
     def __init__(self) -> None:
         self.seconds = {"compile": 0.0, "teacher": 0.0, "train": 0.0, "evaluate": 0.0}
@@ -47,7 +47,7 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Drops the time since the last reading: it belongs to no name."""
+        """Discards the time since the last reading: it belongs to no name."""
         self._since = time.perf_counter()
 
     def stop(self, name: str) -> float:
@@ -58,25 +58,25 @@ class Stopwatch:
         return spent
 
     def images_per_second(self) -> float:
-        """Of training and of a teacher that runs ahead; compilation and evaluation are left out."""
+        """Speed of training, including a teacher that runs ahead, without compilation and evaluation."""
         seconds = self.seconds["train"] + self.seconds["teacher"]
         return self.images / seconds if self.images else 0.0
 
 
 class Loop:
-    """One run of a task on a data set.
+    """One run of a task on a dataset.
 
     Args:
       task: the run's constants.
       dataset: with the splits "train" and "test".
-      config: batch sizes, and how often to look, evaluate and save.
-      devices: to train on.
+      config: batch sizes, and how often to log, evaluate and save.
+      devices: the devices to train on.
       record: the run's files.
       checkpoints: the run's checkpoints.
       rate: the learning rate by step, for the record; None if it is not known.
-      stop: what tells that a signal came; entered by the caller.
+      stop: the signal handler; entered by the caller.
       cached: the teacher's logits; None to run the teacher in each step.
-      say: where progress goes.
+      say: callback for progress lines.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class Loop:
         """Trains from the newest good checkpoint, or from `state`, to the end.
 
         Raises:
-          Stopped: a signal came; a checkpoint was saved.
-          NonFiniteError: something was not finite; the last checkpoint is from before that.
+          Stopped: a signal arrived; a checkpoint was saved.
+          NonFiniteError: a value was not finite; the last checkpoint is from before that.
         """
         restored = self._checkpoints.restore_latest(state)
         if restored is not None:
@@ -147,7 +147,7 @@ class Loop:
         evaluated = {line["epoch"] for line in self._record.lines("test")}
         if step and step % per_epoch == 0 and step // per_epoch not in evaluated:
             self._evaluate(state, frozen, step // per_epoch)
-        self._stop_if_asked(state)  # before a compilation, which may take longer than the grace of a signal
+        self._stop_if_asked(state)  # before a compilation, which may exceed a signal's grace period
         for epoch in range(step // per_epoch + 1, self._task.num_epochs + 1):
             state = self._train_epoch(state, frozen, epoch)
             self._evaluate(state, frozen, epoch)
@@ -157,7 +157,7 @@ class Loop:
         return jax.device_get(state)
 
     def close(self) -> None:
-        """Ends a trace that is still going on."""
+        """Ends a trace that is still running."""
         self._profiler.close()
 
     def _train_epoch(self, state: TrainState, frozen: Frozen, epoch: int) -> TrainState:
@@ -185,13 +185,13 @@ class Loop:
     def _call(
         self, state: TrainState, frozen: Frozen, ids: np.ndarray, stream: Iterator[Batch]
     ) -> TrainState:
-        """Makes some steps; the first (compiling) call is reported and timed separately."""
+        """Runs some steps; the first (compiling) call is reported and timed separately."""
         first = len(ids) not in self._compiled
         if first:
             if self._compiled:
                 jax.block_until_ready(state)
                 self.stopwatch.stop("train")
-            self._say(f"compiling the training step ({len(ids)} in a call) ...")
+            self._say(f"compiling the training step ({len(ids)} per call) ...")
             self.stopwatch.start()
         batches = stack(list(itertools.islice(stream, len(ids))))
         if self._cached is not None:
@@ -210,7 +210,7 @@ class Loop:
         if first:
             self._check(state)
             self._compiled.add(len(ids))
-            self._say(f"compiled, and made the first call, in {self.stopwatch.stop('compile'):.1f} s")
+            self._say(f"compiled and ran the first call in {self.stopwatch.stop('compile'):.1f} s")
         else:
             self.stopwatch.images += int((ids >= 0).sum())
         return state
@@ -227,7 +227,7 @@ class Loop:
         self._lines.trained(f"epoch {epoch}/{self._task.num_epochs}", step, tally.all, speed)
 
     def _check(self, state: TrainState, look_again: Callable[[], list[str]] | None = None) -> None:
-        """Raises NonFiniteError, and keeps what is needed to look at the step again, if it was not finite."""
+        """Raises NonFiniteError if the step was not finite, and records what is needed to repeat it."""
         tally = jax.device_get(state.tally)
         trouble = nonfinite.find(tally)
         if trouble is None:
@@ -238,9 +238,9 @@ class Loop:
         path = self._record.folder / "nonfinite.json"
         if is_first():
             write_json(path, {**evidence, "checkpoint": saved, "where": where})
-        place = "\n".join(where) or "The same command with --debug goes there again and shows where it arises"
+        place = "\n".join(where) or "The same command with --debug repeats it and shows where it arises"
         raise nonfinite.NonFiniteError(
-            f"step {trouble.step}: {trouble.term}; {describe_newest(saved)}. To mend it, {trouble.remedy}. "
+            f"step {trouble.step}: {trouble.term}; {describe_newest(saved)}. To fix it, {trouble.remedy}. "
             f"Its batch is in {path}.\n{place}"
         )
 
@@ -252,8 +252,8 @@ class Loop:
         self.stopwatch.stop("evaluate")
 
     def _stop_if_asked(self, state: TrainState) -> None:
-        # Only the agreed signal decides, or this process would stop alone: one that comes in between waits
-        # for the next look.
+        # Only the agreed signal counts, or this process would stop alone: a later signal waits for the next
+        # check.
         name = agreed_signal(self._stop.signal_name)
         if name is None:
             return
@@ -261,14 +261,14 @@ class Loop:
         step = int(state.step)
         if step == self._total_steps:
             return
-        saved = "there was nothing to save, and the same command begins again"
+        saved = "there was nothing to save, and the same command starts again"
         if step:
             from_first(lambda: self._write(state))  # the others wait: a save may be slow
-            saved = f"checkpoint saved in {self._record.folder}; the same command goes on from there"
+            saved = f"checkpoint saved in {self._record.folder}; the same command resumes from there"
         raise Stopped(f"stopped by {name} after step {step} of {self._total_steps}; {saved}")
 
     def _write(self, state: TrainState) -> int:
-        self._record.flush()  # whoever goes on from the checkpoint needs the lines before it
+        self._record.flush()  # resuming from the checkpoint needs the lines before it
         return self._checkpoints.save(state)
 
     def _save(self, state: TrainState) -> None:
@@ -290,7 +290,7 @@ class Evaluator:
         mapping: Mapping = "pmap",
         **reading: Any,
     ) -> None:
-        """`method` turns outputs into logits (None: those of the network); `reading` is for `open_feed`."""
+        """`method` turns outputs into logits (None: the network's own); `reading` is for `open_feed`."""
         rounded = -(-batch_size // len(devices)) * len(devices)
         self._ids = batches(np.arange(len(split)), min(rounded, _up(split, devices)))
         self._feed: Feed = open_feed(split, devices, **reading)
@@ -306,8 +306,8 @@ class Evaluator:
         variables = replicate(variables, self._devices)
         parts: list[dict[str, jax.Array]] = []
         for batch in self._feed(self._ids):
-            # Few calls in flight: each holds its images, and on simulated devices many collectives at once
-            # can wait for each other for ever.
+            # Few calls in flight: each holds its images, and on simulated devices many concurrent collectives
+            # can deadlock.
             jax.block_until_ready(parts[-2:-1])
             parts.append(self._function(variables, self._feed.resident, batch))
         # In float64 on the host, once: no round trip for each batch, and exact counts.
@@ -320,7 +320,7 @@ class Evaluator:
 
 
 def _chunks(todo: np.ndarray, done: int, log_every: int) -> Iterator[np.ndarray]:
-    """Cuts what is left of an epoch at multiples of `log_every` steps, counted from the epoch's beginning."""
+    """Splits the rest of an epoch at multiples of `log_every` steps, counted from the epoch's start."""
     start = 0
     while start < len(todo):
         end = min(start + log_every - (done + start) % log_every, len(todo))
@@ -329,7 +329,7 @@ def _chunks(todo: np.ndarray, done: int, log_every: int) -> Iterator[np.ndarray]
 
 
 def _pieces(chunk: np.ndarray, steps_per_call: int) -> Iterator[np.ndarray]:
-    """Cuts into calls of `steps_per_call` steps, and the rest into calls of one: two programs to compile."""
+    """Splits into calls of `steps_per_call` steps, the rest into calls of one: two programs to compile."""
     whole = len(chunk) - len(chunk) % steps_per_call
     for start in range(0, whole, steps_per_call):
         yield chunk[start : start + steps_per_call]
@@ -338,5 +338,5 @@ def _pieces(chunk: np.ndarray, steps_per_call: int) -> Iterator[np.ndarray]:
 
 
 def _up(split: Split | StreamedSplit, devices: list[jax.Device]) -> int:
-    """The smallest batch that holds the whole split and can be shared out."""
+    """The smallest batch that holds the whole split and can be divided equally."""
     return -(-len(split) // len(devices)) * len(devices)

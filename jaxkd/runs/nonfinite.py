@@ -1,6 +1,7 @@
-"""When something is NaN or infinite: what is told, what is kept to look at it again, and where it arose.
+"""NaN and infinity: the report, the evidence to reproduce the step, and the search for the source.
 
-The step itself notices, on the device, and notes its number in the state's tally; here is what follows.
+The step itself detects them on the device and stores its number in the state's tally; this module does the
+rest.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ class NonFiniteError(FloatingPointError):
 
 
 class Trouble(NamedTuple):
-    """The first step of an epoch at which something was not finite.
+    """The first step of an epoch with a value that was not finite.
 
     Attributes:
       step: its number, from 0.
-      term: what was not finite, in words.
-      remedy: what may help, in words.
+      term: a description of what was not finite.
+      remedy: a description of what may help.
     """
 
     step: int
@@ -41,7 +42,7 @@ class Trouble(NamedTuple):
 
 
 def find(tally: Tally) -> Trouble | None:
-    """What a tally says of values that were not finite; None if there were none."""
+    """The first trouble that a tally records; None if all values were finite."""
     step = int(tally.nonfinite_step)
     if step < 0:
         return None
@@ -79,13 +80,13 @@ def evidence(
     split: Split | StreamedSplit,
     batch_size: int,
 ) -> dict[str, Any]:
-    """What it takes to look at the step again, ready for JSON.
+    """The evidence to reproduce the step, ready for JSON.
 
     Args:
-      trouble: what was found.
+      trouble: the trouble found.
       task: the run's constants.
       tally: the sums of the epoch so far.
-      split: that is trained on.
+      split: the training split.
       batch_size: over all devices.
     """
     means = {name: metric for name, metric in tally.losses.items() if isinstance(metric, Mean)}
@@ -102,14 +103,14 @@ def evidence(
 
 
 def where_it_arises(task: Task, state: TrainState, frozen: Frozen, resident: Any, batch: Batch) -> list[str]:
-    """Makes one step again, an operation at a time and without jit, and names the first that is not finite.
+    """Repeats one step, one operation at a time and without jit, and names the first that is not finite.
 
     Args:
       task: the run's constants.
-      state: before the step.
-      frozen: what does not change.
-      resident: what `fetch` takes.
-      batch: the shares of all devices, `[D, B / D, ...]`; they are computed side by side on one device.
+      state: the state before the step.
+      frozen: the arrays that do not change.
+      resident: the argument of `fetch`.
+      batch: the shards of all devices, `[D, B / D, ...]`; they are computed together on one device.
 
     Returns:
       A line for NaN and a line for infinity, each with the operation and its place in the code.  Code that
@@ -132,7 +133,7 @@ def where_it_arises(task: Task, state: TrainState, frozen: Frozen, resident: Any
         except FloatingPointError as error:
             found.append(f"{what} first: {error}\n{_place(error)}")
         else:
-            found.append(f"{what}: none, an operation at a time")
+            found.append(f"{what}: none, one operation at a time")
     return found
 
 
@@ -144,7 +145,7 @@ def _place(error: BaseException) -> str:
 
 
 def as_json(value: float) -> float | str:
-    """A number as JSON has it: it knows neither NaN nor infinity.
+    """A number as JSON, which has neither NaN nor infinity.
 
     >>> as_json(0.5), as_json(float("nan"))
     (0.5, 'nan')

@@ -1,4 +1,4 @@
-"""Options of runs: what they leave behind, and the devices and processes that they use."""
+"""Options of runs: their output, their devices and their processes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ class OutputOptions(Options):
     """Output"""
 
     run: Path | None = option(None, main=True, free=True)
-    """Folder of the run, here or gs://BUCKET/FOLDER: records, checkpoints, result and model. Default: under
+    """Folder of the run, local or gs://BUCKET/FOLDER: records, checkpoints, result and model. Default: under
     runs/, named after data, networks, method and seed."""
     seeds: int = option(1, main=True, free=True)
-    """Number of runs, with seeds --seed, --seed + 1 and so on, in folders that end in -seed0 and so on; then
-    mean and deviation."""
+    """Number of runs, with seeds --seed, --seed + 1 and so on, in folders that end in -seed0 and so on, with
+    mean and standard deviation at the end."""
     log_every: int = option(100, free=True)
     """Steps between lines in metrics.jsonl."""
     checkpoint_seconds: float = option(60.0, free=True)
-    """A checkpoint is saved when the last one is older than this, and at the end."""
+    """Minimum number of seconds between checkpoints; one is always saved at the end."""
     eval_batch_size: int = option(256, free=True)
-    """Images for each step of evaluation, over all devices together."""
+    """Images per evaluation step, over all devices."""
     fork: Path | None = option(None, free=True)
-    """Folder of another run, whose newest checkpoint (networks, optimiser and step) this run starts from,
-    with other options. Student, data and --batch-size must be the same."""
+    """Folder of another run: start from its newest checkpoint (networks, optimiser and step), with other
+    options. Student, data and --batch-size must be the same."""
     debug: bool = option(False, free=True)
-    """Check every step; repeat one that gives NaN or infinity, operation by operation, and show where it
+    """Check every step; repeat a step that gives NaN or infinity, operation by operation, and show where it
     arises. Slower, with the same numbers."""
     profile: int | None = option(None, free=True)
     """Number of steps to trace with JAX's profiler, into the run's folder."""
     wandb: str | None = option(None, free=True)
-    """Project on Weights & Biases that gets the metrics; needs wandb."""
+    """Weights & Biases project to log the metrics to; needs wandb."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -48,28 +48,28 @@ class DeviceOptions(Options):
     """Devices"""
 
     devices: int | None = option(None, free=True)
-    """Number of local devices (of each process). Default: all."""
+    """Number of local devices per process. Default: all."""
     steps_per_call: int | None = option(None, free=True)
-    """Training steps inside one call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
+    """Training steps per call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
     mapping: Literal["pmap", "shard_map"] = option("pmap", free=True)
-    """How a step is put on the devices: jax.pmap, or its successor, jax.jit of jax.shard_map. The bits are
+    """How to map a step over the devices: jax.pmap, or its successor, jax.jit of jax.shard_map. The bits are
     the same."""
     stream: bool = option(False, free=True)
-    """Bring every batch from the host, for images that do not fit on a device, as ImageNet's."""
+    """Transfer every batch from the host, for images that do not fit on a device, such as ImageNet's."""
     workers: int = option(0, free=True)
     """Processes that read and decode streamed images. Default: threads."""
     distributed: bool = option(False, free=True)
-    """One of several processes that the environment (Cloud TPU, SLURM, Open MPI) describes; start the same
+    """Join several processes described by the environment (Cloud TPU, SLURM, Open MPI); start the same
     command in all of them."""
     coordinator: str | None = option(None, free=True)
-    """HOST:PORT of the process of rank 0, where the environment does not describe them; needs
+    """HOST:PORT of the process with rank 0, if the environment does not describe the processes; needs
     --num-processes and --process-id."""
     num_processes: int | None = option(None, free=True)
     """Number of processes."""
     process_id: int | None = option(None, free=True)
-    """Process rank, from 0. Rank 0 alone reads and writes the run's folder."""
+    """Process rank, from 0. Only rank 0 reads and writes the run's folder."""
     peer_timeout: int = option(60, free=True)
-    """Heartbeat timeout in seconds: a process ends when it does not hear of a peer for so long."""
+    """Heartbeat timeout in seconds: a process exits if it hears nothing from a peer for this long."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -82,7 +82,7 @@ class DeviceOptions(Options):
             absent = ", ".join(name for name, value in given.items() if value is None)
             raise ValueError(
                 f"{', '.join(given)} go together, and {absent} is missing; "
-                "where the environment tells all three, give --distributed alone"
+                "if the environment provides all three, pass only --distributed"
             )
         if self.num_processes is not None and self.process_id is not None:
             if not 0 <= self.process_id < self.num_processes:

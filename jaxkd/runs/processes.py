@@ -1,7 +1,7 @@
-"""Several processes as one run: joining, sharing what the first one knows, agreeing, and losing one.
+"""Several processes as one run: joining, broadcasting from the first one, agreeing, and losing a peer.
 
-Every process computes the same state from its own share of each batch.  The first one alone reads and writes
-the run's folder; the others get from it what they need, so that they need no common disk.
+Every process computes the same state from its own shard of each batch.  Only the first one reads and writes
+the run's folder and broadcasts what the others need, so they need no shared disk.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from jaxkd.storage import first_line
 
 T = TypeVar("T")
 
-# What is sent is padded to whole blocks: one compiled program serves most messages.
+# Messages are padded to whole blocks: one compiled program serves most of them.
 _BLOCK = 1 << 16
 _STEPPING = ("log_every", "steps_per_call", "devices", "eval_batch_size", "debug", "stream", "mapping")
 
 
 class PeerLostError(RuntimeError):
-    """Another process of the run ended, or cannot be reached; the last checkpoint stands."""
+    """Another process of the run ended, or cannot be reached; the last checkpoint is intact."""
 
 
 def join(config: DeviceOptions, say: Callable[[str], None]) -> None:
-    """Joins the run's other processes, if the configuration speaks of any; once in a process.
+    """Joins the run's other processes, if the configuration names any; once per process.
 
-    Nothing may have touched a device before.  A process that waits in vain for the others is ended by JAX
-    after five minutes.
+    No device may have been used before.  JAX ends a process that waits for the others for more than five
+    minutes.
 
     Args:
-      config: where the coordinator is, or that the environment says so (Cloud TPU, SLURM, Open MPI).
-      say: where progress goes.
+      config: the coordinator's address, or that the environment provides it (Cloud TPU, SLURM, Open MPI).
+      say: callback for progress lines.
     """
     if not (config.distributed or config.coordinator) or jax.distributed.is_initialized():
         return
-    # JAX's own way to handle SIGTERM takes the signal away from ours, which also knows Ctrl-C.
+    # JAX's own SIGTERM handler would replace ours, which also handles Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
-    where = config.coordinator or "the coordinator that the environment names"
+    where = config.coordinator or "the coordinator named by the environment"
     say(f"joining the other processes at {where} ...")
     jax.distributed.initialize(
         config.coordinator,
@@ -67,7 +67,7 @@ def join(config: DeviceOptions, say: Callable[[str], None]) -> None:
 
 
 def is_joint() -> bool:
-    """Whether this process is one of several of a run; touches no device unless `join` was called."""
+    """Whether this process is one of several of a run; uses no device unless `join` was called."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
@@ -77,21 +77,21 @@ def is_first() -> bool:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all processes, to the bit; all of them have to call this.
+    """Returns the first process's `make()` in all processes, bit for bit; all of them must call this.
 
     Args:
-      make: called in the first process alone; returns None, numbers, text, arrays, or lists and dictionaries
+      make: called only in the first process; returns None, numbers, text, arrays, or lists and dictionaries
         of those.
 
     Raises:
-      ValueError: in the other processes, if `make` failed in the first one, which raises what `make` raised.
+      ValueError: in the other processes, if `make` failed in the first one, which raises the original error.
     """
     if jax.process_count() == 1:
         return make()
     if not is_first():
         message = _unpack(_broadcast(b""))
         if "error" in message:
-            raise ValueError(f"process 0 says: {message['error']}")
+            raise ValueError(f"process 0 failed: {message['error']}")
         return message["value"]
     try:
         value = make()
@@ -120,7 +120,7 @@ def _broadcast(contents: bytes) -> bytes:
 
 
 def agreed_signal(signal_name: str | None) -> str | None:
-    """The signal that came in any process, the same answer in all; all of them have to call this."""
+    """The signal received by any process, the same answer in all; all of them must call this."""
     if jax.process_count() == 1:
         return signal_name
     own = np.array(signal.Signals[signal_name].value if signal_name else 0, np.int32)
@@ -132,7 +132,7 @@ def require_same(identity: Mapping[str, Any]) -> None:
     """Checks that all processes were started with the same configuration, teacher and data.
 
     Raises:
-      ValueError: in all processes, if one differs from the first; that one says in what.
+      ValueError: in all processes, if one differs from the first; that one names the differences.
     """
     if jax.process_count() == 1:
         return
@@ -141,12 +141,13 @@ def require_same(identity: Mapping[str, Any]) -> None:
     strange = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(different))))
     if different:
         raise ValueError(
-            f"process {jax.process_index()} was started with another configuration than process 0; "
+            f"process {jax.process_index()} was started with a different configuration than process 0; "
             f"{describe_differences(different)}. Start all of them with the same command"
         )
     if strange.size:
         raise ValueError(
-            f"process {strange[0]} was started with another configuration than process 0; it says in what"
+            f"process {strange[0]} was started with a different configuration than process 0; "
+            "its own message names the differences"
         )
 
 
@@ -160,7 +161,7 @@ def peers_needed() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # Gloo's failures arrive as ValueError where JAX checks the status of a copy to the host.
+        # Gloo's failures arrive as ValueError when JAX checks the status of a copy to the host.
         collective = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
         own_fault = any(
             word in str(error) for word in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "CpuCallback")
@@ -168,8 +169,8 @@ def peers_needed() -> Iterator[None]:
         if jax.process_count() == 1 or not collective or own_fault:
             raise
         raise PeerLostError(
-            f"process {jax.process_index()} of {jax.process_count()} lost another one "
-            f"({first_line(error)}). The last checkpoint stands: start all processes again "
+            f"process {jax.process_index()} of {jax.process_count()} lost a peer "
+            f"({first_line(error)}). The last checkpoint is intact: start all processes again "
             "with the same command"
         ) from error
 
@@ -181,20 +182,20 @@ def leave(code: int) -> NoReturn:
       code: 0 is success.
     """
     if code != 0 and is_joint():
-        # The end is decided; whoever ends the other processes may well send a signal here, too.
+        # This process is exiting; whatever ends the others may send a signal here too.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
-        # With the first process the coordination service goes, and JAX ends whoever is connected to it: the
-        # others get a moment for a message of their own.
+        # The coordination service ends with the first process, and JAX then ends all connected processes:
+        # give them a moment for their own messages.
         time.sleep(2.0 if is_first() else 0.0)
         os._exit(code)
     sys.exit(code)
 
 
 class SharedRecord(Record):
-    """The record of a run of several processes: files of the first one, the same lines in all."""
+    """The record of a run with several processes: the first one writes files, all hold the same lines."""
 
     def result(self) -> dict[str, Any] | None:
         """See `Record`."""
@@ -212,7 +213,7 @@ class SharedRecord(Record):
         **options: Any,
     ) -> list[str]:
         """See `Record`."""
-        # Options that change nothing in the result still decide on which collective operation comes when.
+        # Options that do not affect the result still determine the order of collective operations.
         require_same({**identity, **{key: config.get(key) for key in _STEPPING}})
         return from_first(lambda: super(SharedRecord, self).open(config, identity, devices, **options))
 
@@ -239,9 +240,9 @@ class SharedRecord(Record):
 
 
 class SharedCheckpoints(Checkpoints):
-    """The checkpoints of a run of several processes: the first one's files, the state for all.
+    """The checkpoints of a run with several processes: the first one's files, the state for all.
 
-    A state is equal in all processes, so nothing has to be collected for a save, and nobody waits for it.
+    A state is equal in all processes, so a save gathers nothing, and no process waits for it.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], **options: Any) -> None:
@@ -268,11 +269,11 @@ class SharedCheckpoints(Checkpoints):
 
 
 def open_record(folder: Path) -> Record:
-    """The record of a run, of one process or several."""
+    """The record of a run, with one process or several."""
     return Record(folder) if jax.process_count() == 1 else SharedRecord(folder)
 
 
 def open_checkpoints(folder: Path, identity: Mapping[str, Any], config: Mapping[str, Any]) -> Checkpoints:
-    """The checkpoints of a run, of one process or several; `config` is what its config.json says."""
+    """The checkpoints of a run, with one process or several; `config` is the contents of its config.json."""
     kind = Checkpoints if jax.process_count() == 1 else SharedCheckpoints
     return kind(folder, identity, config=config)

@@ -1,7 +1,7 @@
-"""What a run leaves behind: config.json, metrics.jsonl, TensorBoard events, result.json.
+"""The files of a run: config.json, metrics.jsonl, TensorBoard events, result.json.
 
-The first and the last decide on what comes next, and have checksums beside them; of metrics.jsonl, the lines
-on the test split, which become the result, have one each.
+The first and the last affect later runs, and have checksum files; in metrics.jsonl, each line on the test
+split has its own checksum, since these lines become the result.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ RESULT = records.Schema(
         "seconds": OBJECT,
     },
 )
-# What a run's files are called, besides config.json.
+# The names of a run's files and folders, besides config.json.
 _PARTS = ("checkpoints", "model", "result.json", "metrics.jsonl")
-_CLOSING_SECONDS = 5.0  # for a store that fails, where nothing more depends on it
-# What rounding may depend on.
+_CLOSING_SECONDS = 5.0  # timeout for a failing store when nothing else depends on it
+# Rounding may depend on these.
 _VERSIONS = ("jaxkd", "jax", "jaxlib", "flax", "optax", "numpy", "device", "num_devices")
 
 
 class Recorded(NamedTuple):
-    """What is known of the run in a folder.
+    """What is known about the run in a folder.
 
     Attributes:
-      config: what its config.json says, or said; None if there is no run, or nobody knows.
-      trouble: what is the matter with config.json; None if it is there and sound, or there is nothing.
-      step: of the checkpoint that knew what config.json said; None if that was not needed.
+      config: the contents of its config.json; None if there is no run, or they are lost.
+      trouble: the problem with config.json; None if it is intact, or if there is nothing.
+      step: the step of the checkpoint that config.json was recovered from; None if that was not needed.
     """
 
     config: dict[str, Any] | None
@@ -91,16 +91,16 @@ class Recorded(NamedTuple):
 
 
 def recorded(folder: Path) -> Recorded:
-    """Reads a run's config.json; if it is damaged or lost, the newest good checkpoint says what it said.
+    """Reads a run's config.json; if it is damaged or lost, reads it from the newest good checkpoint.
 
     Raises:
-      OSError: something cannot be read now.
+      OSError: a file cannot be read now.
     """
     path = folder / "config.json"
     try:
         return Recorded(records.read(path, CONFIG))
     except FileNotFoundError:
-        trouble = f"{path} is absent"
+        trouble = f"{path} is missing"
     except DamagedError as error:
         trouble = str(error)
     found = recorded_config(folder / "checkpoints")
@@ -110,17 +110,17 @@ def recorded(folder: Path) -> Recorded:
 
 
 def read_either(path: Path, schema: records.Schema) -> dict[str, Any]:
-    """Reads a record that somebody reports: of earlier versions, it has no checksum to compare.
+    """Reads a record for a report: records of earlier versions have no checksum.
 
     Raises:
-      OSError: it is not there, or cannot be read.
-      DamagedError: it is not what was written.
+      OSError: it does not exist, or cannot be read.
+      DamagedError: its checksum does not match.
     """
     return records.read(path, schema) if records.has_checksum(path) else records.parse(path)
 
 
 class Result(dict[str, Any]):
-    """What a run ended with: the contents of result.json, shown in a line."""
+    """A run's result: the contents of result.json, with a one-line repr."""
 
     def __repr__(self) -> str:
         rows = "; ".join(f"{name} {value}" for name, value in self._rows())
@@ -143,11 +143,11 @@ class Result(dict[str, Any]):
 
 
 class Record:
-    """The files of one run, safe to open again after a crash.
+    """The files of one run, safe to reopen after a crash.
 
     Attributes:
-      folder: where they are.
-      config: what config.json says, once the record is open; in the first process alone.
+      folder: their folder.
+      config: the contents of config.json, once the record is open; only in the first process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -163,9 +163,9 @@ class Record:
         self.config: dict[str, Any] = {}
 
     def result(self) -> dict[str, Any] | None:
-        """What the run ended with; None if it has not ended.
+        """The run's result; None if it has not ended.
 
-        A damaged one counts as none: the last checkpoint gives it again.
+        A damaged result counts as none: it is rebuilt from the last checkpoint.
         """
         try:
             return records.read(self.folder / "result.json", RESULT)
@@ -173,12 +173,12 @@ class Record:
             return None
         except DamagedError as error:
             if not self._warned:
-                logger.warning("%s; it is set aside and made again", error)
+                logger.warning("%s; it is set aside and rebuilt", error)
             self._warned = True
             return None
 
     def identity(self) -> dict[str, Any] | None:
-        """What decides on the result of the run that is there; None if there is none."""
+        """The identity of the existing run; None if there is none."""
         known = recorded(self.folder).config
         return None if known is None else known["identity"]
 
@@ -191,22 +191,21 @@ class Record:
         objects: Sequence[str] = (),
         sources: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """Writes config.json, or compares with the one that is there.
+        """Writes config.json, or compares with the existing one.
 
         Args:
           config: the options.
-          identity: what decides on the result.
-          devices: of the run.
-          objects: the arguments that were given as objects.
-          sources: hashes of the code of own objects, by argument.
+          identity: everything that determines the result.
+          devices: the run's devices.
+          objects: the arguments that were passed as objects.
+          sources: hashes of the code of user objects, by argument.
 
         Returns:
-          Notes for the user: what was recovered, and what is different from when the run began and may change
-          its numbers all the same.
+          Notes for the user: what was recovered, and changes since the start of the run that may affect its
+          numbers.
 
         Raises:
-          ValueError: the folder is of a run with another configuration, teacher or data, or of nobody knows
-            what.
+          ValueError: the folder holds a run with another configuration, teacher or data, or unknown files.
         """
         self._lock()
         path = self.folder / "config.json"
@@ -223,17 +222,17 @@ class Record:
         if different := differing_keys(known.config["identity"], identity):
             raise ValueError(
                 f"{self.folder} holds another run; {describe_differences(different)}. "
-                "Choose another folder with --run, or repeat the first command to go on with it"
+                "Choose another folder with --run, or repeat the original command to resume it"
             )
         self.config, notes = known.config, []
         if known.trouble is not None:
             aside = f" and kept as {records.set_aside(path).name}" if path.exists() else ""
             records.write(path, CONFIG, known.config)
-            notes.append(f"{known.trouble}; it was made again of checkpoint {known.step}{aside}")
+            notes.append(f"{known.trouble}; it was rebuilt from checkpoint {known.step}{aside}")
         before = known.config.get("sources", {})
         notes += [
-            f"the code of your {name} has changed since this run began; its name decides: give it another "
-            "name, or another --run, to train with the new code"
+            f"the code of your {name} has changed since this run began, but its name has not: to train with "
+            "the new code, give it another name, or pass another --run"
             for name, digest in sorted((sources or {}).items())
             if before.get(name) != digest
         ]
@@ -241,19 +240,19 @@ class Record:
         changed = [f"{name} {began[name]}, now {now[name]}" for name in _VERSIONS if began[name] != now[name]]
         if changed and self.result() is None:
             notes.append(
-                f"this run began with {'; '.join(changed)}. It goes on, and ends with the same numbers up to "
-                "rounding, which training magnifies; the same bits are promised for the same versions and "
-                "devices"
+                f"this run began with {'; '.join(changed)}. It resumes, and ends with the same numbers up to "
+                "rounding, which training amplifies; the same bits are guaranteed only for the same versions "
+                "and devices"
             )
         return notes
 
     def _begin(self, path: Path, trouble: str | None) -> list[str]:
-        """Makes sure that a new run may begin here; nothing of another is taken for its own."""
+        """Checks that a new run may start here, without using another run's files."""
         there = [name for name in _PARTS if (self.folder / name).exists()]
         if trouble is None:
             if there:
                 raise ValueError(
-                    f"{self.folder} holds {', '.join(there)}, but no config.json that says of what; choose "
+                    f"{self.folder} holds {', '.join(there)}, but no config.json that describes it; choose "
                     "another folder with --run"
                 )
             return []
@@ -264,14 +263,14 @@ class Record:
             )
         if set(there) - {"metrics.jsonl"}:
             raise ValueError(
-                f"{trouble}, and no checkpoint says what it said; choose another folder with --run. "
+                f"{trouble}, and no checkpoint contains it; choose another folder with --run. "
                 f"{', '.join(there)} in {self.folder} is left alone"
             )
         aside = records.set_aside(path)
-        return [f"{trouble}; no step had been saved. It is kept as {aside.name}, and the run begins again"]
+        return [f"{trouble}; no step had been saved. It is kept as {aside.name}, and the run starts again"]
 
     def _lock(self) -> None:
-        """Keeps other processes out of the folder for as long as this one lives.
+        """Locks the folder for the lifetime of this process.
 
         Raises:
           ValueError: another process is working on this run.
@@ -298,7 +297,7 @@ class Record:
 
     @property
     def local(self) -> Path:
-        """Where files can be written a piece at a time: the folder, or one that is sent to it.
+        """A folder where files can be appended to: the run's folder, or a local one that is uploaded to it.
 
         See `flush`.
         """
@@ -311,16 +310,16 @@ class Record:
         return self.local / "metrics.jsonl"
 
     def rewind(self, step: int) -> None:
-        """Forgets what was written after `step`: a resumed run will write it again."""
+        """Discards everything written after `step`: a resumed run will write it again."""
         self._lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
         write_text(self._metrics, "".join(map(_encoded, self._lines)))
         self._events = Events(self.local / "tensorboard", step + 1 if step else 0)
 
     def flush(self) -> None:
-        """Sends to a bucket what was written so far; to be called before a checkpoint that goes on from it.
+        """Uploads everything written so far to a bucket; call it before a checkpoint that depends on it.
 
         Raises:
-          OSError: the store did not take it, or another process has taken the run over.
+          OSError: the upload failed, or another process has taken over the run.
         """
         if self._lease is not None:
             self._lease.require()
@@ -342,7 +341,7 @@ class Record:
             self._local.push(now=False)
 
     def also(self, log: Log) -> None:
-        """Adds a place that gets what `write` gets."""
+        """Adds another receiver of the values passed to `write`."""
         self._logs.append(log)
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
@@ -358,13 +357,13 @@ class Record:
         records.write(path, RESULT, result)
 
     def close(self) -> None:
-        """Lets other processes into the folder."""
+        """Releases the folder for other processes."""
         if self._events is not None:
-            with contextlib.suppress(OSError):  # of a full disk, which was said when it refused a line
+            with contextlib.suppress(OSError):  # a full disk, already reported when a line failed
                 self._events.close()
         with asking_for(_CLOSING_SECONDS):
             if self._local is not None:
-                with contextlib.suppress(OSError):  # of a store, as of a disk
+                with contextlib.suppress(OSError):  # the same for a store
                     self._local.push()
                 self._local.close()
             if self._lease is not None:
@@ -385,17 +384,17 @@ def _environment(devices: list[jax.Device]) -> dict[str, Any]:
 
 
 def _remedy(folder: Path) -> str:
-    """What helps if nothing can be written in a folder."""
+    """What to do if a folder cannot be written to."""
     for path in (folder, *folder.parents):
         if path.is_symlink() and not path.exists():
-            return f"the link {path} points to nothing: remove it, or make {path.readlink()}"
+            return f"the link {path} points to nothing: remove it, or create {path.readlink()}"
         if path.exists() and not path.is_dir():
             return f"{path} is a file: move it away"
-    return "give it free space and the right to write there"
+    return "free some space, or grant write permission"
 
 
 def _encoded(line: Mapping[str, Any]) -> str:
-    """A line of metrics.jsonl; those that a result is made of have a checksum."""
+    """A line of metrics.jsonl; lines on the test split have a checksum."""
     return json.dumps({**line, _CRC: _crc(line)} if line["kind"] == "test" else line) + "\n"
 
 
@@ -421,12 +420,12 @@ def _decoded(text: bytes) -> dict[str, Any] | None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl without one that was cut off, and, with a warning, damaged ones."""
+    """The lines of a run's metrics.jsonl, without a truncated one and, with a warning, damaged ones."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
     *texts, last = path.read_bytes().split(b"\n")
     lines = [_decoded(text) for text in texts]
     if damaged := [str(number) for number, line in enumerate(lines, 1) if line is None]:
-        logger.warning("%s is damaged: leaving out line %s", path, ", ".join(damaged[:10]))
+        logger.warning("%s is damaged: skipping line %s", path, ", ".join(damaged[:10]))
     return [line for line in [*lines, _decoded(last)] if line is not None]

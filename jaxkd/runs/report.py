@@ -1,6 +1,6 @@
 """From run records to tables and figures that can go into a paper.
 
-Only the files of runs are read; a run that is still going on is reported as far as it is.
+Only the files of runs are read; a run in progress is reported up to its current step.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def report(
     """Writes `report.md`, the table as `table.tex` and `table.csv`, and each figure as PNG and PDF.
 
     Args:
-      runs: folders of runs, of pretrained teachers, or of several of these, in the order of the table.
-      out: the folder for the files; it is made.
-      baseline: the method that others are compared with, by its name in the table; by default kd, or the
-        students alone.
+      runs: folders of runs or pretrained teachers, or folders that contain several of these, in the order of
+        the table.
+      out: the folder for the files; it is created.
+      baseline: the method to compare with, by its name in the table; by default kd, or the students alone.
       by_name: see `summary.summarise`.
 
     Returns:
       The Markdown tables: methods by pairs of networks, then all runs.
 
     Raises:
-      ValueError: no run is named, or none is of the baseline.
-      FileNotFoundError: a folder is neither.
+      ValueError: no run is named, or none uses the baseline.
+      FileNotFoundError: a folder is neither a run nor a teacher.
     """
     records = read(runs)
     summary = summarise(records, baseline, by_name=by_name)
@@ -59,13 +59,14 @@ def _write(records: Sequence[RunRecord | Pretrained], summary: Summary, out: Pat
 
 _CAPTIONS = {
     "accuracy": (
-        "Test accuracy by epoch, and its difference to the baseline: means over the seeds; of few methods, "
-        "bands from the lowest to the highest seed. The height is that of the later half of the epochs."
+        "Test accuracy by epoch, and its difference from the baseline: means over the seeds; for few "
+        "methods, bands from the lowest to the highest seed. The vertical range is that of the later half of "
+        "the epochs."
     ),
     "differences": (
-        "Difference to the baseline after the last epoch: dots are seeds, bars mean and 95 % interval. Grey: "
-        "what the choice of the test images alone may make, if the networks erred independently. Methods far "
-        "from all others are written at the edge."
+        "Difference from the baseline after the last epoch: dots are seeds, bars mean and 95 % interval. "
+        "Grey: the range expected from the sampling of the test images alone, if the networks erred "
+        "independently. Methods far from all others are written at the edge."
     ),
 }
 _OF_DISTRIBUTION = (
@@ -75,13 +76,12 @@ _OF_DISTRIBUTION = (
 _OF_RUNS = (
     "The best epoch, chosen on the test split itself, is given for comparison only. The method's metrics "
     "(temperature, correlation of student and teacher logits, ...) are means over the last epoch's training "
-    "images, with 5 and 95 % quantiles where they are distributed. images/s: training, without compilation "
-    "and evaluation."
+    "images, with 5 and 95 % quantiles if they vary. images/s: training, without compilation and evaluation."
 )
 
 
 def _notes(summary: Summary) -> list[str]:
-    """What the table's numbers mean, and what they do not say."""
+    """Notes on the meaning and the limits of the table's numbers."""
     notes = ["Accuracy: top-1 on the whole test split, in percent, after the last epoch."]
     counts = sorted({cell.spread.number for cell in summary.cells.values() if cell.spread})
     if counts[-1:] > [1]:
@@ -94,7 +94,7 @@ def _notes(summary: Summary) -> list[str]:
         about += f", {pair.epochs} epochs" if pair.epochs else ""
         if (error := summary.sampling_error(pair)) is not None:
             notes.append(
-                f"{about}: one standard error of an accuracy by the choice of the test images is "
+                f"{about}: one standard error of an accuracy, from the sampling of the test images, is "
                 f"{error:.2f} points."
             )
         if verdicts := summary.verdicts(pair):
@@ -105,17 +105,17 @@ def _notes(summary: Summary) -> list[str]:
     if summary.baseline is not None:
         notes.append(
             "Differences are paired by seed, with the 95 % interval of Student's t over the seeds. Each "
-            "interval is of one comparison: of twenty methods as good as the baseline, one is expected to "
+            "interval is for one comparison: of twenty methods as good as the baseline, one is expected to "
             "have an interval without 0."
         )
     if summary.repeated:
         names = ", ".join(map(_markdown.escape, summary.repeated))
-        notes.append(f"Left out above, since they repeat a configuration and seed: {names}.")
+        notes.append(f"Omitted above, since they repeat a configuration and seed: {names}.")
     return notes
 
 
 def runs_table(records: Sequence[RunRecord | Pretrained]) -> str:
-    """The Markdown table of all runs, a row each."""
+    """The Markdown table of all runs, one row each."""
     runs = [record for record in records if isinstance(record, RunRecord)]
     metrics = list(dict.fromkeys(name for run in runs for name in run.result.get("metrics", {})))
     head = [
@@ -151,7 +151,7 @@ def _row(record: RunRecord | Pretrained, metrics: Sequence[str]) -> list[str]:
 
 
 def _shown(metric: dict[str, Any] | None) -> str:
-    """A metric of a result, in a cell."""
+    """A metric of a result, as a table cell."""
     if metric is None:
         return "-"
     if "counts" not in metric:

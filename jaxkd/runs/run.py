@@ -1,4 +1,4 @@
-"""What `jaxkd.train` and `jaxkd.distill` do: from names or objects to a result."""
+"""The functions `jaxkd.train` and `jaxkd.distill`: from names or objects to a result."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.Gradien
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run is made of, names resolved.
+    """The parts of a run, with names resolved.
 
     Attributes:
-      network: the student, before it has a normalisation.
-      method: gives the loss.
+      network: the student, before its normalisation is set.
+      method: defines the loss.
       dataset: with the splits "train" and "test".
       teacher: None for a method that reads nothing.
-      optimizer: an own one; None for that of the options.
-      augmentation: an own one, or by view; None for the data set's.
-      on_log: called with the values of each log point by name, and the step.
-      objects: what was given as an object.
+      optimizer: a user's own; None for the one in the options.
+      augmentation: a user's own, or a mapping by view; None for the dataset's.
+      on_log: called at each log point with the named values and the step.
+      objects: the arguments that were passed as objects.
     """
 
     network: models.Network
@@ -76,27 +76,27 @@ def train(
     say: Say = print_line,
     **options: Any,
 ) -> Result:
-    """Trains a network on labels alone.
+    """Trains a network on labels only.
 
     Args:
-      config: the options; or give them by keyword.
-      data: the name of a data set, or a `Dataset`.
-      model: the name of a model, a Flax Linen module, an NNX module (or a function that makes one), or a
+      config: the options; or pass them by keyword.
+      data: the name of a dataset, or a `Dataset`.
+      model: the name of a model, a Flax Linen module, an NNX module (or a function that creates one), or a
         `Network`.
       optimizer: the name of an optimiser, an optax transformation, several by label (see
-        `training.by_label`), or one of these with a name of its own (`training.Named`).
-      augmentation: of training images; by default the data set's.
-      on_log: called at each log point with the values by name ("train/loss") and the step.
-      say: where progress goes, a line at a time.
+        `training.by_label`), or one of these with its own name (`training.Named`).
+      augmentation: for training images; by default the dataset's.
+      on_log: called at each log point with the named values ("train/loss") and the step.
+      say: callback for progress, one line at a time.
       **options: the fields of `TrainConfig`: epochs, batch_size, seed, run, ...
 
     Returns:
-      What `result.json` holds.  The network lies in the run's folder `model`, ready to be a teacher.  Of
-      several seeds: mean and deviation, and the results in `runs`.
+      The contents of `result.json`.  The network is in the run's folder `model`, ready to be a teacher.  For
+      several seeds: mean and standard deviation, and the results in `runs`.
 
     Raises:
-      Stopped: a signal came; a checkpoint was saved, and the same call goes on.
-      ValueError: the options contradict each other, the data, or the run that is there.
+      Stopped: a signal arrived; a checkpoint was saved, and the same call resumes.
+      ValueError: the options contradict each other, the data, or the existing run.
       NonFiniteError: a loss, an update or the teacher's output was NaN or infinite.
     """
     named, objects = names_and_objects(model=model, data=data, optimizer=optimizer)
@@ -129,22 +129,23 @@ def distill(
     """Distils a teacher into a student.
 
     Args:
-      config: the options; or give them by keyword.
+      config: the options; or pass them by keyword.
       data: as for `train`.
       teacher: a name, a folder, or a `Teacher` (see `teachers.from_function`).
-      student: as `model` of `train`.
+      student: like `model` of `train`.
       method: a name, or a `Method`; see `methods.from_function` for plain functions.
       optimizer: as for `train`; the labels are "student" and "method".
-      augmentation: of the view "main", or a mapping of the method's views to augmentations.
+      augmentation: for the view "main", or a mapping from the method's views to augmentations.
       on_log: as for `train`.
-      say: where progress goes, a line at a time.
+      say: callback for progress, one line at a time.
       **options: the fields of `DistillConfig`: epochs, batch_size, seed, run, ...
 
     Returns:
-      As `train`.
+      As for `train`.
 
     Raises:
-      Stopped, ValueError, NonFiniteError: as `train`; ValueError also if the teacher does not fit the data.
+      Stopped, ValueError, NonFiniteError: as for `train`; ValueError also if the teacher does not fit the
+        data.
     """
     teacher = str(teacher) if isinstance(teacher, Path) else teacher
     named, objects = names_and_objects(
@@ -179,9 +180,9 @@ def evaluate(
     """Evaluates a network on exactly all examples of a split.
 
     Args:
-      teacher: what `teachers.load` returned.
+      teacher: a loaded teacher (`teachers.load`).
       dataset: with that split.
-      split: its name.
+      split: the split's name.
       batch_size: over all devices.
       devices: number of local devices; all by default.
 
@@ -198,7 +199,7 @@ def evaluate(
 
 
 def names_and_objects(**arguments: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """Arguments that are names, and those that are objects."""
+    """Separates arguments that are names from those that are objects."""
     given = {name: value for name, value in arguments.items() if value is not None}
     named = {name: value for name, value in given.items() if isinstance(value, str)}
     return named, {name: value for name, value in given.items() if name not in named}
@@ -244,18 +245,18 @@ def _run(
     on_log: Log | None,
     say: Say,
 ) -> Result:
-    """One run or several, after a look at what all of them need."""
+    """One run or several, after checking what all of them need."""
     processes.join(config, say)
     if not processes.is_first():
         say = lambda _: None  # noqa: E731
     with processes.peers_needed():
-        # Before anything else: it decides on which messages follow.  Besides, Gloo waits for the first of all
-        # messages for no more than 30 seconds, and reading the data may take one process longer.
+        # Before anything else, since it determines the messages that follow.  Also, Gloo waits for the very
+        # first message for at most 30 seconds, and reading the data may take one process longer.
         processes.require_same({"command": type(config).__name__, "seeds": config.seeds})
     devices = choose_devices(config.devices)
     share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
     if objects.get("optimizer") is None:
-        config.recipe(1, 1).transformation()  # unknown names are told before the data are read
+        config.recipe(1, 1).transformation()  # reports unknown names before the data are read
     if isinstance(network, str):
         models.create(network)
     dataset = objects.get("data") or config.load()
@@ -279,7 +280,7 @@ def _run(
 
 
 def _of_seeds(runs: list[Result], say: Say) -> Result:
-    """The result of several runs that differ in the seed."""
+    """The result of several runs that differ only in the seed."""
     accuracies = [run["last_accuracy"] for run in runs]
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
     about = f"last accuracy {mean:.2f} +- {deviation:.2f} % (mean and standard deviation)"
@@ -415,13 +416,13 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
 
 
 def _parameters(state: TrainState, method: Method) -> int:
-    """How many trained numbers answer: the student's, and the method's if it answers in its place."""
+    """Number of parameters used for predictions: the student's, and the method's if it predicts itself."""
     answering = state.params if methods.predicts_itself(method) else state.params["student"]
     return sum(leaf.size for leaf in jax.tree.leaves(answering))
 
 
 def _about(teacher: teachers.Teacher | None) -> dict[str, Any]:
-    """What a result says of the teacher."""
+    """A result's entries about the teacher."""
     if teacher is None:
         return {}
     known = teacher.description
@@ -434,21 +435,21 @@ def _about(teacher: teachers.Teacher | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _saying_what_is_saved(checkpoints: Path) -> Iterator[None]:
-    """Adds to a failure of the disk what it has not taken."""
+    """Adds the newest checkpoint to the message of a disk failure."""
     try:
         yield
     except OSError as error:
-        saved = "what was saved before is there"  # a store that fails is not asked what
+        saved = "earlier checkpoints are intact"  # a failing store is not queried
         if not is_remote(checkpoints):
             saved = describe_newest(max(saved_steps(checkpoints), default=None))
-        raise OSError(f"{error}; {saved}. When that is mended, the same command goes on") from error
+        raise OSError(f"{error}; {saved}. When that is fixed, the same command resumes") from error
 
 
 def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
-    """The constants of a run, and its optimiser's recipe; None for an own optimiser.
+    """The constants of a run, and its optimiser's recipe; None for a user's own optimiser.
 
     Raises:
-      ValueError: an augmentation is of a view that the method does not have.
+      ValueError: an augmentation is for a view that the method does not have.
     """
     dataset, teacher, method = parts.dataset, parts.teacher, parts.method
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
@@ -471,7 +472,7 @@ def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
         num_epochs=config.num_epochs,
         steps_per_epoch=steps_per_epoch,
         accumulate=config.accumulate,
-        # Nobody knows what an own network keeps: each device may have another value.
+        # A user's network may keep any collections: their values may differ between devices.
         average=config.batch_norm == "device" or bool({"model", "student"} & set(parts.objects)),
         ema=config.ema,
     )
@@ -487,7 +488,7 @@ def _cached_logits(
     before: str | None,
     say: Say,
 ) -> CachedLogits | None:
-    """The teacher's logits from a cache, if there is one for this run and it is wanted."""
+    """The teacher's logits from a cache, if there is one for this run and it should be used."""
     if (reason := why_not(task, dataset)) is not None:
         if config.cache not in ("auto", "off"):
             raise ValueError(f"--cache {config.cache} cannot be used: {reason}; train with --cache off")
@@ -517,7 +518,7 @@ def _cached_logits(
 def _save_student(
     folder: Path, state: TrainState, frozen: Frozen, task: Task, parts: Parts, accuracy: float
 ) -> None:
-    """Saves the trained network, and the method if it answers in its place, as a teacher for other runs."""
+    """Saves the trained network, and the method if it predicts itself, as a teacher for other runs."""
     variables: dict[str, Any] = state.student
     answers: dict[str, Any] = {}
     if methods.predicts_itself(task.method):

@@ -1,4 +1,4 @@
-"""What several runs say of a method: mean, deviation, and differences with their intervals."""
+"""Statistics over several runs of a method: mean, deviation, and differences with their intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean, deviation and number of values; one value has no deviation.
+    """Mean, standard deviation and number of values; a single value has no deviation.
 
     >>> spread([70.0, 72.0, 74.0])
     Spread(mean=72.0, deviation=2.0, number=3)
@@ -27,7 +27,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 class Difference(NamedTuple):
-    """A mean difference over `number` seeds, and its confidence interval; None from one seed."""
+    """A mean difference over `number` seeds, and its confidence interval; None for one seed."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -35,7 +35,7 @@ class Difference(NamedTuple):
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether there is an interval, and 0 lies outside of it."""
+        """Whether there is an interval that does not contain 0."""
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
@@ -45,12 +45,12 @@ def paired_difference(
     """The mean of `values[seed] - baseline[seed]`, with the interval of Student's t.
 
     `mean +- t_{n-1} s / sqrt(n)`, where s is the standard deviation of the n differences.  Runs of one seed
-    have the same initial student, order and views, so much of their chance cancels in the difference.
+    have the same initial student, order and views, so much of their randomness cancels in the difference.
 
     Args:
-      values: seed to accuracy.
-      baseline: likewise; seeds that are in one alone do not count.
-      confidence: the share of such intervals that hold the true mean, if differences are normal.
+      values: maps seeds to accuracies.
+      baseline: the same for the baseline; seeds that only one of them has are ignored.
+      confidence: the share of such intervals that contain the true mean, if differences are normal.
 
     Returns:
       The difference; None if no seed is in both.
@@ -64,20 +64,20 @@ def paired_difference(
     mean, deviation, count = spread(differences)
     if deviation is None:
         return Difference(mean, None, count)
-    from scipy.special import stdtrit  # comes with jax; imported here, since most who import this need it not
+    from scipy.special import stdtrit  # comes with jax; imported here, since most importers do not need it
 
     half = float(stdtrit(count - 1, (1 + confidence) / 2)) * deviation / math.sqrt(count)
     return Difference(mean, (mean - half, mean + half), count)
 
 
 def sampling_error(accuracy: float, num_examples: int) -> float:
-    """The standard error of an accuracy, in points, by the choice of the test examples.
+    """The standard error of an accuracy, in points, due to the sampling of the test examples.
 
     `100 sqrt(p (1 - p) / N)`.
 
     Args:
       accuracy: in percent.
-      num_examples: of the test split, N.
+      num_examples: N, the size of the test split.
 
     >>> sampling_error(50.0, 10_000)
     0.5

@@ -1,4 +1,4 @@
-"""Records of runs, read and put in order: pairs of networks as columns, methods as rows, seeds together."""
+"""Records of runs, read and arranged: pairs of networks as columns, methods as rows, seeds grouped."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from jaxkd.runs.record import CONFIG, RESULT, read_either, read_metrics
 from jaxkd.runs.statistics import Difference, Spread, paired_difference, sampling_error, spread
 
 ALONE = "alone"  # the row of students trained on labels
-# What two runs that differ by chance alone may differ in.
+# Two runs that differ only in these differ only by chance.
 _BY_CHANCE = ("seed", "teacher_logits")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder says of it.
+    """The contents of a run's folder.
 
     Attributes:
-      name: of the folder.
+      name: the folder's name.
       config: the run's options.
-      identity: what decides on its result.
-      result: what it ended with; empty if it has not ended.
-      lines: of metrics.jsonl.
+      identity: everything that determines its result.
+      result: its result; empty if it has not ended.
+      lines: the lines of metrics.jsonl.
     """
 
     name: str
@@ -41,7 +41,7 @@ class RunRecord:
 
     @property
     def student(self) -> str:
-        """The architecture that was trained."""
+        """The trained architecture."""
         return str(self.config.get("model") or self.config.get("student", "?"))
 
     @property
@@ -57,12 +57,12 @@ class RunRecord:
 
     @property
     def data(self) -> str:
-        """The data set's name."""
+        """The dataset's name."""
         return str(self.identity.get("data") or self.config.get("data", "?"))
 
     @property
     def epochs(self) -> int | None:
-        """The number of epochs that the run has in all."""
+        """The run's total number of epochs."""
         return self.identity.get("epochs") or self.config.get("epochs")
 
     @property
@@ -87,7 +87,7 @@ class RunRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A teacher's folder that is reported beside runs."""
+    """A teacher's folder that is reported with the runs."""
 
     name: str
     model: str
@@ -95,13 +95,13 @@ class Pretrained:
 
 
 def read(folders: Sequence[str | Path]) -> list[RunRecord | Pretrained]:
-    """The records in some folders: of runs, of pretrained teachers, or of several of these.
+    """The records in some folders: of runs or pretrained teachers, or folders that contain several of these.
 
-    A generator (the first stage of MEKD) among them has no accuracy, and is left out.
+    A generator (the first stage of MEKD) among them has no accuracy, and is skipped.
 
     Raises:
       ValueError: no folder is named.
-      FileNotFoundError: a folder is neither.
+      FileNotFoundError: a folder is neither a run nor a teacher.
     """
     if not folders:
         raise ValueError("no run is named; name the folders of one or more runs")
@@ -110,11 +110,11 @@ def read(folders: Sequence[str | Path]) -> list[RunRecord | Pretrained]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folder itself; or, if it is neither of a run nor of a teacher, those in it that are."""
+    """The folder itself, if it is a run or a teacher; otherwise the runs and teachers in it."""
     if _is_one(folder) or not folder.is_dir():
         return [folder]
     if (folder / "report.md").is_file():
-        return []  # of an earlier report, met in `runs/*`
+        return []  # an earlier report, matched by `runs/*`
     return sorted(inner for inner in folder.iterdir() if _is_one(inner)) or [folder]
 
 
@@ -128,11 +128,11 @@ def _read(folder: Path) -> RunRecord | Pretrained:
         return Pretrained(entry.name, entry.description.model, entry.description.test_accuracy)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} is not the folder of a run, nor of a teacher: it lacks config.json and teacher.json"
+            f"{folder} is the folder of neither a run nor a teacher: it lacks config.json and teacher.json"
         )
     stored = read_either(folder / "config.json", CONFIG)
     if stored.get("config") is None:
-        raise ValueError(f"{folder / 'config.json'} is not a run's")
+        raise ValueError(f"{folder / 'config.json'} does not belong to a run")
     result = folder / "result.json"
     return RunRecord(
         name=folder.name,
@@ -145,13 +145,13 @@ def _read(folder: Path) -> RunRecord | Pretrained:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Pair:
-    """A column: networks, data and length of the runs that can be compared.
+    """A column: networks, data and length of comparable runs.
 
     Attributes:
-      teacher: its name; None where a student was trained on labels alone.
+      teacher: its name; None for a student trained on labels alone.
       student: its architecture.
-      data: the data set's name.
-      epochs: of each run.
+      data: the dataset's name.
+      epochs: the number of epochs of each run.
     """
 
     teacher: str | None
@@ -167,18 +167,18 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """The runs of a method on a pair that differ by chance alone: at most one for each seed."""
+    """The runs of a method on a pair that differ only by chance: at most one per seed."""
 
     runs: tuple[RunRecord, ...]
 
     @property
     def accuracies(self) -> dict[int, float]:
-        """Accuracy of the finished runs by seed, in percent."""
+        """Accuracies of the finished runs by seed, in percent."""
         return {run.seed: run.accuracy for run in self.runs if run.accuracy is not None}
 
     @property
     def spread(self) -> Spread | None:
-        """Of the accuracies; None if no run has finished."""
+        """Mean and deviation of the accuracies; None if no run has finished."""
         return spread(list(self.accuracies.values())) if self.accuracies else None
 
     @property
@@ -194,10 +194,10 @@ class Summary:
     Attributes:
       pairs: the columns.
       methods: the rows, the students alone first.
-      cells: by row and column; absent where there is no run.
-      teachers: the teachers' accuracies by column, where they are known.
-      baseline: the row that others are compared with; None if there is nothing to compare.
-      repeated: names of runs that repeat another one's configuration and seed; they are left out.
+      cells: by row and column; missing if there is no run.
+      teachers: the teachers' accuracies by column, if known.
+      baseline: the row to compare with; None if there is nothing to compare.
+      repeated: names of runs that repeat another run's configuration and seed; they are omitted.
     """
 
     pairs: tuple[Pair, ...]
@@ -208,14 +208,14 @@ class Summary:
     repeated: tuple[str, ...] = ()
 
     def difference(self, method: str, pair: Pair) -> Difference | None:
-        """A method's accuracy less the baseline's, over the seeds that both have; None if there are none."""
+        """A method's accuracy minus the baseline's, over their common seeds; None if there are none."""
         if self.baseline is None or method == self.baseline:
             return None
         one, other = self.cells.get((method, pair)), self.cells.get((self.baseline, pair))
         return paired_difference(one.accuracies, other.accuracies) if one and other else None
 
     def sampling_error(self, pair: Pair) -> float | None:
-        """One standard error of an accuracy of this column, by the choice of the test images; in points."""
+        """The standard error of an accuracy in this column, from sampling the test images; in points."""
         cells = [cell for (_, column), cell in self.cells.items() if column == pair and cell.spread]
         counts = [cell.test_examples for cell in cells if cell.test_examples]
         if not counts:
@@ -225,15 +225,15 @@ class Summary:
         )
 
     def difference_by_sampling(self, pair: Pair) -> float | None:
-        """How far two accuracies of this column differ by the choice of the test images, 95 times of 100.
+        """The 95 % range of the difference of two accuracies from the sampling of the test images alone.
 
-        `1.96 sqrt(2)` standard errors: as if the networks erred independently, which is more than they do.
+        `1.96 sqrt(2)` standard errors: as if the networks erred independently, which overestimates it.
         """
         error = self.sampling_error(pair)
         return None if error is None else 1.96 * math.sqrt(2) * error
 
     def verdicts(self, pair: Pair) -> dict[str, list[str]]:
-        """What the differences to the baseline say: a verdict to the methods that get it."""
+        """Verdicts on the differences from the baseline: maps each verdict to its methods."""
         found: dict[str, list[str]] = {}
         within = self.difference_by_sampling(pair) or 0.0
         for method in self.methods:
@@ -242,7 +242,7 @@ class Summary:
             if difference.interval is None:
                 verdict = "one seed, no interval"
             elif not difference.excludes_zero:
-                verdict = "says nothing (the interval holds 0)"
+                verdict = "not significant (the interval contains 0)"
             else:
                 verdict = "higher" if difference.mean > 0 else "lower"
                 if abs(difference.mean) < within:
@@ -254,16 +254,16 @@ class Summary:
 def summarise(
     records: Iterable[RunRecord | Pretrained], baseline: str | None = None, *, by_name: bool = False
 ) -> Summary:
-    """Puts runs in order.
+    """Arranges runs into a table.
 
     Args:
-      records: of runs; pretrained teachers are passed over.
+      records: records of runs; pretrained teachers are ignored.
       baseline: the method to compare with, by its name in the table; by default kd, or the students alone.
-      by_name: whether rows have the names of runs, without networks and seed, as in a grid; by default those
-        of methods, where one method is there once.
+      by_name: whether rows are named after runs, without networks and seed, as in a grid; by default they are
+        named after methods, if each method occurs once.
 
     Raises:
-      ValueError: no run is of that method.
+      ValueError: no run uses that method.
     """
     runs = [record for record in records if isinstance(record, RunRecord)]
     groups: dict[str, dict[int, RunRecord]] = {}
@@ -282,14 +282,14 @@ def summarise(
     table: dict[tuple[str, Pair], Cell] = {}
     for cell, label in zip(cells, labels, strict=True):
         own = _pair(cell)
-        # A student alone stands in the column of each of its teachers.
+        # A student alone is in the column of each of its teachers.
         alike = [pair for pair in pairs if dataclasses.replace(pair, teacher=None) == own]
         for pair in [own] if own.teacher is not None else alike or [own]:
             table[label, pair] = cell
     methods = sorted(dict.fromkeys(labels), key=lambda label: label != ALONE)
     compared = [name for name in (baseline, "kd", ALONE) if name in methods]
     if baseline is not None and baseline not in methods:
-        raise ValueError(f"no run is of the baseline {baseline}; there are {', '.join(methods) or 'none'}")
+        raise ValueError(f"no run uses the baseline {baseline}; available: {', '.join(methods) or 'none'}")
     accuracies = {
         _pair(cell): run.result["teacher_accuracy"]
         for cell in cells
@@ -312,7 +312,7 @@ def _pair(cell: Cell) -> Pair:
 
 
 def _labels(cells: Sequence[Cell], by_name: bool) -> list[str]:
-    """The name of each cell's row: its method, or its runs' name where a pair has the method twice."""
+    """The name of each cell's row: its method, or its runs' name if a pair has the method twice."""
     plain = [ALONE if cell.runs[0].method == "labels" else cell.runs[0].method for cell in cells]
     places = list(zip(plain, map(_pair, cells), strict=True))
     taken: set[tuple[str, Pair]] = set()

@@ -13,7 +13,7 @@ from jaxkd.runs.summary import Pair, Summary
 
 
 def markdown(summary: Summary) -> str:
-    """Methods as rows; for each pair the accuracy and, after it, the difference to the baseline."""
+    """Methods as rows; for each pair the accuracy and, after it, the difference from the baseline."""
     head, rows = _wide(summary, _markdown.escape, "±", "")
     return _markdown.table(head, rows, left=1)
 
@@ -51,7 +51,7 @@ CSV_HEAD = (
 
 
 def as_csv(summary: Summary) -> str:
-    """A line for each method and pair, with all numbers in full; `CSV_HEAD` names the columns."""
+    """One line per method and pair, with all numbers in full precision; `CSV_HEAD` names the columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_HEAD)
@@ -96,7 +96,7 @@ def _wide(summary: Summary, escape: Any, plus_minus: str, math: str) -> tuple[li
 
 
 def _title(summary: Summary, pair: Pair) -> str:
-    """A pair's name, with what it does not share with the others."""
+    """A pair's name, with the properties that differ between pairs."""
     title = pair.title
     if len({one.data for one in summary.pairs}) > 1:
         title += f", {pair.data}"

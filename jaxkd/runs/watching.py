@@ -1,4 +1,4 @@
-"""Watching a run with other tools: a trace of some steps for the profiler, and Weights & Biases."""
+"""Monitoring a run with other tools: a profiler trace of some steps, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxkd._extras import require
 
 
 class Profiler:
-    """Traces the first steps after compilation with `jax.profiler`; with no steps it does nothing."""
+    """Traces the first steps after compilation with `jax.profiler`; does nothing for zero steps."""
 
     def __init__(self, folder: Path, num_steps: int | None, say: Callable[[str], None]) -> None:
         self._folder = folder
@@ -22,13 +22,13 @@ class Profiler:
         self._say = say
 
     def before(self) -> None:
-        """Starts the trace; called before each step that is compiled already."""
+        """Starts the trace; called before each step that is already compiled."""
         if self._left > 0 and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def after(self, num_steps: int, result: Any) -> None:
-        """Ends the trace if enough steps were made; waits for `result` so that they are in it."""
+        """Ends the trace after enough steps; waits for `result` so that they are in it."""
         if not self._running:
             return
         self._left -= num_steps
@@ -42,23 +42,23 @@ class Profiler:
             self._running = False
             self._left = 0
             jax.profiler.stop_trace()
-            self._say(f"trace in {self._folder}; look at it with TensorBoard's profile plugin or XProf")
+            self._say(f"trace in {self._folder}; view it with TensorBoard's profile plugin or XProf")
 
 
 Log = Callable[[Mapping[str, float], int], None]
 
 
 def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any], *, local: Path | None = None) -> Log:
-    """Opens a run on Weights & Biases, or goes on with it.
+    """Opens a run on Weights & Biases, or resumes it.
 
     Args:
-      project: where it belongs.
-      folder: of the run; names it there.
-      config: what to show beside it.
-      local: a folder of this machine for its files; by default the run's.
+      project: the run's project.
+      folder: the run's folder; its name is the run's name there.
+      config: the options to show there.
+      local: a local folder for its files; by default the run's.
 
     Returns:
-      A function of values by name and the step.
+      A function of the named values and the step.
 
     Raises:
       ImportError: wandb is not installed.
@@ -66,7 +66,7 @@ def log_to_wandb(project: str, folder: Path, config: Mapping[str, Any], *, local
     require("wandb", "wandb")
     import wandb
 
-    # The folder is what a run is known by: the same one goes on, another of the same name is another run.
+    # The folder identifies a run: the same folder resumes, another with the same name is another run.
     known_by = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
     run = wandb.init(
         project=project,

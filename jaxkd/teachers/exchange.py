@@ -18,7 +18,7 @@ from jaxkd.models import torch_find, torch_names
 from jaxkd.teachers import hub, torch_files
 from jaxkd.teachers.teacher import Description, Teacher
 
-# Where a .safetensors file carries the description, and a checksum of all that it holds.
+# Keys in a .safetensors file's metadata: the description, and a checksum of the contents.
 _METADATA, _CHECKSUM = "jaxkd", "jaxkd_sha256"
 
 
@@ -32,7 +32,7 @@ def import_torch(
     prefix: str | None = None,
     **model_options: Any,
 ) -> dict[str, Any]:
-    """Reads the weights of a PyTorch network, without PyTorch and without running what is in the file.
+    """Reads the weights of a PyTorch network, without PyTorch and without executing the file.
 
     Args:
       file: a PyTorch file, `.safetensors` or `.npz`, or `hf:OWNER/NAME` on the Hugging Face Hub, with the
@@ -41,17 +41,17 @@ def import_torch(
       model: the architecture's name in `jaxkd.models`.
       num_classes: number of logits.
       image_shape: height, width and channels of its images.
-      rename: words in the file's names to the model's, such as `{"stage_1": "layer1", "conv": "conv1"}`:
+      rename: maps words in the file's names to the model's, such as `{"stage_1": "layer1", "conv": "conv1"}`:
         whole words between dots, or several joined with dots.
-      prefix: where in the file the weights lie, if they fit in several places.
-      **model_options: what else `models.create` needs, such as `shortcut="A"`.
+      prefix: the prefix of the weights in the file, if they fit in several places.
+      **model_options: other options of `models.create`, such as `shortcut="A"`.
 
     Returns:
       Flax variables, ready for `models.create(model, num_classes, **model_options).apply`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is damaged or unsafe, or its weights do not fit the model (all misfits are listed).
+      ValueError: it is damaged or unsafe, or its weights do not fit the model (all mismatches are listed).
     """
     file, given = hub.local(file), file
     contents, texts = torch_files.read(file), torch_files.read_metadata(file)
@@ -66,17 +66,17 @@ def import_torch(
 
 
 def export_torch(teacher: Teacher, file: str | Path) -> None:
-    """Writes a teacher's weights under the names and in the layout of PyTorch code.
+    """Writes a teacher's weights with PyTorch's names and layout.
 
-    The description travels in the file's metadata, so that `jaxkd import` needs to be told nothing, and gives
-    the same bits back.
+    The description is in the file's metadata, so that `jaxkd import` needs no options, and gives the same
+    bits back.
 
     Args:
       teacher: with one of the package's models.
       file: a `.safetensors` file to write; torch reads it with `safetensors.torch.load_file`.
 
     Raises:
-      ValueError: the ending is another, or the teacher is a function.
+      ValueError: the file does not end in .safetensors, or the teacher is a function.
     """
     if teacher.forward is not None:
         other = teacher.description.method
@@ -88,20 +88,20 @@ def export_torch(teacher: Teacher, file: str | Path) -> None:
 
 
 def _checksum(about: str, weights: Mapping[str, Any]) -> str:
-    """SHA-256 of what an exported file holds: the description, as text, and the weights."""
+    """SHA-256 of an exported file's contents: the description, as text, and the weights."""
     return storage.tree_digest(
         {"description": np.frombuffer(about.encode(), np.uint8), "weights": dict(weights)}
     )
 
 
 def described_in(file: str | Path) -> Description | None:
-    """What a file of weights says of itself; None if it says nothing.
+    """The description in a weights file; None if it has none.
 
     Args:
-      file: one that `export_torch` wrote, or one with timm's `config.json` beside it, or `hf:OWNER/NAME`.
+      file: written by `export_torch`, or with timm's `config.json` beside it, or `hf:OWNER/NAME`.
 
     Raises:
-      ValueError: what it says is wrong, or of an architecture that is not here.
+      ValueError: the description is invalid, or of an unsupported architecture.
     """
     path = hub.local(file)
     about = torch_files.read_metadata(path).get(_METADATA)
@@ -119,7 +119,7 @@ def described_in(file: str | Path) -> Description | None:
 
 
 def variable_shapes(network: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The shapes of a network's variables, in the order in which its layers are made."""
+    """The shapes of a network's variables, in the order in which its layers are created."""
     order: list[tuple[str, ...]] = []
 
     def init(key: jax.Array, images: jax.Array) -> Any:

@@ -1,7 +1,7 @@
-"""Checkpoints that other programs saved with Flax: whose arrays are the network's, wherever they lie.
+"""Checkpoints that other programs saved with Flax.
 
-An Orbax folder, an Orbax manager's folder of steps, or a Flax msgpack file becomes a tree of arrays; in it
-the network's variables are found by names and shapes, beside optimiser states, step counts and random keys.
+An Orbax folder, an Orbax manager's folder of steps, or a Flax msgpack file becomes a tree of arrays.  The
+network's variables are found in it by names and shapes, among optimiser states, step counts and random keys.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxkd import storage
 
-_WRAPPERS = ("value", "raw_value")  # what NNX puts an array into
+_WRAPPERS = ("value", "raw_value")  # NNX wraps arrays in these
 _LISTED = 8
 
 Path_ = tuple[str, ...]
@@ -26,11 +26,11 @@ def read(path: Path) -> dict[Path_, np.ndarray]:
     """All arrays of a checkpoint, by their path in it.
 
     Args:
-      path: an Orbax folder, or one of steps, of which the last one is taken; or a msgpack file.
+      path: an Orbax folder; or a folder of steps, of which the last one is used; or a msgpack file.
 
     Raises:
-      FileNotFoundError: there is nothing.
-      ValueError: it is no checkpoint, or a damaged one.
+      FileNotFoundError: the path does not exist.
+      ValueError: it is not a checkpoint, or a damaged one.
     """
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint {path}; name an Orbax folder or a Flax msgpack file")
@@ -49,7 +49,7 @@ def read(path: Path) -> dict[Path_, np.ndarray]:
 
 
 def _item(folder: Path) -> Path:
-    """The folder of arrays in what a checkpointer, or a manager of checkpoints, wrote."""
+    """The folder of arrays, in a folder written by a checkpointer or a checkpoint manager."""
     if any((folder / mark).exists() for mark in ("_METADATA", "manifest.ocdbt")):
         return folder
     steps = [each for each in folder.iterdir() if each.is_dir() and each.name.isdigit()]
@@ -65,18 +65,18 @@ def _item(folder: Path) -> Path:
 def find(
     arrays: Mapping[Path_, np.ndarray], like: Mapping[str, Any], *, prefix: str | None = None
 ) -> dict[str, Any]:
-    """A network's variables among the arrays of a checkpoint.
+    """Finds a network's variables among the arrays of a checkpoint.
 
     Args:
-      arrays: by their path.
+      arrays: the arrays, by path.
       like: shapes of the variables, by collection.
-      prefix: of the paths, words joined with "/"; by default the only one under which they fit.
+      prefix: the paths' prefix, words joined with "/"; by default the only one under which they fit.
 
     Returns:
-      Variables of the structure of `like`.
+      Variables with the structure of `like`.
 
     Raises:
-      ValueError: they fit nowhere (what is missing is listed), or in several places (all are named).
+      ValueError: they fit nowhere (the missing ones are listed), or in several places (all are named).
 
     >>> like = {"params": {"w": np.zeros(2)}}
     >>> find({("state", "params", "w"): np.ones(2), ("step",): np.ones(())}, like)

@@ -1,8 +1,8 @@
-"""Weights on the Hugging Face Hub, by their owner's and their own name, through Hugging Face's own client.
+"""Weights on the Hugging Face Hub, by owner and name, through Hugging Face's own client.
 
-`hf:OWNER/NAME` is a repository, `hf:OWNER/NAME@REVISION` one state of it, and `hf:OWNER/NAME/FILE` a file in
-it.  The client keeps what it downloads (`$HF_HOME`), and answers from there without a network.  A
-`config.json` says what the weights are: here, timm's is read.
+`hf:OWNER/NAME` is a repository, `hf:OWNER/NAME@REVISION` one revision of it, and `hf:OWNER/NAME/FILE` a file
+in it.  The client caches its downloads (`$HF_HOME`), and then needs no network.  timm's `config.json`
+describes the weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREFIX = "hf:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _ADDRESS = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?(/(?P<file>[\w./-]+))?")
 
-# timm's and torchvision's names of the architectures that are here, too.
+# timm's and torchvision's names of the supported architectures.
 ARCHITECTURES = {
     "resnet18": "imagenet_resnet18",
     "resnet34": "imagenet_resnet34",
@@ -29,7 +29,7 @@ ARCHITECTURES = {
 
 
 def is_address(name: str | Path) -> bool:
-    """Whether a name is one of the Hub.
+    """Whether a name is an address on the Hub.
 
     >>> is_address("hf:timm/resnet18.a1_in1k"), is_address("teachers/hf")
     (True, False)
@@ -38,12 +38,12 @@ def is_address(name: str | Path) -> bool:
 
 
 def local(name: str | Path) -> Path:
-    """The file of weights that a name stands for: downloaded, or from the client's cache; paths as they are.
+    """The local weights file for a name: downloaded, or from the client's cache; paths are unchanged.
 
     Raises:
       ImportError: the client is not installed.
-      ValueError: the address is none.
-      FileNotFoundError: there is no such file, there or in the cache.
+      ValueError: the address is invalid.
+      FileNotFoundError: the file is neither on the Hub nor in the cache.
     """
     if not is_address(name):
         return Path(name)
@@ -59,23 +59,23 @@ def local(name: str | Path) -> Path:
             reasons.append(str(error))
             continue
         if parts["file"] is None:
-            _download(repo, "config.json", revision, optional=True)  # lies beside it then
+            _download(repo, "config.json", revision, optional=True)  # into the same folder
         return found
     raise FileNotFoundError(f"{name}: {'; '.join(reasons)}")
 
 
 def beside(weights: Path) -> dict[str, Any] | None:
-    """What the `config.json` beside a file of weights says in timm's form, as fields of a description.
+    """Reads timm's `config.json` beside a weights file, as fields of a description.
 
     Args:
-      weights: the file.
+      weights: the weights file.
 
     Returns:
-      Model, number of classes, image shape, mean and deviation; None without such a file.  An architecture
-      that is not here keeps the name that it has there.
+      Model, number of classes, image shape, mean and standard deviation; None without such a file.  An
+      unsupported architecture keeps timm's name.
 
     Raises:
-      ValueError: it does not say all of these.
+      ValueError: some of these are missing.
     """
     try:
         config = json.loads(_read(weights.parent / "config.json"))
@@ -100,7 +100,7 @@ def beside(weights: Path) -> dict[str, Any] | None:
 
 
 def revision_of(weights: Path) -> str:
-    """The commit of a file in the client's cache, which the name of its folder tells; empty elsewhere."""
+    """The commit of a file in the client's cache, from the name of its folder; empty elsewhere."""
     parts = weights.parts
     at = len(parts) - 1 - parts[::-1].index("snapshots") if "snapshots" in parts else -1
     return parts[at + 1] if 0 <= at < len(parts) - 2 else ""
@@ -112,7 +112,7 @@ def _download(repo: str, file: str, revision: str | None, *, optional: bool = Fa
 
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
-    except Exception as error:  # the client has an error of its own for everything that can be absent
+    except Exception as error:  # the client has its own error for everything that can be missing
         if optional:
             return Path(file)
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -1,4 +1,4 @@
-"""Teachers from what people have at hand: functions, networks, checkpoints, Keras models."""
+"""Teachers from users' objects: functions, networks, checkpoints, Keras models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxkd.teachers.teacher import Description, Teacher
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """Any function of images in the place of a module; see `from_function`."""
+    """Any function of images in place of a module; see `from_function`."""
 
     function: Callable[..., Any]
     num_classes: int
@@ -59,19 +59,19 @@ def from_function(
     name: str = "function",
     traceable: bool = True,
 ) -> Teacher:
-    """Makes a teacher of any function: another Flax network, an ensemble, a remote service.
+    """Makes a teacher from any function: another Flax network, an ensemble, a remote service.
 
     Args:
-      function: `(images) -> logits`, or `(variables, images) -> logits` if there are variables.  Images come
-        as normalised floats `[B, H, W, C]`; what it returns is logits `[B, K]`, an `Outputs`, or anything
-        with `.logits`.
+      function: `(images) -> logits`, or `(variables, images) -> logits` if there are variables.  Images are
+        normalised floats `[B, H, W, C]`; the result is logits `[B, K]`, an `Outputs`, or any object with
+        `.logits`.
       num_classes: number of logits, K.
-      variables: arrays that the function needs, as a tree.  Arrays that it holds in a closure are compiled
-        into the program instead, which costs memory.
+      variables: arrays that the function needs, as a tree.  Arrays in a closure are compiled into the program
+        instead, which costs memory.
       image_shape: height, width and channels.
-      mean: of each channel, for normalisation; by default 0, and so pixels reach the function in [0, 1].
-      std: likewise; by default 1.
-      name: for tables; a run is told apart from others by it and by the variables.
+      mean: mean of each channel, for normalisation; by default 0, so that pixels are in [0, 1].
+      std: standard deviation of each channel; by default 1.
+      name: for tables; a run identifies the teacher by its name and its variables.
       traceable: False if JAX cannot trace the function (another framework, a network); it then gets NumPy
         arrays, and is called from inside the compiled step.
 
@@ -111,16 +111,16 @@ def from_network(
     name: str | None = None,
     data: str = "unknown",
 ) -> Teacher:
-    """Makes a teacher of a Flax Linen module, an NNX module or a `Network`, and its variables.
+    """Makes a teacher from a Flax Linen module, an NNX module or a `Network`, and its variables.
 
     Args:
-      network: what `models.as_network` takes, but for a name.
-      variables: by collection, as the network's `init` gives them.
+      network: any argument of `models.as_network` except a name.
+      variables: by collection, as returned by the network's `init`.
       image_shape: height, width and channels.
-      mean: of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
-      std: likewise; by default the network's own, or 1.
+      mean: mean of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
+      std: standard deviation of each channel; by default the network's own, or 1.
       name: for tables; by default the network's.
-      data: the data set that it was trained on.
+      data: the dataset that it was trained on.
 
     >>> import flax.linen as nn
     >>> from jaxkd import models, teachers
@@ -162,24 +162,24 @@ def from_checkpoint(
     name: str | None = None,
     data: str = "unknown",
 ) -> Teacher:
-    """Makes a teacher of a Flax Linen or NNX checkpoint that another program saved.
+    """Makes a teacher from a Flax Linen or NNX checkpoint that another program saved.
 
     Args:
       path: an Orbax folder (of a checkpointer, or of a manager: then its last step), or a Flax msgpack file.
-        Optimiser states and whatever else is in it do not disturb.
-      network: a Flax Linen module, an NNX module, a `Network`, or a name of `models.names()`.
+        Optimiser states and other contents are ignored.
+      network: a Flax Linen module, an NNX module, a `Network`, or one of `models.names()`.
       image_shape: height, width and channels.
       num_classes: number of logits, for a name.
-      prefix: where in the checkpoint the variables lie, such as "ema"; by default the only place where they
-        fit.
-      mean: of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
-      std: likewise; by default the network's own, or 1.
+      prefix: the prefix of the variables in the checkpoint, such as "ema"; by default the only one under
+        which they fit.
+      mean: mean of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
+      std: standard deviation of each channel; by default the network's own, or 1.
       name: for tables; by default the network's.
-      data: the data set that it was trained on.
+      data: the dataset that it was trained on.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`.
-      ValueError: it is no checkpoint, or the network's variables are not in it, or in several places.
+      FileNotFoundError: `path` does not exist.
+      ValueError: it is not a checkpoint, or the network's variables are not in it, or in several places.
     """
     made = models.as_network(network, num_classes)
     shapes = jax.eval_shape(lambda: made.init(0, image_shape))
@@ -202,16 +202,16 @@ def from_keras(
     std: Sequence[float] | None = None,
     name: str | None = None,
 ) -> Teacher:
-    """Makes a teacher of a Keras 3 model whose last layer gives logits.
+    """Makes a teacher from a Keras 3 model whose last layer returns logits.
 
     With Keras's JAX backend the model is traced into the training step, and its weights are variables of it.
     With another backend it is called from inside the step, on the host.
 
     Args:
-      model: a `keras.Model` of one image and one output, `[B, H, W, C]` to `[B, K]`.
-      mean: of each channel of pixels in [0, 1], for normalisation; by default 0.
-      std: likewise; by default 1, so that pixels reach the model in [0, 1].  Models that take pixels from 0
-        to 255 (those with a `Rescaling` layer): `std=(1 / 255,) * 3`.
+      model: a `keras.Model` with one image input and one output, `[B, H, W, C]` to `[B, K]`.
+      mean: mean of each channel of pixels in [0, 1], for normalisation; by default 0.
+      std: standard deviation of each channel; by default 1, so that pixels are in [0, 1].  For models that
+        take pixels from 0 to 255 (those with a `Rescaling` layer): `std=(1 / 255,) * 3`.
       name: for tables; by default the model's.
 
     Raises:
@@ -225,7 +225,7 @@ def from_keras(
     activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "linear")
     if activation in ("softmax", "sigmoid"):
         raise ValueError(
-            f"the model ends in a {activation}, and a teacher gives logits; take it away with "
+            f"the model ends in a {activation}, but a teacher must return logits; remove it with "
             'model.layers[-1].activation = keras.activations.get("linear")'
         )
     import keras

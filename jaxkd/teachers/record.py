@@ -1,7 +1,7 @@
 """The description file of a teacher's folder, `teacher.json`: its fields, their types, its checksum.
 
-Format 2 carries a checksum of the description beside the digest of the variables, and the digests of their
-files; format 1 did not, and is still read, with a warning.
+Format 2 contains a checksum of the description, the digest of the variables, and the digests of their files;
+format 1 has no checksum of the description, and is still read, with a warning.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MAX_OPTIONS, _MAX_OPTION = 8, 2048  # of a network: a file must not ask for one
 
 
 class Stored(NamedTuple):
-    """What `teacher.json` holds.
+    """The contents of `teacher.json`.
 
     Attributes:
-      fields: of the description.
-      digest: of the variables.
-      files: digests of the variables' files, by path; None if an earlier version did not note them.
+      fields: the description's fields.
+      digest: the digest of the variables.
+      files: digests of the variables' files, by path; None if an earlier version did not record them.
     """
 
     fields: dict[str, Any]
@@ -37,28 +37,28 @@ class Stored(NamedTuple):
 
 
 def write(folder: Path, fields: Mapping[str, Any], digest: str, files: Mapping[str, str]) -> None:
-    """Writes the description of a teacher whose variables have a digest, and their files theirs.
+    """Writes a teacher's description, with the digests of its variables and of their files.
 
     Raises:
-      ValueError: a field is of another type than it should be.
+      ValueError: a field has the wrong type.
     """
     about = {"format": FORMAT, **fields, "digest": digest, "files": dict(files)}
     records.write(folder / DESCRIPTION, _STORED, about)
 
 
 def read(folder: Path) -> Stored:
-    """Reads a description; its fields are of the right types, lists as tuples.
+    """Reads a description; its fields have the right types, with lists as tuples.
 
     Raises:
-      OSError: it is not there, or cannot be read.
-      DamagedError: it is not what was written.
-      ValueError: it is of a format that is not known here.
+      OSError: it does not exist, or cannot be read.
+      DamagedError: it is damaged.
+      ValueError: its format is unknown.
     """
     file, again = folder / DESCRIPTION, "remove that folder and save the teacher again"
     try:
         about = records.parse(file)
         if "format" not in about:
-            raise DamagedError(f"{file} is damaged: it says no format")
+            raise DamagedError(f"{file} is damaged: its format is missing")
         if about["format"] not in (1, FORMAT) or isinstance(about["format"], bool):
             raise ValueError(f"{file} is not of format 1 or {FORMAT}, but {about['format']!r:.40}")
         if about["format"] == 1:

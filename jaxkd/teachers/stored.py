@@ -1,4 +1,4 @@
-"""Teachers in folders: saved, found by path or name, described, loaded."""
+"""Teachers in folders: saving, finding by path or name, describing, loading."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
     """Saves a network as a teacher.
 
     Args:
-      folder: where; it is made, and a teacher that is there is replaced, whole or not at all.
+      folder: created if needed; an existing teacher is replaced atomically.
       variables: `{"params": ..., "batch_stats": ...}`.
-      description: what they are.
+      description: describes them.
 
     Raises:
-      ValueError: the folder holds something else than a teacher, which stays; or the teacher is a function.
+      ValueError: the folder holds something other than a teacher, which is kept; or the teacher is a
+        function.
       OSError: it cannot be written.
     """
     if description.model == "function":
         raise ValueError(
-            "a teacher made by from_function cannot be saved, since its code is in no file; build it from a "
+            "a teacher made by from_function cannot be saved, since its code is not stored; build it from a "
             "Flax module with from_network"
         )
     with storage.replacing(place(folder), record.is_teacher) as new:
@@ -62,20 +63,20 @@ def locate(path_or_name: str | Path) -> Path:
     raise FileNotFoundError(
         f'no teacher "{path_or_name}": looked for {record.DESCRIPTION} in '
         f"{', '.join(map(str, candidates))}; "
-        "`jaxkd teachers` lists those with names, `jaxkd train` makes one, and `jaxkd import` brings one"
+        "`jaxkd teachers` lists the names, `jaxkd train` trains a teacher, and `jaxkd import` imports one"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A teacher's folder as it stands there, its weights unread.
+    """A teacher's folder, without reading its weights.
 
     Attributes:
       name: for tables.
-      folder: where it is.
-      description: what it says of the teacher.
-      digest: of the variables.
-      files: digests of the variables' files, if it has them.
+      folder: the teacher's folder.
+      description: the teacher's description.
+      digest: the digest of the variables.
+      files: digests of the variables' files, if recorded.
     """
 
     name: str
@@ -86,19 +87,19 @@ class Entry:
 
 
 def describe(path_or_name: str | Path) -> Entry:
-    """Reads what a teacher's folder says of it; arguments and errors are those of `load`."""
+    """Reads the description in a teacher's folder; arguments and errors are those of `load`."""
     folder = locate(path_or_name)
     return storage.reading(folder, lambda there: _entry(folder, there))
 
 
 def _entry(folder: Path, there: Path) -> Entry:
-    """The entry of a folder, whose contents lie `there`."""
+    """The entry of a folder, whose contents are in `there`."""
     stored = record.read(there)
     try:
         description = Description(**stored.fields)
     except ValueError as error:
         raise storage.DamagedError(f"{folder / record.DESCRIPTION} is damaged: {error}") from None
-    # A run keeps its network in a folder `model`, and is itself what people gave a name to.
+    # A run keeps its network in a folder `model`; the run's folder has the user's name.
     name = folder.parent.name if folder.name == "model" else folder.name
     return Entry(name, folder, description, stored.digest, stored.files)
 
@@ -108,18 +109,17 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None, method
 
     Args:
       path_or_name: the folder of a teacher, the folder of a run that trained one, a name in the zoo, or
-        `hf:OWNER/NAME` for weights on the Hugging Face Hub that say what they are (see `jaxkd.teachers.hub`).
-      network: the network itself, for one that is none of `models.names()`: a Flax Linen or NNX module, or a
+        `hf:OWNER/NAME` for self-describing weights on the Hugging Face Hub (see `jaxkd.teachers.hub`).
+      network: the network itself, if it is not one of `models.names()`: a Flax Linen or NNX module, or a
         `Network`.
-      method: the `Method` itself, if one that is none of `methods.names()` answers in the network's place.
+      method: the `Method` itself, if one that is not in `methods.names()` predicts in the network's place.
 
     Returns:
       The teacher: `.logits(images)`, `.features(images)`, `.name`, `.num_classes`.
 
     Raises:
-      FileNotFoundError: there is no teacher there.
-      ValueError: it is damaged, of a format that this version does not know, or of an own network that is
-        not given.
+      FileNotFoundError: there is no such teacher.
+      ValueError: it is damaged, its format is unknown, or it needs a user's network that was not passed.
       OSError: it cannot be read now.
 
     >>> import jax.numpy as jnp
@@ -139,7 +139,7 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None, method
         if about.own:
             if network is None:
                 raise ValueError(
-                    f"{folder} holds the weights of an own network, {about.model}; "
+                    f"{folder} holds the weights of a user's network, {about.model}; "
                     f"load it with teachers.load({str(path_or_name)!r}, network=...)"
                 )
             forward = models.as_network(network, about.num_classes).forward
@@ -165,7 +165,7 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None, method
 
 
 def _from_hub(address: str) -> Teacher:
-    """A teacher of a repository that says what it holds."""
+    """A teacher from a self-describing repository."""
     about = described_in(address)
     if about is None:
         raise ValueError(
@@ -184,7 +184,7 @@ def _from_hub(address: str) -> Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class _Answering:
-    """A network, and a method that answers in its place; variables `{"student": ..., "method": ...}`."""
+    """A network, and a method that predicts in its place; variables `{"student": ..., "method": ...}`."""
 
     forward: Any
     method: Any
@@ -200,14 +200,14 @@ def _method(folder: Path, about: Description, given: Any) -> Any:
 
     if given is None and about.method["name"] not in methods.names():
         raise ValueError(
-            f"in {folder} the method {about.method['name']} of your own answers; load it with "
+            f"{folder} predicts with your own method {about.method['name']}; load it with "
             f"teachers.load({str(folder)!r}, method=...)"
         )
     return given or methods.create(about.method["name"], **about.method["options"])
 
 
 def available() -> list[Entry]:
-    """The teachers in the zoo and in the package; unreadable ones are named in a warning and left out.
+    """The teachers in the zoo and in the package; unreadable ones are skipped with a warning.
 
     >>> from jaxkd import teachers
     >>> "digits-resnet20" in [entry.name for entry in teachers.available()]
@@ -217,7 +217,7 @@ def available() -> list[Entry]:
 
 
 def survey() -> dict[Path, Entry | str]:
-    """Every folder in the zoo and in the package that should be a teacher: its entry, or what is wrong."""
+    """Every folder in the zoo and in the package that should be a teacher: its entry, or its error."""
     found: dict[Path, Entry | str] = {}
     for root in (zoo(), _SHIPPED):
         for folder in (root / name for name in names_in(root)):

@@ -1,4 +1,4 @@
-"""A teacher: a network with what has to be known of it."""
+"""A teacher: a network with its description."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from jaxkd.teachers import record
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a teacher's folder says of it.
+    """The description in a teacher's folder.
 
     Attributes:
       model: the architecture's name in `jaxkd.models`; "function" for any other function.
       num_classes: number of logits.
-      image_shape: height, width and channels that it was trained on.
-      mean: of each channel, as its inputs were normalised.
-      std: likewise.
-      data: the data set that it was trained on.
+      image_shape: height, width and channels of its training images.
+      mean: mean of each channel, for the normalisation of its inputs.
+      std: standard deviation of each channel.
+      data: the dataset that it was trained on.
       test_accuracy: top-1 on the whole test split, in percent; None if it was not measured.
-      source: where the weights come from.
-      model_options: what `models.create` needs besides the name, such as `{"shortcut": "A"}`.
-      own: whether the network is somebody's own, so that `load` needs it besides the folder.
-      method: the method that answers in the network's place, such as
+      source: the origin of the weights.
+      model_options: other options of `models.create`, such as `{"shortcut": "A"}`.
+      own: whether the network is a user's own, so that `load` needs it in addition to the folder.
+      method: the method that predicts in the network's place, such as
         `{"name": "simkd", "options": {...}}`; empty for none.  The variables are then
         `{"student": ..., "method": ...}`.
     """
@@ -59,15 +59,15 @@ class Description:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Description:
-        """The description whose `dataclasses.asdict` went through JSON.
+        """The description from the JSON of its `dataclasses.asdict`.
 
         Raises:
-          ValueError: a field is missing, unknown or of another type.
+          ValueError: a field is missing, unknown or has the wrong type.
         """
         return cls(**record.checked(fields))
 
     def create_model(self) -> Any:
-        """The network described, without weights.
+        """The described network, without weights.
 
         Raises:
           ValueError: there is no such network, or it has no such options.
@@ -84,11 +84,11 @@ class Teacher:
 
     Attributes:
       name: for tables.
-      description: what it is.
+      description: its description.
       variables: its parameters and batch statistics.
       digest: the hash of the variables.
       forward: its functions; by default those of the described model.
-      resize: height and width that its images are resized to, pixels; see `at_size`.
+      resize: the height and width that its images are resized to, in pixels; see `at_size`.
     """
 
     name: str
@@ -100,11 +100,11 @@ class Teacher:
 
     @property
     def num_classes(self) -> int:
-        """How many logits it has."""
+        """Number of logits."""
         return self.description.num_classes
 
     def require_fit(self, dataset: Any) -> None:
-        """Raises ValueError, saying what differs, unless the network fits a `jaxkd.data.Dataset`."""
+        """Raises ValueError, naming the difference, unless the network fits a `jaxkd.data.Dataset`."""
         if self.num_classes != dataset.num_classes:
             raise ValueError(
                 f"teacher {self.name} has {self.num_classes} classes and {dataset.name} has "
@@ -113,22 +113,22 @@ class Teacher:
         channels = self.description.image_shape[-1]
         if channels != dataset.image_shape[-1]:
             raise ValueError(
-                f"teacher {self.name} takes images with {channels} channels, and those of {dataset.name} "
+                f"teacher {self.name} takes images with {channels} channels, but those of {dataset.name} "
                 f"have {dataset.image_shape[-1]}; choose a teacher trained on {dataset.name}"
             )
         own, others = self.description.image_shape[:2], tuple(dataset.image_shape[:2])
         if self.resize is None and own != others and self.description.model != "function":
             logging.getLogger("jaxkd").warning(
-                "teacher %s was trained on images of %s and sees those of %s as they are, %s; "
+                "teacher %s was trained on images of %s and sees those of %s unchanged, %s; "
                 "--teacher-size %s (Teacher.at_size) resizes them",
                 self.name, _by(own), dataset.name, _by(others), own[0],
             )  # fmt: skip
 
     def at_size(self, size: int) -> Teacher:
-        """The same network, for images of any size: they are resized to its own, inside the compiled step.
+        """The same network, for images of any size: resizes them to its own, inside the compiled step.
 
         Args:
-          size: height and width that it sees, pixels.
+          size: the height and width that it sees, in pixels.
 
         Raises:
           ValueError: the size is not positive.
@@ -148,13 +148,13 @@ class Teacher:
 
     @functools.cached_property
     def frozen(self) -> tuple[models.Network, Any]:
-        """What evaluates it fastest: a network, and its variables.
+        """The fastest form for evaluation: a network, and its variables.
 
         Batch norm is folded into the convolutions of the package's own models.
         """
         about, forward, variables = self.description, self.forward, self.variables
         if forward is None:
-            # Not in the trace of whoever calls: the arrays are kept.
+            # Not in the caller's trace: the arrays are cached.
             with jax.ensure_compile_time_eval():
                 folded, variables = models.fold(about.create_model(), self.variables, about.image_shape)
             forward = models.Evaluated(folded)
@@ -166,8 +166,8 @@ class Teacher:
         """The logits `[B, K]` of images.
 
         Args:
-          images: uint8 `[B, H, W, C]`, or floats that are normalised: `(pixel / 255 - mean) / std`.
-          normalized: says so of floats that lie in [0, 1], which are refused otherwise.
+          images: uint8 `[B, H, W, C]`, or normalised floats: `(pixel / 255 - mean) / std`.
+          normalized: confirms that floats in [0, 1] are normalised; otherwise they are refused.
         """
         return self._outputs(images, normalized).logits
 
@@ -182,12 +182,12 @@ class Teacher:
                 f"images must be [B, H, W, {self.description.image_shape[-1]}], got {list(images.shape)}"
             )
         if not (images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
-            raise TypeError(f"images must be uint8, or floats that are normalised, got {images.dtype}")
+            raise TypeError(f"images must be uint8, or normalised floats, got {images.dtype}")
         changes = any(self.description.mean) or set(self.description.std) != {1.0}
         if changes and not normalized and images.dtype != jnp.uint8 and _look_like_pixels(images):
             raise ValueError(
-                "images are floats from 0 to 1, which look like pixels / 255 and not like normalised ones; "
-                "pass uint8 pixels, or say normalized=True"
+                "images are floats from 0 to 1, which look like pixels / 255, not like normalised ones; "
+                "pass uint8 pixels, or normalized=True"
             )
         return self._apply(self.frozen[1], images)
 
@@ -199,7 +199,7 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class _Resized:
-    """A network's functions, for images that are resized first; bilinear, with antialiasing."""
+    """A network's functions, with images resized first; bilinear, with antialiasing."""
 
     forward: models.Forward
     size: int
@@ -227,7 +227,7 @@ def _by(sides: Sequence[int]) -> str:
 
 
 def _look_like_pixels(images: jax.Array) -> bool:
-    """Whether floats fill [0, 1]; False for arrays that are traced, whose values nobody knows."""
+    """Whether floats fill [0, 1]; False for traced arrays, whose values are unknown."""
     if isinstance(images, jax.core.Tracer) or not images.size:
         return False
     low, high = float(images.min()), float(images.max())

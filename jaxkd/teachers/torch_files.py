@@ -1,8 +1,8 @@
 """Reads PyTorch files, `.safetensors` and `.npz`, executing nothing in them, and writes `.safetensors`.
 
-What a file is, its first bytes say, not its name.  A PyTorch file is a pickle, that is, a program:
-`jaxkd.files.pickles` interprets the few instructions that tensors need, and refuses the others by name.  How
-much a file may ask for is in `jaxkd.files.limits`.  PyTorch is not needed.
+The first bytes of a file identify its format, not its name.  A PyTorch file is a pickle, that is, a program:
+`jaxkd.files.pickles` interprets the few instructions that tensors need, and refuses the others by name.  The
+limits on memory and time are in `jaxkd.files.limits`.  PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxkd.files.places import place
 ACCEPTED = "a PyTorch file of tensors (.pt, .pth, .th, .tar, .bin, .ckpt), .safetensors or .npz"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _ZIP, _PICKLE = (b"PK\x03\x04", b"PK\x05\x06"), b"\x80"
-# What often lies under the name of a file of weights, by its first bytes.
+# Other files often found under a weights file's name, by their first bytes.
 _OTHERS = {
     b"\x89HDF": "it is an HDF5 file (Keras); load it there and save its arrays with numpy.savez",
     b"version https://git-lfs": "it is a Git LFS pointer and not the file itself; type: git lfs pull",
@@ -32,20 +32,20 @@ _OTHERS = {
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Reads a file of weights into a dictionary of NumPy arrays, nested as the file has it.
+    """Reads a weights file into a dictionary of NumPy arrays, nested as in the file.
 
     Args:
-      path: a PyTorch file (zip or older container), `.safetensors`, or `.npz`, whatever its ending.
+      path: a PyTorch file (zip or older container), `.safetensors`, or `.npz`, with any ending.
 
     Returns:
-      The file's dictionary; bfloat16 tensors come as float32.  Arrays of a PyTorch file may share memory.
-      Beside arrays there are plain values, and `jaxkd.files.pickles.Inert` for what is neither.
+      The file's dictionary; bfloat16 tensors become float32.  Arrays of a PyTorch file may share memory.
+      Besides arrays there are plain values, and `jaxkd.files.pickles.Inert` for all other objects.
 
     Raises:
       FileNotFoundError: there is no such file.
-      OSError: it cannot be read, or memory is short.
-      ValueError: another kind of file, a damaged one, one that holds more than tensors and plain values, or
-        one beyond the limits in docs/teachers.md.
+      OSError: it cannot be read, or there is not enough memory.
+      ValueError: it is another kind of file, is damaged, contains more than tensors and plain values, or
+        exceeds the limits in docs/teachers.md.
     """
     path = place(path)
     if not path.is_file():
@@ -75,21 +75,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write(path: str | Path, weights: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a `.safetensors` file, whole or not at all; the same weights and texts give the same bytes.
+    """Writes a `.safetensors` file atomically; the same weights and texts give the same bytes.
 
     Args:
-      path: where; folders are made, and a file that is there is replaced.
+      path: the output file; folders are created, and an existing file is replaced.
       weights: arrays by torch name.
       metadata: texts by name, for `read_metadata`.
 
     Raises:
-      ValueError: the ending is another.
+      ValueError: the file does not end in .safetensors.
     """
     path = place(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"cannot write {path.name}: the ending must be .safetensors")
     contents = safetensors.numpy.save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)})
-    # The library writes metadata in an order that changes from process to process.
+    # The library's order of metadata changes from process to process.
     start = 8 + int.from_bytes(contents[:8], "little")
     header = json.loads(contents[8:start])
     texts = dict(sorted({"format": "pt", **metadata}.items()))
@@ -99,7 +99,7 @@ def write(path: str | Path, weights: Mapping[str, np.ndarray], metadata: Mapping
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The texts that a `.safetensors` file carries beside its weights; none for other files.
+    """The metadata texts of a `.safetensors` file; none for other files.
 
     Raises:
       OSError: the file cannot be read.
@@ -124,7 +124,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 
 def _reader(file: BinaryIO) -> Callable[[BinaryIO], Any]:
-    """What reads a file that begins as this one does."""
+    """The reader for a file, chosen by its first bytes."""
     if _is_safetensors(file):
         return _read_safetensors
     file.seek(0)
@@ -164,7 +164,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
 def _read_zip(file: BinaryIO) -> Any:
     with archives.opened(file) as archive:
         names = list(archive)
-        # TorchScript has its constants beside its data.
+        # TorchScript stores its constants next to its data.
         if any(name.rpartition("/")[2] in ("constants.pkl", "model.json") for name in names):
             raise ForbiddenError(
                 "it is a TorchScript archive, which holds a program; in PyTorch, make a file that can be "
@@ -202,7 +202,7 @@ def _read_legacy(file: BinaryIO) -> Any:
     at = keys.end
     for key in keys.value:
         if key in places or key not in weights.storages:
-            raise ValueError(f"storage {key[:100]!r} is there twice or belongs to nothing")
+            raise ValueError(f"storage {key[:100]!r} is duplicated or unused")
         storage = weights.storages[key]
         if int.from_bytes(contents[at : at + 8], "little") != storage.count:
             raise ValueError(

@@ -1,6 +1,6 @@
 """The pure core of training: task, state, steps, optimisers, and their mapping over devices.
 
-No files and no messages here; runs have those (`jaxkd.runs`).
+No files and no messages here; those are in `jaxkd.runs`.
 """
 
 from jaxkd._extras import require

@@ -1,8 +1,8 @@
-"""The pure steps on several devices: pmap or its successor, and several steps in a call.
+"""The pure steps on several devices: pmap or its successor, and several steps per call.
 
 The successor is `jax.jit` of `jax.shard_map`, on arrays of all processes; the step is the same, and so are
-its bits.  Runs of one shape share one compiled program in a process: the mapped functions are kept by what
-they are made of, and the seed is an argument.
+its bits.  Runs of one shape share one compiled program per process: the mapped functions are cached by their
+arguments, and the seed is an input of the program.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ T = TypeVar("T")
 
 Mapping = Literal["pmap", "shard_map"]
 
-# In one call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
+# Steps per call on TPU and GPU.  On a CPU the gradients of convolutions inside an XLA loop fall back to a
 # naive implementation, 14 to 43 times slower (jax-ml/jax#12868), so there it is one.
 _STEPS_PER_CALL = {"cpu": 1}
 _STEPS_PER_CALL_ELSEWHERE = 25
-# Programs that are kept, of each kind: enough for runs that take turns, few enough to be forgotten.
+# Number of cached programs of each kind: enough for alternating runs, few enough to free memory.
 _KEPT = 4
 
 
 def _kept(make: Callable[..., T]) -> Callable[..., T]:
-    """Keeps what was made of equal arguments, and frees what was not used for longest.
+    """Caches results by their arguments, and frees the least recently used one.
 
-    Arguments that cannot be compared make it anew.
+    Unhashable arguments always give a new result.
     """
     kept: collections.OrderedDict[Any, T] = collections.OrderedDict()
 
@@ -65,10 +65,10 @@ def _kept(make: Callable[..., T]) -> Callable[..., T]:
 
 
 def _free(mapped: Any) -> None:
-    """Lets go of the programs behind a function that `jax.pmap` made; others go with their function.
+    """Frees the programs behind a function made by `jax.pmap`; others are freed with their function.
 
-    JAX keeps them for as long as the function lives that was mapped, and that function for as long as them.
-    Where a version of JAX has another way to keep them, this does nothing.
+    JAX keeps them as long as the mapped function lives, and they keep that function alive.  If a version of
+    JAX caches them in another way, this does nothing.
     """
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src.pmap import _cached_shard_map
@@ -77,7 +77,7 @@ def _free(mapped: Any) -> None:
 
 
 def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
-    """How many training steps one call makes on these devices."""
+    """Number of training steps per call on these devices."""
     return _STEPS_PER_CALL.get(devices[0].platform, _STEPS_PER_CALL_ELSEWHERE)
 
 
@@ -90,16 +90,16 @@ def _map(
     same: bool,
     donate: bool = False,
 ) -> Callable[..., Any]:
-    """A function of one device's arrays on all devices.
+    """Maps a function of one device's arrays over all devices.
 
     Args:
-      function: with collective operations over `AXIS`.
-      devices: of all processes.
-      mapping: how.
-      shared: which arguments are shared out, `[D, ...]` (of this process's devices); the others are equal on
+      function: uses collective operations over `AXIS`.
+      devices: the devices of all processes.
+      mapping: the kind of mapping.
+      shared: which arguments are sharded, `[D, ...]` (over this process's devices); the others are equal on
         all devices.
       same: whether the results are equal on all devices; otherwise they are `[D, ...]`.
-      donate: whether the first argument's buffers may be used again.
+      donate: whether the first argument's buffers may be reused.
     """
     donated = (0,) if donate else ()
     if mapping == "pmap":
@@ -119,8 +119,7 @@ def _map(
 
     mesh = Mesh(np.array(devices), (AXIS,))
     specs = tuple(PartitionSpec(AXIS) if one else PartitionSpec() for one in shared)
-    # What is equal on all devices is said above: JAX need not find it out, which changes what psum's gradient
-    # is.
+    # The specs above say what is equal on all devices: JAX need not check it, which changes psum's gradient.
     mapped = jax.shard_map(
         body,
         mesh=mesh,
@@ -132,7 +131,7 @@ def _map(
     rows = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def everywhere(leaf: Any) -> jax.Array:
-        """This process's rows as a part of all processes' array."""
+        """This process's rows as a part of the global array."""
         shape = len(devices), *leaf.shape[1:]
         return jax.make_array_from_process_local_data(rows, np.asarray(leaf), shape)
 
@@ -151,11 +150,11 @@ def mapped_train_step(
 ) -> Callable[..., TrainState]:
     """`train_step` on several devices: `(state, frozen, resident, batches) -> state`.
 
-    `resident` is what `fetch` takes; `batches` is a `Batch` of `[D, S, B / D, ...]`: S steps are made in one
-    call.  The state's buffers are donated.
+    `resident` is the argument of `fetch`; `batches` is a `Batch` of `[D, S, B / D, ...]`: S steps per call.
+    The state's buffers are donated.
     """
     mapped = _train_step(dataclasses.replace(task, seed=0), tuple(devices), mapping)
-    seed = np.uint32(task.seed % 2**32)  # all of a seed that JAX's keys take in
+    seed = np.uint32(task.seed % 2**32)  # JAX's keys use only these bits
     return lambda state, frozen, resident, batches: mapped(state, frozen, resident, batches, seed)
 
 

@@ -1,6 +1,6 @@
-"""Optimisers by name, and anybody's optax transformation.
+"""Optimisers by name, and any optax transformation.
 
-Adding an optimiser is one row of `_RULES`, and adding a schedule one row of `_SCHEDULES`.
+A new optimiser is one row of `_RULES`; a new schedule is one row of `_SCHEDULES`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import optax
 
 from jaxkd._names import unknown
 
-# The literature's: of 240 epochs, the rate falls to a tenth after 150, 180 and 210.
+# The literature's: in 240 epochs, the rate drops to a tenth after 150, 180 and 210.
 _MILESTONES = (150 / 240, 180 / 240, 210 / 240)
 
 
@@ -36,12 +36,12 @@ def cosine_schedule(learning_rate: float, total_steps: int, warmup_steps: int = 
 
 
 def constant_schedule(learning_rate: float, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """The rate throughout."""
+    """A constant rate."""
     return _warmed_up(optax.constant_schedule(learning_rate), learning_rate, warmup_steps)
 
 
 def _warmed_up(schedule: optax.Schedule, learning_rate: float, warmup_steps: int) -> optax.Schedule:
-    """The schedule, after a linear rise from 0 in place of its first steps."""
+    """The schedule, with its first steps replaced by a linear rise from 0."""
     if not warmup_steps:
         return schedule
     rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
@@ -51,7 +51,7 @@ def _warmed_up(schedule: optax.Schedule, learning_rate: float, warmup_steps: int
 def sgd(
     schedule: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> optax.GradientTransformation:
-    """SGD as in torch: weight decay added to all gradients, then momentum, then the rate."""
+    """SGD as in torch: weight decay added to all gradients, then momentum, then the learning rate."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(schedule, momentum=momentum or None),
@@ -75,21 +75,21 @@ _RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The optimisers that `Recipe` knows."""
+    """The names of the optimisers."""
     return tuple(_RULES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An optimiser by name with its learning rate's schedule; by default the literature's.
+    """A named optimiser with its learning rate schedule; by default the literature's.
 
     Attributes:
       optimizer: one of `names()`.
-      learning_rate: the largest rate.
+      learning_rate: the peak learning rate.
       schedule: "steps", "cosine" or "constant".
-      warmup_steps: steps of a linear rise from 0.
-      momentum: of SGD; the first beta of adamw and lion.
-      weight_decay: of all parameters, biases and batch norm included; decoupled for adamw and lion.
+      warmup_steps: number of steps of a linear rise from 0.
+      momentum: SGD momentum; the first beta of adamw and lion.
+      weight_decay: for all parameters, including biases and batch norm; decoupled for adamw and lion.
       total_steps: length of the run.
     """
 
@@ -111,7 +111,7 @@ class Recipe:
         return make(self.learning_rate, self.total_steps, self.warmup_steps)
 
     def transformation(self) -> optax.GradientTransformation:
-        """The optax transformation; equal recipes give the same object, for the sake of compiled programs."""
+        """The optax transformation; equal recipes give the same object, so they share compiled programs."""
         return _transformation(self)
 
 
@@ -128,9 +128,9 @@ def _choose(table: Mapping[str, Any], what: str, name: str) -> Any:
 
 
 class Named(NamedTuple):
-    """An own transformation with a name, which identifies it in a run: `Named("adam", optax.adam(1e-3))`.
+    """A transformation with a name that identifies it in a run: `Named("adam", optax.adam(1e-3))`.
 
-    Without a name the structure of its state does, which is the same for every learning rate.
+    Without a name, the structure of its state identifies it, which is the same for every learning rate.
     """
 
     name: str
@@ -141,8 +141,8 @@ def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> opt
     """One transformation for each part of the parameters.
 
     Args:
-      transformations: by the beginning of a parameter's path: "student", "method", or longer ones such as
-        "method/theta" or "student/head".  The longest one that fits is taken.
+      transformations: by the prefix of a parameter's path: "student", "method", or longer ones such as
+        "method/theta" or "student/head".  The longest matching prefix is used.
 
     Raises:
       ValueError: a parameter has no transformation.

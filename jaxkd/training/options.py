@@ -1,4 +1,4 @@
-"""Options of the optimisation."""
+"""Options for the optimisation."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ class TrainingOptions(Options):
     """Optimisation"""
 
     epochs: int | None = option(None, main=True)
-    """Passes over the training images; the learning rate's schedule is stretched to fit. Default: the
-    literature's 240 for CIFAR and 100 for ImageNet, 10 for digits, 30 for other data."""
+    """Passes over the training images; the learning rate schedule scales with it. Default: the literature's
+    240 for CIFAR and 100 for ImageNet, 10 for digits, 30 for other data."""
     seed: int = option(0, main=True)
-    """Fixes initialisation, order and augmentation."""
+    """Random seed of initialisation, order and augmentation."""
     batch_size: int = 64
-    """Images for each update, over all devices together."""
+    """Images per update, over all devices."""
     optimizer: str = "sgd"
     """sgd (the literature's), adamw or lion."""
     learning_rate: float | None = None
-    """Largest learning rate; not scaled with the batch size. Default: sgd 0.05, adamw 0.001, lion 0.0001. The
-    literature takes 0.01 for MobileNet and ShuffleNet students."""
+    """Peak learning rate; not scaled with the batch size. Default: sgd 0.05, adamw 0.001, lion 0.0001. The
+    literature uses 0.01 for MobileNet and ShuffleNet students."""
     schedule: Literal["steps", "cosine", "constant"] = "steps"
-    """Learning rate: times 0.1 after 62.5, 75 and 87.5 percent of the epochs, half a cosine, or constant."""
+    """Learning rate schedule: times 0.1 after 62.5, 75 and 87.5 percent of the epochs, half a cosine, or
+    constant."""
     warmup_epochs: int = 0
-    """Epochs in which the learning rate rises from 0."""
+    """Number of epochs in which the learning rate rises from 0."""
     momentum: float = 0.9
     """SGD momentum; the first beta of adamw and lion."""
     weight_decay: float | None = None
-    """Weight decay of all parameters, biases and batch norm included. Default: sgd 0.0005, adamw 0.05, lion
+    """Weight decay for all parameters, including biases and batch norm. Default: sgd 0.0005, adamw 0.05, lion
     0.5."""
     ema: float | None = None
     """Decay of a moving average of the student's parameters, which is evaluated and saved. Default: none."""
     accumulate: int = 1
-    """Number of micro-batches for each update, to save memory. Batch norm, and losses on a whole batch, see
-    one micro-batch at a time."""
+    """Number of micro-batches per update (gradient accumulation). Batch norm, and losses on a whole batch,
+    see one micro-batch at a time."""
     batch_norm: Literal["global", "device"] = "global"
     """Batch-norm statistics over the global batch, or per device."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the student's activations; parameters, statistics and losses stay float32."""
+    """Precision of the student's activations; parameters, statistics and losses stay float32."""
 
     def check(self) -> None:
         """See `Options`."""
@@ -53,18 +54,16 @@ class TrainingOptions(Options):
         self.require(1, "epochs", "batch_size", "accumulate")
         self.require(0, "seed", "momentum", "weight_decay", "warmup_epochs")
         if self.seed >= 2**32:
-            raise ValueError(
-                f"--seed must be less than 2**32, which random keys are made of, got {self.seed}"
-            )
+            raise ValueError(f"--seed must be less than 2**32, the range of random keys, got {self.seed}")
         if self.momentum >= 1:
             raise ValueError(f"--momentum must be less than 1, got {self.momentum}")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"--ema must lie between 0 and 1, such as 0.999, got {self.ema}")
+            raise ValueError(f"--ema must be between 0 and 1, such as 0.999, got {self.ema}")
 
     def recipe(self, num_epochs: int, steps_per_epoch: int) -> Recipe:
-        """The optimiser that the options ask for.
+        """The optimiser set by the options.
 
         Raises:
           ValueError: its name is unknown.

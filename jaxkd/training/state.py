@@ -1,4 +1,4 @@
-"""The state of training: everything that a checkpoint holds."""
+"""The training state: everything in a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Tally:
 
     Attributes:
       losses: the loss, the accuracy, and the method's terms, by name; see `jaxkd.metrics`.
-      metrics: what else the method reports, by name.
-      nonfinite_step: the first step of the epoch at which something was NaN or infinite; -1 for none.
-      nonfinite_teacher: the number of examples for which the teacher's logits were.
+      metrics: the method's other metrics, by name.
+      nonfinite_step: the first step of the epoch with a NaN or infinite value; -1 for none.
+      nonfinite_teacher: the number of examples whose teacher logits were NaN or infinite.
     """
 
     losses: dict[str, Any]
@@ -38,15 +38,15 @@ class Tally:
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, other variables, optimiser, and the sums of the current epoch.
+    """Parameters, other variables, optimiser state, and the sums of the current epoch.
 
     Attributes:
-      step: how many updates have been made; int32.
+      step: the number of updates; int32.
       params: `{"student": ..., "method": ...}`.
       network: the student's other collections.
       method: the method's other collections: "statistics" and "memory".
-      opt_state: of the optimiser.
-      tally: of the current epoch.
+      opt_state: the optimiser's state.
+      tally: the current epoch's sums.
       average: the moving average of the student's parameters; None without `Task.ema`.
     """
 
@@ -60,7 +60,7 @@ class TrainState:
 
     @property
     def student(self) -> dict[str, Any]:
-        """The student's variables as they are evaluated and saved."""
+        """The student's variables for evaluation and saving."""
         params = self.params["student"] if self.average is None else self.average
         return {"params": params, **self.network}
 
@@ -82,11 +82,11 @@ def initial_state(
     Args:
       task: the run's constants.
       image_shape: height, width, channels.
-      teacher: the teacher's variables, of which only the shapes matter; None without one.
-      constants: the method's.
+      teacher: the teacher's variables, of which only the shapes matter; None without a teacher.
+      constants: the method's constants.
 
     Raises:
-      ValueError: the method has a term and a metric of one name, or one of the step's own.
+      ValueError: a name is used by two of the method's terms and metrics, or by the step itself.
     """
     student = dict(task.student.init(task.seed, image_shape))
     inputs = task.example_inputs(student, teacher, image_shape)
@@ -118,11 +118,11 @@ def initial_state(
 
 
 def empty_tally(losses: Mapping[str, Any], others: Mapping[str, Any]) -> Tally:
-    """All sums at zero.
+    """A tally with all sums at zero.
 
     Args:
       losses: metrics by name; shapes are enough.
-      others: likewise.
+      others: the same for the other metrics.
     """
     return Tally(
         metrics.zeros_like(dict(losses)),

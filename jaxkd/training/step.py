@@ -1,7 +1,7 @@
 """One step of training and one of evaluation, as pure functions.
 
 They run under `jax.pmap` with the axis `AXIS` (the same bodies work under `jax.shard_map`), see only the
-examples of their own device, and return what is equal on all of them.
+examples of their own device, and return values that are equal on all devices.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from jaxkd.training.task import Task
 
 @flax.struct.dataclass
 class Frozen:
-    """What a run reads and never changes.
+    """The arrays that a run reads and never changes.
 
     Attributes:
-      teacher: the teacher's variables; None without a teacher, and where a cache stands in for it.
+      teacher: the teacher's variables; None without a teacher, or if a cache replaces it.
       constants: arrays that the method uses, by name.
     """
 
@@ -50,10 +50,10 @@ def train_step(
 
     Args:
       task: the run's constants.
-      state: before the step; equal on all devices.
-      frozen: what does not change.
-      batch: this device's share.
-      unroll: whether the micro-batches are written out instead of looped over.
+      state: the state before the step; equal on all devices.
+      frozen: the arrays that do not change.
+      batch: this device's shard.
+      unroll: whether to unroll the loop over micro-batches.
 
     Returns:
       The state after the step; equal on all devices.
@@ -65,7 +65,7 @@ def train_step(
     of_device = jax.random.fold_in(of_step, jax.lax.axis_index(AXIS))
 
     def on_part(carried: tuple[Any, Any], part: Batch, index: jax.Array) -> tuple[Any, tuple[Any, Any]]:
-        """A micro-batch's gradient of the batch's mean loss, and its sums; and the collections after it."""
+        """A micro-batch's gradient of the batch's mean loss, its sums, and the updated collections."""
         views = _views(task, part, epoch)
         teacher = _teacher_outputs(task, frozen, part, views)
         # The same on all devices for "sample"; other names differ between devices.
@@ -128,7 +128,7 @@ def train_step(
 
 
 def _views(task: Task, batch: Batch, epoch: jax.Array) -> dict[str, jax.Array]:
-    """What the batch shows, by view."""
+    """The batch's images, by view."""
     ids = jnp.maximum(batch.ids, 0)
     return {
         view: augment(augmentation, batch.images, ids, seed=task.seed, epoch=epoch, view=view)
@@ -150,7 +150,7 @@ def _teacher_outputs(
 
 
 def _averaged(tree: Any, share: jax.Array) -> Any:
-    """The average over devices, weighted by the share of the examples that each one had; of floats alone."""
+    """The average over devices, weighted by each one's share of the examples; only for floats."""
 
     def average(leaf: jax.Array) -> jax.Array:
         return jax.lax.psum(leaf * share, AXIS) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -159,7 +159,7 @@ def _averaged(tree: Any, share: jax.Array) -> Any:
 
 
 def _sums(method: Method, variables: Any, x: Inputs, terms: Terms, loss: Any) -> tuple[Any, Any]:
-    """What a micro-batch adds to the tally: losses, and the method's metrics."""
+    """A micro-batch's contribution to the tally: losses, and the method's metrics."""
     logits = _predict(method, variables, next(iter(x.student.values())))
     correct = (jnp.argmax(logits, -1) == x.labels).astype(jnp.float32)
     losses = {
@@ -176,7 +176,7 @@ def _predict(method: Method, variables: Any, student: Outputs) -> jax.Array:
 
 
 def _nonfinite_teacher(teacher: Mapping[str, Outputs], where: jax.Array) -> jax.Array:
-    """How many examples have a teacher's logit that is NaN or infinite."""
+    """Number of examples with a NaN or infinite teacher logit."""
     count = jnp.zeros(())
     for outputs in teacher.values():
         count += total((~jnp.all(jnp.isfinite(outputs.logits), axis=-1)).astype(jnp.float32), where)
@@ -190,9 +190,9 @@ def _accumulate(
     num_parts: int,
     unroll: bool,
 ) -> tuple[Any, Any]:
-    """Adds up `on_part(carried, part, index) -> (summands, carried)` over the micro-batches, in turn.
+    """Sums `on_part(carried, part, index) -> (summands, carried)` over the micro-batches, in order.
 
-    Every `num_parts`-th example makes a micro-batch, so that padding is spread over all of them.
+    Every `num_parts`-th example forms a micro-batch, so that padding is spread over all of them.
     """
     if num_parts == 1:
         return on_part(carried, batch, jnp.int32(0))
@@ -213,7 +213,7 @@ def _accumulate(
 def _add_to_tally(
     state: TrainState, steps_per_epoch: int, sums: tuple[Any, Any], broken: jax.Array, finite: jax.Array
 ) -> Tally:
-    """Adds a step's sums; the first step of an epoch begins anew."""
+    """Adds a step's sums; the first step of an epoch resets them."""
     begins = state.step % steps_per_epoch == 0
     old = state.tally
     fresh = empty_tally(old.losses, old.metrics)
@@ -236,14 +236,14 @@ def eval_step(network: Network, method: Method | None, variables: Any, batch: Ba
       network: runs in evaluation mode.
       method: turns its outputs into logits; None for the network's own logits.
       variables: `(the network's, the method's)`.
-      batch: this device's share.
+      batch: this device's shard.
     """
     of_network, of_method = variables
     outputs, _ = network.apply(of_network, batch.images)
     logits = outputs.logits if method is None else _predict(method, of_method, outputs)
     labels = batch.labels
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # How many classes come before the label; a tie counts against the network, and so does a NaN.
+    # The number of classes ranked before the label; a tie counts against the network, and so does a NaN.
     rank = logits.shape[-1] - 1 - jnp.sum(logits < own, axis=-1)
     values = {
         "examples": jnp.ones_like(rank),
@@ -258,9 +258,9 @@ def eval_step(network: Network, method: Method | None, variables: Any, batch: Ba
 def teacher_rows(
     teacher: Network, augmentation: Numbered, variables: Any, batch: Batch, numbers: jax.Array, pooled: bool
 ) -> jax.Array:
-    """What a cache holds of outcomes of an augmentation, by number `[B]`: the teacher's logits `[B, K]`.
+    """A cache's rows for numbered outcomes `[B]` of an augmentation: the teacher's logits `[B, K]`.
 
-    With `pooled`, the pooled features stand behind them, `[B, K + D]`.
+    With `pooled`, the pooled features follow them, `[B, K + D]`.
     """
     images = jax.vmap(augmentation.take)(batch.images, numbers)
     outputs, _ = teacher.apply(variables, images)

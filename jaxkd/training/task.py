@@ -1,4 +1,4 @@
-"""What stays the same through a run: networks, method, optimiser, augmentations, length."""
+"""The constants of a run: networks, method, optimiser, augmentations, length."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Task:
     """A run's constants; the steps are pure functions of them and of arrays.
 
     Attributes:
-      student: the network that is trained.
+      student: the network to train.
       teacher: None for a method that reads nothing.
-      method: gives the loss.
-      optimizer: of the tree `{"student": ..., "method": ...}`.
+      method: defines the loss.
+      optimizer: for the tree `{"student": ..., "method": ...}`.
       augmentations: by view; the views are the method's.
-      seed: of the run.
+      seed: the run's seed.
       num_epochs: passes over the training images.
-      steps_per_epoch: updates in each.
-      accumulate: number of micro-batches for each update.  Batch norm, and losses on a whole batch, see one
+      steps_per_epoch: updates per epoch.
+      accumulate: number of micro-batches per update.  Batch norm, and losses on a whole batch, see one
         micro-batch at a time (of all devices).
-      average: whether the student's other collections are averaged over devices, weighted by examples: where
-        each device has its own, as with batch norm per device.
+      average: whether to average the student's other collections over devices, weighted by examples: needed
+        if each device has its own, as with batch norm per device.
       ema: decay of the average of the student's parameters that is evaluated and saved; None for none.
     """
 
@@ -50,22 +50,22 @@ class Task:
     def __post_init__(self) -> None:
         if self.method.reads and self.teacher is None:
             raise ValueError(
-                f"the method reads {', '.join(self.method.reads)} of a teacher, and there is none"
+                f"the method reads {', '.join(self.method.reads)} from a teacher, but there is none"
             )
 
     @property
     def total_steps(self) -> int:
-        """All updates."""
+        """The total number of updates."""
         return self.num_epochs * self.steps_per_epoch
 
     def example_inputs(
         self, student: Any, teacher: Any, image_shape: tuple[int, int, int], batch_size: int = 2
     ) -> Inputs:
-        """Shapes of what the method sees, without running a network.
+        """Shapes of the method's inputs, without running a network.
 
         Args:
           student: the student's variables.
-          teacher: the teacher's; None without one.
+          teacher: the teacher's variables; None without a teacher.
           image_shape: height, width, channels.
           batch_size: number of examples.
         """
@@ -91,7 +91,7 @@ class Task:
         """The method's variables at step 0 by collection, and the shapes of its terms.
 
         Args:
-          inputs: shapes, as `example_inputs`.
+          inputs: shapes, as from `example_inputs`.
           constants: arrays for the collection "constants".
         """
         key = stream_key(self.seed, "method")
@@ -99,13 +99,13 @@ class Task:
         given = {"constants": constants} if constants else {}
 
         def init(seen: Inputs) -> Any:
-            # With the collection of constants at hand, which `Module.init` would not take.
+            # With the collection of constants, which `Module.init` would not accept.
             return self.method.apply(given, seen, rngs=rngs, mutable=True)
 
         terms, made = jax.eval_shape(init, inputs)
         made.pop("constants", None)
         if made:
-            # Most methods learn nothing, and this compiles a program for every shape.
+            # Only if needed: most methods learn nothing, and this compiles a program for every shape.
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), inputs)
             made = dict(jax.jit(lambda seen: init(seen)[1])(zeros))
             made.pop("constants", None)

@@ -93,7 +93,7 @@ def test_rows_are_the_teachers_logits(
     said: list[str] = []
     options = {"teacher": str(teacher), "dtype": "float32", "batch_size": 100, "devices": devices}
     cache = build_cache(CacheConfig(**options), dataset, say=said.append)
-    assert "720 of all 720 views of 40 images are wanted, 0 of them are there" in said[0]
+    assert "720 of all 720 views of 40 images requested, 0 of them exist" in said[0]
     images, network = dataset.splits["train"].images, teachers.load(teacher)
     for number in (0, 7, 17):
         shown = jax.vmap(dataset.augmentation.take)(images, np.full(40, number))
@@ -322,7 +322,7 @@ def test_a_build_that_is_stopped_goes_on(tmp_path: Path, name: str) -> None:
     assert child.returncode == (75 if name == "SIGTERM" else -signal.SIGKILL), output
     code, output, errors = helpers.call_jaxkd(*options)
     assert code == 0, errors
-    there = int(output.split("are wanted, ")[1].split(" of them are there")[0].replace(",", ""))
+    there = int(output.split("requested, ")[1].split(" of them exist")[0].replace(",", ""))
     assert 96 <= there < 2_000
     code, output, _ = helpers.call_jaxkd(*options)
-    assert "2,000 of them are there" in output
+    assert "2,000 of them exist" in output

@@ -62,15 +62,15 @@ def test_a_cache_of_anything_else_is_refused(tmp_path: Path, field: str) -> None
 
 def test_another_precision_or_format_and_no_cache_are_refused(tmp_path: Path) -> None:
     filled(tmp_path / "there", [1])
-    with pytest.raises(ValueError, match="holds float32 and not float16"):
+    with pytest.raises(ValueError, match="holds float32, not float16"):
         TeacherCache.create(tmp_path / "there", KEY, "float16")
-    with pytest.raises(FileNotFoundError, match=r"no teacher cache in .*make one with `jaxkd cache`"):
+    with pytest.raises(FileNotFoundError, match=r"no teacher cache in .*build one with `jaxkd cache`"):
         TeacherCache(tmp_path / "absent", KEY)
     for contents, message in (
         ("{}", "checksum mismatch"),
         ("[]", "holds no object but a list"),
         ("[" * 100_000, "it is not JSON"),
-        ('{"format": 1, "key": {}, "dtype": "float16"}', "is not of format 3, but 1; move"),
+        ('{"format": 1, "key": {}, "dtype": "float16"}', "has format 1, not 3; move"),
     ):
         (tmp_path / "there" / "cache.json").write_text(contents)
         with pytest.raises(ValueError, match=message):
@@ -105,7 +105,7 @@ def test_a_lost_or_damaged_cache_json_is_made_again(
     with pytest.raises((FileNotFoundError, ValueError), match=r"cache\.json.*`jaxkd cache`"):
         TeacherCache(tmp_path, KEY)
     cache = TeacherCache.create(tmp_path, KEY)
-    assert "it was made again" in caplog.text
+    assert "it was rebuilt" in caplog.text
     assert (len(cache), cache.dtype) == (4, dtype)
     wanted = np.array([7, 5])
     np.testing.assert_array_equal(cache.logits(cache.locate(wanted)), rows_of(wanted, dtype))
@@ -117,7 +117,7 @@ def test_rows_are_not_taken_for_those_of_another_teacher(tmp_path: Path) -> None
     filled(tmp_path, [5, 2, 9])
     (tmp_path / "cache.json").unlink()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match="rows there are not of this teacher and these data"):
+    with pytest.raises(ValueError, match="rows there do not belong to this teacher and these data"):
         TeacherCache.create(tmp_path, dataclasses.replace(KEY, teacher="b1"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -133,7 +133,7 @@ def test_a_damaged_segment_is_named_left_out_and_replaced(
     with caplog.at_level(logging.WARNING):
         cache = TeacherCache(tmp_path, KEY)
     number = 1 if name == "segments.jsonl" else 0
-    assert f"leaving out segment {number} of the teacher cache {tmp_path}" in caplog.text
+    assert f"skipping segment {number} of the teacher cache {tmp_path}" in caplog.text
     lost = np.array([[1, 2, 3], [4, 5]][number])
     assert cache.missing(np.arange(1, 7)).tolist() == lost.tolist()
     with cache.writing():

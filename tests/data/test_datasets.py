@@ -139,5 +139,5 @@ def test_a_part_of_the_training_images_is_held_out() -> None:
     assert not parts[0] & parts[1]
     assert held.digest == hold_out(dataset, 0.25).digest != dataset.digest
     assert held.name == "tiny-holdout"
-    with pytest.raises(ValueError, match=r"--holdout must lie between 0 and 1, such as 0\.1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"--holdout must be between 0 and 1, such as 0\.1, got 1\.5"):
         TrainConfig(holdout=1.5)

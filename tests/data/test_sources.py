@@ -285,9 +285,7 @@ def test_folders_that_do_not_fit_say_why(tmp_path: Path) -> None:
     (damaged / "a" / "0.png").write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"0\.png cannot be read as PNG or JPEG"):
         data.load(f"folder:{damaged}")
-    with pytest.raises(
-        ValueError, match="--data-dir is for data sets of TensorFlow Datasets, and --data folder:"
-    ):
+    with pytest.raises(ValueError, match="--data-dir is for TensorFlow Datasets, but --data folder:"):
         TrainConfig(data=f"folder:{other}", data_dir=tmp_path)
 
 

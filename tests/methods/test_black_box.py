@@ -169,7 +169,7 @@ def test_a_generator_stops_and_resumes_to_the_same_bits(
     with pytest.raises(Stopped, match="stopped by SIGINT after step 4 of 9"):
         train_generator(out=tmp_path / "cut", **options)
     monkeypatch.setattr(stage.Record, "write", write)
-    with pytest.raises(ValueError, match="has 4 of 9 steps; repeat the command that began it"):
+    with pytest.raises(ValueError, match="has 4 of 9 steps; repeat the command that started it"):
         load_generator(tmp_path / "cut")
     with pytest.raises(ValueError, match=r"holds another run; .*weight"):
         train_generator(out=tmp_path / "cut", weight=0.0, **options)

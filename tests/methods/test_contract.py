@@ -435,5 +435,5 @@ def test_names_that_are_taken_are_refused(dataset: data.Dataset) -> None:
 
 
 def test_a_method_that_reads_needs_a_teacher(dataset: data.Dataset) -> None:
-    with pytest.raises(ValueError, match="the method reads logits of a teacher, and there is none"):
+    with pytest.raises(ValueError, match="the method reads logits from a teacher, but there is none"):
         dataclasses.replace(task(dataset, methods.create("labels")), method=methods.create("kd"))

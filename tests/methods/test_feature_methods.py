@@ -179,10 +179,10 @@ def test_missing_features_are_named() -> None:
             "fitnet",
             {"stage1": one},
             whole,
-            "the feature stage2 of both networks, and the student has stage1;",
+            "the feature stage2 of both networks, but the student has stage1;",
         ),
-        ("at", whole, {"pooled": vector}, "the feature stage1 of both networks, and the teacher has pooled;"),
-        ("rkd", whole, {}, "the feature pooled of both networks, and the teacher has no features;"),
+        ("at", whole, {"pooled": vector}, "the feature stage1 of both networks, but the teacher has pooled;"),
+        ("rkd", whole, {}, "the feature pooled of both networks, but the teacher has no features;"),
         ("sp", {"stage1": vector}, whole, r"the student's feature stage1 must be \[B, H, W, C\], got shape"),
         ("ofd", whole, whole, "ofd has no margin for the teacher's stage1"),
     ):
@@ -285,7 +285,7 @@ def test_a_teacher_without_known_batch_norms_is_refused() -> None:
         network = models.from_linen(module, name="mine")
         variables = network.init(0, (8, 8, 3))
         teacher = teachers.from_network(network, variables, image_shape=(8, 8, 3))
-        with pytest.raises(ValueError, match="the teacher mine has none that are known; take a ResNet"):
+        with pytest.raises(ValueError, match="none are known for the teacher mine; use a ResNet"):
             methods.create("ofd").constants(teacher, network, None)
 
 

@@ -227,7 +227,7 @@ def test_functions_become_methods() -> None:
     ):
         made: Any = methods.from_function(function, name="mine").apply({}, inputs())
         assert list(made.losses) == names
-    with pytest.raises(ValueError, match="the name of a method must be of letters"):
+    with pytest.raises(ValueError, match="a method's name may have only letters"):
         methods.from_function(values, name="my loss")
     with pytest.raises(TypeError, match="Method is abstract: a method defines __call__"):
         methods.Method().apply({}, inputs())

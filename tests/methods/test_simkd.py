@@ -226,7 +226,7 @@ def test_negatives_are_of_other_classes_without_replacement_and_of_the_example_a
 
 def test_what_crd_and_simkd_cannot_do_is_said() -> None:
     streamed = types.SimpleNamespace(splits={"train": object()}, name="imagenet2012")
-    with pytest.raises(ValueError, match="labels of all training examples, and those of imagenet2012"):
+    with pytest.raises(ValueError, match="labels of all training examples, but those of imagenet2012"):
         methods.create("crd").constants(None, None, streamed)
 
     def corner(images: Any) -> Any:
@@ -235,7 +235,7 @@ def test_what_crd_and_simkd_cannot_do_is_said() -> None:
     teacher = teachers.from_function(corner, num_classes=3, image_shape=(8, 8, 1))
     dataset = types.SimpleNamespace(image_shape=(8, 8, 1))
     student = models.from_linen(models.create("resnet8", 3))
-    with pytest.raises(ValueError, match="reads the feature last of both networks, and the teacher has no"):
+    with pytest.raises(ValueError, match="reads the feature last of both networks, but the teacher has no"):
         methods.create("simkd").constants(teacher, student, dataset)
     with pytest.raises(ValueError, match='maps the feature "pooled" to logits, and function has 0 that'):
         linear_head(teacher, "simkd")

@@ -72,7 +72,7 @@ def test_a_labels_only_run_may_be_forked_into_a_distillation(
 
 def test_a_run_that_is_there_is_no_fork(tmp_path: Path, dataset: data.Dataset, other: Path) -> None:
     there = shutil.copytree(other, tmp_path / "there")
-    with pytest.raises(ValueError, match="holds a run that is no fork; choose another folder"):
+    with pytest.raises(ValueError, match="holds a run that is not a fork; choose another folder"):
         jaxkd.train(config(there, fork=other, epochs=9), dataset, say=silent)
 
 

@@ -54,7 +54,7 @@ def test_debug_goes_to_the_step_that_diverged_and_shows_the_place(tmp_path: Path
     for debug in (False, True):
         with pytest.raises(NonFiniteError, match=r"the last good checkpoint is step \d+") as caught:
             jaxkd.train(TrainConfig(**options, debug=debug), dataset, say=silent)
-        told.append(str(caught.value).split(". To mend it")[0])
+        told.append(str(caught.value).split(". To fix it")[0])
         kept = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
         assert kept["step"] >= kept["checkpoint"] > 0
         epoch, place = divmod(kept["step"], 3)
@@ -75,7 +75,7 @@ def test_the_place_is_where_the_teacher_was_poisoned() -> None:
     resident = train.images, train.labels.astype(np.int32)
     batch = Batch(ids=share(np.arange(16), 2))
     clean = nonfinite.where_it_arises(made, state, frozen, resident, batch)
-    assert clean[0] == "NaN: none, an operation at a time"
+    assert clean[0] == "NaN: none, one operation at a time"
     norm = frozen.teacher["batch_stats"]["layer2_0"]["bn1"]
     norm["var"] = np.full_like(norm["var"], -1.0)
     poisoned = nonfinite.where_it_arises(made, state, frozen, resident, batch)

@@ -94,7 +94,7 @@ def test_two_processes_killed_and_stopped_end_like_one_with_two_devices(files: P
         children[1].kill()
         code, said = endings(children)[0]
         assert code == 76, said
-        assert "process 0 of 2 lost another one" in said
+        assert "process 0 of 2 lost a peer" in said
         assert "start all processes again with the same command" in said
 
     with two_processes(files, "cut") as children:
@@ -133,7 +133,7 @@ def test_processes_with_different_configurations_are_refused(
     with two_processes(files, "run", [], option) as children:
         (first_code, first), (second_code, second) = endings(children)
     assert (first_code, second_code) == (1, 1), first + second
-    assert "process 1 was started with another configuration than process 0" in first
+    assert "process 1 was started with a different configuration than process 0" in first
     assert f"different: {difference}" in second
     assert not (files / "run" / "config.json").exists()
 

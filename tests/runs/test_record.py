@@ -193,11 +193,11 @@ def test_what_a_config_said_is_known_from_the_checkpoint(
         texts = {"nested": b"[" * 100_000, "a list": b"[]", "huge": b'{"config": 1' + b"0" * 5000 + b"}"}
         file.write_bytes(texts.get(damage) or good.replace(b"1e-05", b"9e-05"))
     assert from_file(TrainConfig, file).learning_rate == 1e-5
-    assert "taking the options of checkpoint 4, with which the run goes on" in caplog.text
+    assert "resuming with the options in checkpoint 4" in caplog.text
     _, notes = opened(tmp_path)
     assert file.read_bytes() == good
     assert recorded(tmp_path).trouble is None
-    assert "made again of checkpoint 4" in notes[0]
+    assert "rebuilt from checkpoint 4" in notes[0]
     assert len(list(tmp_path.glob("damaged-*-config.json"))) == (damage != "lost")
 
 
@@ -206,16 +206,14 @@ def test_a_config_that_nobody_knows_is_told(tmp_path: Path) -> None:
     record.finish(RESULT)
     file = tmp_path / "config.json"
     file.write_bytes(file.read_bytes().replace(b"1e-05", b"9e-05"))
-    with pytest.raises(
-        ValueError, match=r"--config .*checksum mismatch.*no checkpoint says what it said; if"
-    ):
+    with pytest.raises(ValueError, match=r"--config .*checksum mismatch.*no checkpoint contains it; if"):
         from_file(TrainConfig, file)
     with pytest.raises(ValueError, match=r"checksum mismatch.*result\.json in .* is left alone"):
         opened(tmp_path)
     # Nor is a result taken for that of whoever comes next.
     for name in ("config.json", "config.json.sha256"):
         (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=r"holds result\.json, but no config\.json that says of what"):
+    with pytest.raises(ValueError, match=r"holds result\.json, but no config\.json that describes it"):
         opened(tmp_path)
     # Before anything was saved, nothing is lost.
     for name in ("result.json", "result.json.sha256"):
@@ -250,7 +248,7 @@ def test_a_copy_may_be_edited(tmp_path: Path) -> None:
         ({"config": {"epochs": 1e400}}, "--epochs must be a whole number or nothing, got inf"),
         ({"config": {"learning_rate": 10**400}}, "--learning-rate must be a number"),
         ({"config": {"learning_rate": "fast"}}, "--learning-rate must be"),
-        ({"config": {"optimiser": "sgd"}}, "options that TrainConfig has not: optimiser"),
+        ({"config": {"optimiser": "sgd"}}, "options that TrainConfig does not have: optimiser"),
         ({"config": {}, "colour": 1}, "unknown field 'colour'"),
         ({}, "the field 'config' is missing"),
     ],
@@ -276,7 +274,7 @@ def test_other_versions_and_devices_are_told(tmp_path: Path) -> None:
     stored["environment"] |= {"jax": "0.9.0", "num_devices": 8}
     records.write(tmp_path / "config.json", CONFIG, stored)
     (note,) = opened(tmp_path)[1]
-    assert f"this run began with jax 0.9.0, now {jax.__version__}; num_devices 8, now 1. It goes on" in note
+    assert f"this run began with jax 0.9.0, now {jax.__version__}; num_devices 8, now 1. It resumes" in note
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to nothing", "below a file"])

@@ -76,7 +76,7 @@ def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
     assert cells[1] == ["going (running)", "resnet8", "atkd", "1", "40.00", "40.00", "-", "-", "-"]
     assert cells[2] == ["begun (running)", "resnet8", "atkd", "0", "-", "-", "-", "-", "-"]
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "one standard error of an accuracy by the choice of the test images is 2.00 points" in text
+    assert "one standard error of an accuracy, from the sampling of the test images, is 2.00 points" in text
     # `jaxkd report runs/*` passes over the report of before.
     assert [record.name for record in read([*runs, tmp_path / "out"])] == ["done", "going", "begun"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -135,14 +135,14 @@ def test_methods_are_compared_over_the_same_seeds(tmp_path: Path) -> None:
         "lower: alone;",
         "higher: atkd;",
         "higher on these test images, by less than their sampling error: dkd;",
-        "says nothing (the interval holds 0): mse;",
+        "not significant (the interval contains 0): mse;",
         "one seed, no interval: ttm.",
     ):
         assert words in notes
     against_alone = summarise(read([tmp_path / "runs"]), "alone")
     rows = {row[0]: row[1:] for row in table(tables.markdown(against_alone))}
     assert rows["kd"][1] == "+10.00 (+10.00 to +10.00)"
-    with pytest.raises(ValueError, match="no run is of the baseline dtkd; there are alone, atkd"):
+    with pytest.raises(ValueError, match="no run uses the baseline dtkd; available: alone, atkd"):
         report([tmp_path / "runs"], tmp_path / "out", "dtkd")
 
 
@@ -262,7 +262,7 @@ def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_not_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not the folder of a run, nor of a teacher"):
+    with pytest.raises(FileNotFoundError, match="is the folder of neither a run nor a teacher"):
         report([tmp_path], tmp_path / "out")
     with pytest.raises(ValueError, match="no run is named"):
         report([], tmp_path / "out")

@@ -261,7 +261,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         *[(np.repeat(s.images, 3, -1), s.labels) for s in (dataset.splits["train"], dataset.splits["test"])]
     )
     teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
-    with pytest.raises(ValueError, match="takes images with 1 channels, and those of arrays have 3"):
+    with pytest.raises(ValueError, match="takes images with 1 channels, but those of arrays have 3"):
         jaxkd.distill(config(tmp_path / "run", teacher), colour, say=silent)
 
 
@@ -275,9 +275,15 @@ def test_bad_configurations_are_refused() -> None:
         ({"seed": 2**32}, "--seed must be less than 2"),
         ({"crop_padding": -1}, "--crop-padding must be at least 0, got -1"),
         ({"steps_per_call": 25, "log_every": 10}, "--steps-per-call 25 would never be reached"),
-        ({"data_dir": Path("tfds")}, "--data-dir is for data sets of TensorFlow Datasets, and --data digits"),
-        ({"data": "my.npz", "data_dir": Path("tfds")}, "--data-dir is for .* --data my.npz is none"),
-        ({"debug": True, "steps_per_call": 5}, "--debug makes one step a call; leave out --steps-per-call 5"),
+        ({"data_dir": Path("tfds")}, "--data-dir is for TensorFlow Datasets, but --data digits"),
+        (
+            {"data": "my.npz", "data_dir": Path("tfds")},
+            "--data-dir is for .* --data my.npz is not one of them",
+        ),
+        (
+            {"debug": True, "steps_per_call": 5},
+            "--debug runs one step per call; leave out --steps-per-call 5",
+        ),
         ({"debug": True, "distributed": True}, "--debug is for one process; leave out --distributed"),
         ({"fork": Path("other"), "distributed": True}, "--fork is for one process"),
         # What a file or a call in Python may hold.
