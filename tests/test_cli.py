@@ -169,7 +169,7 @@ def wait(there: Moment, folder: Path, child: subprocess.Popen[str]) -> None:
         ("SIGINT", in_steps),
         pytest.param("SIGKILL", in_steps, marks=pytest.mark.slow),  # in a save is the harder moment
         ("SIGTERM", in_compilation),
-        ("SIGTERM", in_evaluation),
+        pytest.param("SIGTERM", in_evaluation, marks=pytest.mark.slow),  # seen at once after the next step
         ("SIGTERM", in_save),
         ("SIGKILL", in_save),
     ],
@@ -209,7 +209,7 @@ def test_a_run_goes_on_with_another_number_of_devices(
         child.send_signal(signal.SIGTERM)
         child.communicate(timeout=120)
     assert child.returncode == 75
-    code, output, errors = run_jaxkd(*arguments, after, devices=after)
+    code, output, errors = call_jaxkd(*arguments, after)
     assert code == 0, errors
     assert "resuming at step" in output
     # The same images and views in the same order: on one device or eight, the first losses are equal.

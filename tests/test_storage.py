@@ -165,7 +165,7 @@ def test_readers_beside_writers_always_see_one_whole_folder(tmp_path: Path) -> N
             raise ValueError("a mixture")
         return words.pop()
 
-    command = [sys.executable, "-c", WRITER, str(folder), "4"]
+    command = [sys.executable, "-c", WRITER, str(folder), "2"]
     writers = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "ab"]
     seen = set()
     reads = 0

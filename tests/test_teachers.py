@@ -260,7 +260,7 @@ def test_loads_beside_saves_are_all_sound(tmp_path: Path) -> None:
     folder = tmp_path / "teacher"
     teacher = teachers.load("digits-resnet20")
     teachers.save(folder, teacher.variables, teacher.description)
-    savers = [subprocess.Popen([sys.executable, "-c", SAVER, folder, "10"]) for _ in range(2)]
+    savers = [subprocess.Popen([sys.executable, "-c", SAVER, folder, "6"]) for _ in range(2)]
     loads = 0
     while any(saver.poll() is None for saver in savers):
         assert teachers.describe(folder).digest == teacher.digest

@@ -387,10 +387,14 @@ def test_nothing_in_the_version_for_python_is_executed(
     assert not (tmp_path / "owned").exists()
 
 
-def test_the_mean_that_is_looked_for_is_cifars(shared_data: Path) -> None:
-    dataset = data.load("cifar100", data_dir=shared_data / "tfds", splits=("train",))
-    mean, _ = measure(in_memory(dataset, "train").images)
-    assert np.allclose(mean, cifar.ARCHIVES["cifar100"][0].mean, atol=1e-3)
+@pytest.mark.parametrize(
+    ("split", "off"),
+    [("test", 3e-3), pytest.param("train", 1e-3, marks=pytest.mark.slow)],  # of CIFAR-10 it is 2e-2 off
+)
+def test_the_mean_that_is_looked_for_is_cifars(shared_data: Path, split: str, off: float) -> None:
+    dataset = data.load("cifar100", data_dir=shared_data / "tfds", splits=(split,))
+    mean, _ = measure(in_memory(dataset, split).images)
+    assert np.allclose(mean, cifar.ARCHIVES["cifar100"][0].mean, atol=off)
 
 
 # Python objects

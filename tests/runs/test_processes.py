@@ -29,7 +29,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def command(files: Path, run: str, **changes: Any) -> list[str]:
-    options = {"data": files / "data.npz", "teacher": files / "teacher", "run": files / run, "epochs": 16,
+    options = {"data": files / "data.npz", "teacher": files / "teacher", "run": files / run, "epochs": 8,
                "batch-size": 16, "log-every": 1, "eval-batch-size": 6, **changes}  # fmt: skip
     return ["distill", *[text for key, value in options.items() for text in (f"--{key}", str(value))]]
 
