@@ -40,7 +40,7 @@ from jaxkd.training import Frozen, Recipe, Task, initial_state, train_step
 
 SIZES = ((256, 100), (256, 1000), (4096, 32000))
 ROUNDS = 15
-ROUNDS_OF_LARGE = 3  # of programs that take seconds
+ROUNDS_OF_LARGE = 9  # of programs that take seconds
 TAU = {  # temperatures alone, as their losses take them
     "atkd": lambda s, t: temperature.max_logit(standardize(s), standardize(t)),
     "atkd (teacher)": lambda s, t: temperature.max_logit(standardize(s), standardize(t), of="teacher"),
