@@ -97,17 +97,26 @@ def why_not(task: Task, dataset: data.Dataset) -> str | None:
     return None
 
 
-def _found(usual: Path, key: CacheKey) -> TeacherCache:
-    """The cache in the usual folder, or else one next to it that holds more than the key needs."""
+def _with_rows(
+    usual: Path, key: CacheKey, before: str | None, checked: Callable[[TeacherCache], TeacherCache]
+) -> TeacherCache:
+    """The first cache with all rows of a run: the usual one, or one next to it that holds more."""
     try:
-        return TeacherCache(usual, key)
-    except FileNotFoundError:
-        start = usual.name.removesuffix(key.digest)
-        for folder in sorted(usual.parent.glob("*")):
-            if folder.name.startswith(start):
-                with contextlib.suppress(FileNotFoundError, ValueError):
-                    return TeacherCache(folder, key)
-        raise
+        return checked(TeacherCache(usual, key))
+    except (FileNotFoundError, ValueError) as error:
+        reason = error
+    start, others = usual.name.removesuffix(key.digest), []
+    for folder in sorted(usual.parent.glob("*")):
+        if folder.name.startswith(start):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                others.append(TeacherCache(folder, key))
+    for cache in others:
+        if before in (None, LIVE, cache.dtype):
+            try:
+                return checked(cache)
+            except ValueError as error:
+                reason = error if isinstance(reason, FileNotFoundError) else reason
+    raise reason
 
 
 def find_cache(
@@ -150,16 +159,23 @@ def find_cache(
         return None  # two functions of one name cannot be distinguished: the user must ask for a cache
     key = cache_key(teacher, dataset, augmentation, pooled=pooled)
     usual = default_folder(key, teacher, dataset)
-    if where == "fill":
-        return TeacherCache.create(usual, key)
-    try:
-        cache = _found(usual, key) if where == "auto" else TeacherCache(place(where), key)
+
+    def checked(cache: TeacherCache) -> TeacherCache:
         if len(cache) < key.num_examples * augmentation.count:
             cache.locate(wanted_codes(key.num_examples, augmentation, seeds=[seed], num_epochs=num_epochs))
+        return cache
+
+    if where == "fill":
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return _with_rows(usual, key, before, checked)
+        return TeacherCache.create(usual, key)
+    try:
+        if where != "auto":
+            return checked(TeacherCache(place(where), key))
+        return _with_rows(usual, key, before, checked)
     except (FileNotFoundError, ValueError) as error:
         if where != "auto" or before is not None:
             raise
         if not isinstance(error, FileNotFoundError):
             say(f"{error}. Ignoring it; running the teacher in every step")
         return None
-    return cache

@@ -200,12 +200,16 @@ def test_a_cache_with_pooled_features_serves_methods_that_read_logits(
     tmp_path: Path, dataset: data.Dataset, teacher: Path
 ) -> None:
     cache = build_cache(CacheConfig(teacher=str(teacher), epochs=2, pooled=True), dataset, say=silent)
-    for where in ("auto", str(cache.folder)):
+    for where in ("auto", "fill", str(cache.folder)):
         said: list[str] = []
         distill(config(tmp_path / f"kd {where[:4]}", teacher, cache=where), dataset, say=said.append)
         assert f"its logits from {cache.folder} (float16)" in said[0]
+    # a cache in the usual folder that lacks views does not hide it
+    narrow = build_cache(CacheConfig(teacher=str(teacher), epochs=1), dataset, say=silent)
+    said.clear()
+    distill(config(tmp_path / "kd both", teacher), dataset, say=said.append)
+    assert f"its logits from {cache.folder} (float16)" in said[0]
     # the other way round it does not serve
-    narrow = build_cache(CacheConfig(teacher=str(teacher), epochs=2), dataset, say=silent)
     cache.folder.rename(tmp_path / "away")
     with pytest.raises(ValueError, match=rf"{re.escape(str(narrow.folder))} does not fit; .*pooled"):
         distill(config(tmp_path / "rkd", teacher, method="rkd", cache=str(narrow.folder)), dataset)
