@@ -1,6 +1,6 @@
 """A student of a black box: what a teacher's answers alone teach, on images that a generator makes (MEKD).
 
-    python experiments/recipes/mekd.py                          # the digits; seven minutes of CPU time
+    python experiments/recipes/mekd.py                          # the digits; two minutes on two CPU cores
     python experiments/recipes/mekd.py --epochs 80 --ablation   # longer, and one row more
     python experiments/recipes/mekd.py --small                  # two epochs, to see that it works
     python experiments/recipes/mekd.py --data cifar100 --data-dir DIR --teacher teachers/resnet56
