@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxlib
 import pytest
@@ -75,3 +77,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert done.returncode == 0, done.stderr
     # Ten times 64 MiB are 163,840 pages, if they are faulted in anew each time.
     assert int(done.stdout) < 2_000
+
+
+@pytest.mark.slow
+def test_the_measurements_for_a_gpu_run_here_too(tmp_path: Path) -> None:
+    """So that a mistake costs no time on a card."""
+    script = Path(__file__).parents[1] / "experiments" / "speed" / "gpu.py"
+    command = [sys.executable, str(script), "--small", "--no-torch", "--out", str(tmp_path)]
+    one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    done = subprocess.run(command, env=one, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [row["what"] for row in rows] == ["device", *["step"] * 4, *["loss"] * 2], done.stderr
+    assert all(row["ms"] > 0 for row in rows[1:])
+    assert (tmp_path / "gpu.md").read_text().count("| jaxkd |") == 6

@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,16 @@ class Jaxkd(Side):
 
     def prepare(self, student: str, kind: str) -> dict[str, float]:
         """Compiles the step; returns its seconds of compilation."""
+        steps, seconds = self.steps_of(student, kind)
+        self._calls["step", student, kind] = steps
+        return {"compile_s": seconds}
+
+    def steps_of(
+        self, student: str, kind: str, *, batch: int = BATCH, per_call: int = 1, precision: str = "float32"
+    ) -> tuple[Callable[[int], None], float]:
+        """A function that makes some calls of several steps each; the seconds of compilation."""
         import jax
+        import jax.numpy as jnp
         import numpy as np
 
         from jaxkd import methods, models
@@ -140,9 +150,10 @@ class Jaxkd(Side):
         from jaxkd.training.mapped import mapped_train_step
 
         method = methods.create("labels" if kind == "labels" else "atkd")
-        network = models.as_network(student, self._dataset.num_classes)
+        network = models.as_network(student, self._dataset.num_classes, dtype=jnp.dtype(precision))
         teacher = self._teacher if method.reads else None
-        task, _ = make_task(TrainConfig(epochs=1), Parts(network, method, self._dataset, teacher))
+        config = TrainConfig(epochs=1, batch_size=batch, precision=precision)
+        task, _ = make_task(config, Parts(network, method, self._dataset, teacher))
         devices = jax.local_devices()
         train = self._dataset.splits["train"]
         variables = self._teacher.frozen[1]
@@ -155,21 +166,21 @@ class Jaxkd(Side):
             ),
             devices,
         )
-        logits = np.zeros((1, 1, BATCH, 100), np.float16) if kind == "cached" else None
-        batch = Batch(np.arange(BATCH, dtype=np.int32)[None, None], teacher_logits=logits)
+        logits = np.zeros((1, per_call, batch, 100), np.float16) if kind == "cached" else None
+        ids = np.tile(np.arange(batch, dtype=np.int32), (1, per_call, 1))
+        batches = Batch(ids, teacher_logits=logits)
         step = mapped_train_step(task, devices)
         start = time.perf_counter()
-        state = jax.block_until_ready(step(state, frozen, resident, batch))
+        state = jax.block_until_ready(step(state, frozen, resident, batches))
         seconds = time.perf_counter() - start
         holder = {"state": state}
 
         def steps(count: int) -> None:
             for _ in range(count):
-                holder["state"] = step(holder["state"], frozen, resident, batch)
+                holder["state"] = step(holder["state"], frozen, resident, batches)
             jax.block_until_ready(holder["state"])
 
-        self._calls["step", student, kind] = steps
-        return {"compile_s": seconds}
+        return steps, seconds
 
     def prepare_teacher(self) -> None:
         import jax
@@ -263,7 +274,7 @@ class Jaxkd(Side):
 
 
 class Torch(Side):
-    """The same job in plain PyTorch."""
+    """The same job in plain PyTorch, on PyTorch's default device."""
 
     def __init__(self, folder: Path) -> None:
         start = time.perf_counter()
@@ -273,6 +284,7 @@ class Torch(Side):
         torch.set_num_threads(os.cpu_count() or 1)
         torch.manual_seed(0)
         self._torch, self._calls = torch, {}
+        self._device = torch.get_default_device().type
         count = JOB_STEPS * BATCH
         self._images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
         self._labels = torch.randint(0, 100, (count,))
@@ -381,35 +393,56 @@ class Torch(Side):
         )
         return (tau[:, 0] ** 2 * terms.sum(1)).mean()
 
-    def prepare(self, student: str, kind: str) -> dict[str, float]:
+    def step_of(
+        self, student: str, kind: str, *, compiled: str | None = None, half: bool = False
+    ) -> Callable[[Any], Any]:
+        """A function that takes a step with some examples and returns the sum of the losses so far.
+
+        `compiled` is a mode of `torch.compile` for the student with its loss, and for the teacher.
+        """
         torch = self._torch
         network = self.network(student).train()
         optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
         total = torch.zeros(())
 
-        def step(ids: Any) -> None:
-            views, labels = self._views(ids), self._labels[ids]
-            logits = network(views)
+        def objective(views: Any, labels: Any, known: Any) -> Any:
+            logits = network(views).float()
             loss = torch.nn.functional.cross_entropy(logits, labels)
-            if kind == "live":
-                with torch.inference_mode():
-                    known = self._teacher(views)
-                loss = 0.1 * loss + 9 * self._kd(logits, known.clone())
-            elif kind == "cached":
-                loss = 0.1 * loss + 9 * self._kd(logits, self._stored[ids].float())
+            return loss if known is None else 0.1 * loss + 9 * self._kd(logits, known.float())
+
+        teacher = self._teacher
+        if compiled is not None:
+            objective, teacher = (torch.compile(f, mode=compiled) for f in (objective, teacher))
+
+        def step(ids: Any) -> Any:
+            views, labels, known = self._views(ids), self._labels[ids], None
+            with torch.autocast(self._device, torch.bfloat16, enabled=half):
+                if kind == "live":
+                    with torch.inference_mode():
+                        known = teacher(views)
+                    known = known.clone()
+                elif kind == "cached":
+                    known = self._stored[ids]
+                loss = objective(views, labels, known)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total.add_(loss.detach())
+            return total.add_(loss.detach())
+
+        return step
+
+    def prepare(self, student: str, kind: str) -> dict[str, float]:
+        torch = self._torch
+        step = self.step_of(student, kind)
 
         def steps(count: int) -> None:
             for _ in range(count):
-                step(torch.arange(BATCH))
+                total = step(torch.arange(BATCH))
             float(total)
 
         def job(count: int) -> None:
             for ids in torch.randperm(len(self._labels)).split(BATCH)[:count]:
-                step(ids)
+                total = step(ids)
             float(total)
 
         start = time.perf_counter()
