@@ -85,11 +85,14 @@ class Pair(NamedTuple):
         """
         # Z-scores of infinite logits are NaN, as they are to be.
         x = self if standardize else self.without_infinities()
-        units = [student_temperature, teacher_temperature]
-        if standardize:
-            for n, logits in enumerate((x.student, x.teacher)):
-                spread = _logits.deviation(logits, where=x.classes, axis_name=x.axis_name)
-                units[n] *= _logits.score_unit(spread)
+
+        def unit(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+            if not standardize:
+                return temperature
+            spread = _logits.deviation(logits, where=x.classes, axis_name=x.axis_name)
+            return temperature * _logits.score_unit(spread)
+
+        units = unit(x.student, student_temperature), unit(x.teacher, teacher_temperature)
         return _divergence(x.axis_name, x.student, x.teacher, *units, x.classes)
 
     def log_softmax(self) -> tuple[jax.Array, jax.Array]:
@@ -316,20 +319,9 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _divergence(
-    axis_name: AxisName,
-    student: jax.Array,
-    teacher: jax.Array,
-    student_unit: jax.Array,
-    teacher_unit: jax.Array,
-    classes: jax.Array | None,
-) -> jax.Array:
-    """`KL(p || q)` of the softmaxes of logits `[..., K]` over units `[..., 1]`, `[...]`.
-
-    `sum_k p_k d_k + log(Z_q / Z_p)`, with d the difference of the logits over their units, each less its
-    largest, and Z the sums of exponentials.  Value and gradient share the one exponential of each logit.
-    """
-    return _divergence_parts(axis_name, student, teacher, student_unit, teacher_unit, classes)[0][..., 0]
+def _divergence(axis_name: AxisName, *arrays: Any) -> jax.Array:
+    """`KL(p || q)` of the softmaxes of logits over units, `[...]`; the arrays are those of its parts."""
+    return _divergence_parts(axis_name, *arrays)[0][..., 0]
 
 
 def _divergence_parts(
@@ -340,7 +332,11 @@ def _divergence_parts(
     teacher_unit: jax.Array,
     classes: jax.Array | None,
 ) -> tuple[jax.Array, ...]:
-    """The divergence `[..., 1]`; p, q and `log p - log q`; the logits over their units."""
+    """The divergence `[..., 1]`; p, q and `log p - log q`; the logits `[..., K]` over their units `[..., 1]`.
+
+    The divergence is `sum_k p_k d_k + log(Z_q / Z_p)`, with d the difference of the logits over their units,
+    each less its largest, and Z the sums of exponentials.  Value and gradient share each logit's exponential.
+    """
     total = functools.partial(_classes.total, axis_name=axis_name, keepdims=True)
 
     def over(logits: jax.Array, unit: jax.Array) -> jax.Array:
