@@ -89,7 +89,7 @@ def standardize(
     x = as_logits("logits", logits)
     _require_classes(x, axis, axis_name)
     # One division per example, not per logit.
-    unit = score_unit(deviation(x, axis=axis, where=where, axis_name=axis_name), eps)
+    unit = score_unit(_spread(axis, axis_name, x, where), eps)
     return _centered(x, axis, where, axis_name) * (1.0 / (_SMALL * unit))
 
 

@@ -32,8 +32,6 @@ from typing import Any
 
 import job
 
-RESULTS = Path(__file__).parent / "results"
-STUDENTS = ("resnet8", "resnet20", "wrn_16_2")
 SIZES = ("256x100", "4096x32000", "8192x128000")
 IMAGES = 50_000
 ROUNDS = 5
@@ -63,7 +61,7 @@ def of_steps(row: Row, milliseconds: float, per_call: int = 1) -> Row:
 
 def jaxkd_steps(small: bool) -> Iterator[Row]:
     """The options of the steps to measure, in the order of their value."""
-    students, many = (STUDENTS[:1], 1) if small else (STUDENTS, 25)  # loops are slow on a CPU
+    students, many = (job.STUDENTS[:1], 1) if small else (job.STUDENTS, 25)  # loops are slow on a CPU
     common = {"what": "step", "batch": job.BATCH, "per_call": many, "precision": "default"}
     for student in students:
         for kind in ("cached", "live"):
@@ -143,7 +141,7 @@ def measure_torch(small: bool) -> Iterator[Row]:
         (student, kind, mode, batch, half)
         for batch, half in ((job.BATCH, False), (job.BATCH, True), (512, False))
         for mode in MODES
-        for student in STUDENTS
+        for student in job.STUDENTS
         for kind in ("live", "cached")
     ]
     for student, kind, mode, batch, half in plans[:2] if small else plans:
@@ -217,10 +215,11 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--torch-python", default=sys.executable, help="Python of another environment")
     parser.add_argument("--seconds", type=float, default=500.0, help="for both sides together")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: results beside this file, runs/gpu for --small")
     parser.add_argument("--side", choices=["jaxkd", "torch"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    file = args.out / "gpu.jsonl"
+    folder = args.out or (Path("runs/gpu") if args.small else job.RESULTS)
+    file = folder / "gpu.jsonl"
     if args.side:
         end = time.monotonic() + args.seconds
         measure = {"jaxkd": measure_jaxkd, "torch": measure_torch}[args.side]
@@ -233,18 +232,21 @@ def main() -> None:
                     print(f"{args.side}: the time is over", flush=True)
                     break
         return
-    args.out.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     file.write_text("")
     sides = {"jaxkd": sys.executable} | ({} if args.no_torch else {"torch": args.torch_python})
     # Each side has its share of the time, and the whole card to itself.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    codes = []
     for side, python in sides.items():
         command = [python, __file__, "--side", side, "--seconds", str(args.seconds / len(sides))]
-        command += ["--out", str(args.out), *(["--small"] if args.small else [])]
-        subprocess.run(command, env=environment, check=False)  # what it has written so far is kept
+        command += ["--out", str(folder), *(["--small"] if args.small else [])]
+        # What it has written so far is kept, and in the table.
+        codes.append(subprocess.run(command, env=environment, check=False).returncode)
     text = table([json.loads(line) for line in file.read_text().splitlines()])
-    (args.out / "gpu.md").write_text(text)
+    (folder / "gpu.md").write_text(text)
     print(text)
+    sys.exit(max(map(abs, codes)))
 
 
 if __name__ == "__main__":
