@@ -24,8 +24,7 @@ def tune_cpu() -> None:
     - jaxlib 0.10 gives convolutions to YNNPACK, which takes up to 1.7 times as long as XLA's own code; later
       versions do not by default.
     - glibc gives large freed blocks back to Linux, which then clears every page again in the next step.  From
-      now on the process keeps them: it hardly ever becomes smaller, and gaps between blocks may make it
-      larger.
+      now on the process keeps them.  A run gives memory back after a compilation, and when it ends.
 
     >>> tune_cpu()
     """
@@ -41,3 +40,9 @@ def tune_cpu() -> None:
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
             mallopt(_M_ARENA_MAX, 1)
+
+
+def release_memory() -> None:
+    """Gives freed memory back to Linux, which `tune_cpu` does not: what a compilation needed, steps do not."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

@@ -2,11 +2,14 @@
 
     python experiments/speed/job.py --torch-python /path/to/python       the table in results/job.md
     python experiments/speed/job.py --students resnet8 --rounds 1        a quick look, without PyTorch
+    python experiments/speed/job.py --beside jax-0.12 PYTHON . --out experiments/speed/results/pythons
+    python experiments/speed/job.py --beside before python3 /path/to/an/older/checkout --out ...
 
-Two processes, this package and PyTorch, take turns, so that a change in the machine's load meets both;
-each measurement is made in several rounds, and medians are reported.  Both use all cores, batch 64, float32,
-the same networks, augmentation (crop from 4 pixels of padding, flip; whole batches at once), loss (adaptive
-temperature) and optimiser.  PyTorch runs eager, in channels-last layout, its teacher in inference mode with
+Processes take turns: this package, PyTorch, and with `--beside` the package of another Python or of another
+checkout.  So a change in the machine's load meets all; each measurement is made in several rounds, and
+medians are reported.  All use all cores, batch 64, float32, the same networks, augmentation (crop from 4
+pixels of padding, flip; whole batches at once), loss (adaptive temperature) and optimiser.  PyTorch runs
+eager, in channels-last layout, its teacher in inference mode with
 batch norm fused into the convolutions; images lie in memory as uint8 on both sides.  The pixels are random:
 the time does not depend on them.  What is measured:
 
@@ -14,6 +17,7 @@ the time does not depend on them.  What is measured:
     teacher   its evaluation, batch 64
     job       100 steps as the package makes them, from `jaxkd.distill` (feeding, logging, tally), and as a
               plain PyTorch loop; compilation, evaluation and start-up are listed apart
+    memory    the peak of a process that does nothing but one such job
 
 `limit` is what the machine's best matrix product would allow for the arithmetic that XLA counts.
 """
@@ -32,9 +36,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
 STUDENTS = ("resnet8", "resnet20", "wrn_16_2")
 TEACHER = "resnet56"
@@ -50,8 +56,11 @@ class Side:
     _calls: dict[tuple[str, str, str], Any]
 
     def time(self, what: str, name: str, kind: str, count: int) -> float:
+        return self.clock(lambda: self._calls[what, name, kind](count))
+
+    def clock(self, call: Callable[[], None]) -> float:
         start = time.perf_counter()
-        self._calls[what, name, kind](count)
+        call()
         return time.perf_counter() - start
 
     def memory(self) -> float:
@@ -64,7 +73,9 @@ class Side:
 class Jaxkd(Side):
     """Runs the package's own step and its own command."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, images: int = JOB_STEPS * BATCH, classes: int = 100, teacher: str = TEACHER
+    ) -> None:
         start = time.perf_counter()
         import jax
         import numpy as np
@@ -74,24 +85,25 @@ class Jaxkd(Side):
         tune_cpu()  # as the command line does
         self.facts = {"import_s": time.perf_counter() - start, "jax": jax.__version__}
         self.facts["device"] = jax.devices()[0].device_kind
+        self.facts["python"] = platform.python_version()
         self._folder, self._calls = folder, {}
         rng = np.random.default_rng(0)
 
         def split(count: int) -> tuple[Any, Any]:
-            return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 100, count)
+            return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, classes, count)
 
         self._dataset = data.from_arrays(
-            split(JOB_STEPS * BATCH),
+            split(images),
             split(BATCH),
-            num_classes=100,
+            num_classes=classes,
             augmentation=data.CropFlip(4, True),
             name="random",
         )
         variables = models.initialize(
-            models.create(TEACHER, 100), seed=0, image_shape=self._dataset.image_shape
+            models.create(teacher, classes), seed=0, image_shape=self._dataset.image_shape
         )
         about = teachers.Description(
-            TEACHER, 100, (32, 32, 3), self._dataset.mean, self._dataset.std, "random"
+            teacher, classes, (32, 32, 3), self._dataset.mean, self._dataset.std, "random"
         )
         teachers.save(folder / "teacher", variables, about)
         self._teacher = teachers.load(folder / "teacher")
@@ -166,7 +178,11 @@ class Jaxkd(Side):
             ),
             devices,
         )
-        logits = np.zeros((1, per_call, batch, 100), np.float16) if kind == "cached" else None
+        logits = (
+            np.zeros((1, per_call, batch, self._dataset.num_classes), np.float16)
+            if kind == "cached"
+            else None
+        )
         ids = np.tile(np.arange(batch, dtype=np.int32), (1, per_call, 1))
         batches = Batch(ids, teacher_logits=logits)
         step = mapped_train_step(task, devices)
@@ -248,12 +264,13 @@ class Jaxkd(Side):
         seconds = time.perf_counter() - start
         return {"views": len(cache), "MiB": cache.num_bytes / 2**20, "seconds_with_compilation": seconds}
 
-    def job(self, student: str, kind: str, number: int) -> dict[str, float]:
+    def job(self, student: str, kind: str, number: int | str, *, batch: int = BATCH) -> dict[str, float]:
         """100 steps through `jaxkd.distill` or `jaxkd.train`."""
         import jaxkd
         from jaxkd.config import DistillConfig, TrainConfig
 
-        common = {"epochs": 1, "run": self._folder / "runs" / f"{student}-{kind}-{number}"}
+        run = self._folder / "runs" / f"{student}-{kind}-{number}"
+        common: dict[str, Any] = {"epochs": 1, "batch_size": batch, "run": run}
         start = time.perf_counter()
         if kind == "labels":
             result = jaxkd.train(TrainConfig(model=student, **common), self._dataset, say=lambda _: None)
@@ -462,7 +479,9 @@ class Torch(Side):
         batches(1)
         self._calls["teacher", TEACHER, "eval"] = batches
 
-    def job(self, student: str, kind: str, number: int) -> dict[str, float]:
+    def job(self, student: str, kind: str, number: int | str) -> dict[str, float]:
+        if ("job", student, kind) not in self._calls:
+            self.prepare(student, kind)
         seconds = self.time("job", student, kind, JOB_STEPS)
         return {"images_per_second": JOB_STEPS * BATCH / seconds}
 
@@ -483,11 +502,17 @@ def serve(kind: str, folder: Path) -> None:
 
 
 class Worker:
-    def __init__(self, kind: str, python: str, folder: Path) -> None:
+    """A process of one side, which answers calls; `checkout` is the repository whose package it runs."""
+
+    def __init__(
+        self, kind: str, python: str, folder: Path, *, checkout: Path = ROOT, compiled: str = "compiled"
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "XDG_CACHE_HOME": str(folder / "xdg")}
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / compiled)
+        environment["PYTHONPATH"] = str(checkout)
         self.process = subprocess.Popen(
-            [python, __file__, "--serve", kind, str(folder)],
+            [python, checkout / "experiments/speed/job.py", "--serve", kind, folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -526,9 +551,13 @@ def interleaved(
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    workers = {"jaxkd": Worker("jaxkd", sys.executable, folder)}
+    starts = {"jaxkd": partial(Worker, "jaxkd", sys.executable, folder / "jaxkd")}
     if args.torch_python:
-        workers["torch"] = Worker("torch", args.torch_python, folder)
+        starts["torch"] = partial(Worker, "torch", args.torch_python, folder / "torch")
+    for name, python, checkout in args.beside:
+        own = Path(checkout).resolve()
+        starts[name] = partial(Worker, "jaxkd", python, folder / name, checkout=own)
+    workers = {name: start() for name, start in starts.items()}
     ours = workers["jaxkd"]
     students = [name for name in args.students if ours("has", name)]
     result: dict[str, Any] = {
@@ -554,7 +583,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: 1e3 * statistics.median(ours("time", "part", name, "", 20) / 20 for _ in range(args.rounds))
         for name in ("views", "loss")
     }
-    result["cache"] = ours("build_cache")
+    caches = {name: worker("build_cache") for name, worker in workers.items() if name != "torch"}
+    result["cache"] = caches["jaxkd"]
     peak = 1e9 * max(result["peak_gflops"].values())
     rows = []
     for student in students:
@@ -569,10 +599,23 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             rows.append(row)
             print(line_of(row), file=sys.stderr, flush=True)
     result |= {"rows": rows, "load_after": os.getloadavg()[0]}
-    result["memory_MiB"] = {name: worker("memory") for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
+    for row in rows if args.memory else ():
+        job = row["student"], row["kind"]
+        row["memory_MiB"] = {name: peak_of_job(start, *job) for name, start in starts.items()}
     return result
+
+
+def peak_of_job(start: Callable[..., Worker], student: str, kind: str) -> list[float]:
+    """Peak memory of a process with one job: the first, which compiles, and the next one."""
+    peaks = []
+    for number in range(2):
+        worker = start(compiled=f"compiled-{student}-{kind}")
+        worker("job", student, kind, f"memory-{number}")
+        peaks.append(worker("memory"))
+        worker.close()
+    return peaks
 
 
 # --- table and figure
@@ -622,6 +665,10 @@ def table(result: dict[str, Any]) -> str:
             ratios = [jobs[student, kind]["jaxkd"]["median"] / base for kind in ("live", "cached")]
             lines.append(f"| {student} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
         lines.append("")
+    if any("memory_MiB" in row for row in result["rows"]):
+        lines += memory_table(result["rows"])
+    if beside := [name for name in facts if name not in ("jaxkd", "torch")]:
+        lines += beside_table(result["rows"], facts, beside)
     for name in result["teacher"]:
         lines.append(f"- teacher's evaluation, {name}: {result['teacher'][name]['median']:.0f} images/s")
     parts = result["parts_ms"]
@@ -643,11 +690,44 @@ def table(result: dict[str, Any]) -> str:
         + ", ".join(
             f"{r['student']} {r['kind']} {r['first']['jaxkd']['compile_s']:.1f} s" for r in result["rows"]
         ),
-        "- peak memory: "
-        + ", ".join(f"{name} {value:.0f} MiB" for name, value in result["memory_MiB"].items()),
         "- import: " + ", ".join(f"{name} {fact['import_s']:.1f} s" for name, fact in facts.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["Peak memory in MiB of a process with one job of 100 steps:", ""]
+    lines += ["| student | what | jaxkd, which compiles | ratio | programs cached | ratio | PyTorch |"]
+    lines += ["|:--|:--|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        peaks = row["memory_MiB"]
+        other = peaks["torch"][0] if "torch" in peaks else None
+        cells = [row["student"], WORDS[row["kind"]]]
+        for value in peaks["jaxkd"]:
+            cells += [f"{value:.0f}", f"{value / other:.2f}" if other else ""]
+        lines.append("| " + " | ".join([*cells, f"{other:.0f}" if other else ""]) + " |")
+    return [*lines, ""]
+
+
+def beside_table(rows: list[dict[str, Any]], facts: dict[str, Any], names: list[str]) -> list[str]:
+    """Images/s of all versions of this package, and the ratio to this one."""
+    lines = ["The package beside others, images/s:", ""]
+    titles = {
+        name: f"{name} ({facts[name].get('python', platform.python_version())}, jax {facts[name]['jax']})"
+        for name in ("jaxkd", *names)
+    }
+    for part, word in (("step", "bare steps"), ("job", "100 steps")):
+        head = [cell for name in names for cell in (titles[name], "ratio")]
+        lines += ["| student | " + " | ".join([word, titles["jaxkd"], *head]) + " |"]
+        lines += ["|:--|:--|" + "--:|" * (1 + 2 * len(names))]
+        for row in rows:
+            ours = row[part]["jaxkd"]["median"]
+            cells = [row["student"], WORDS[row["kind"]], f"{ours:.0f}"]
+            for name in names:
+                cells += [f"{row[part][name]['median']:.0f}", f"{row[part][name]['median'] / ours:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
 
 
 def figure(result: dict[str, Any], path: Path) -> None:
@@ -686,6 +766,15 @@ def main() -> None:
     parser.add_argument(
         "--torch-python", help="interpreter of an environment with PyTorch; without: no comparison"
     )
+    parser.add_argument(
+        "--beside",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "PYTHON", "CHECKOUT"),
+        help="another Python, or another checkout of this repository, in the same rounds; may be repeated",
+    )
+    parser.add_argument("--memory", action="store_true", help="measure the peak memory of each job as well")
     parser.add_argument("--students", nargs="+", default=STUDENTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--job-rounds", type=int, default=3)

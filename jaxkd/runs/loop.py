@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxkd import metrics
+from jaxkd.cpu import release_memory
 from jaxkd.data import Dataset, Split, StreamedSplit, epoch_order
 from jaxkd.data.batch import Batch
 from jaxkd.data.feed import Feed, open_feed, stack
@@ -157,8 +158,9 @@ class Loop:
         return jax.device_get(state)
 
     def close(self) -> None:
-        """Ends a trace that is still running."""
+        """Ends a trace that is still running, and gives memory back."""
         self._profiler.close()
+        release_memory()
 
     def _train_epoch(self, state: TrainState, frozen: Frozen, epoch: int) -> TrainState:
         step = int(state.step)
@@ -210,6 +212,7 @@ class Loop:
         if first:
             self._check(state)
             self._compiled.add(len(ids))
+            release_memory()
             self._say(f"compiled and ran the first call in {self.stopwatch.stop('compile'):.1f} s")
         else:
             self.stopwatch.images += int((ids >= 0).sum())
