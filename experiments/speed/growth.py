@@ -198,8 +198,7 @@ def tables(result: dict[str, Any]) -> str:
         ]
         lines += [
             f"{METHODS} methods x {SEEDS} seeds x {EPOCHS} epochs of {IMAGES:,} images for each pair, by "
-            f"arithmetic from the measured speeds; the making of a cache, {ALL_VIEWS} views of each image, is "
-            "counted:\n",
+            f"arithmetic from the measured speeds; a cache's making, {ALL_VIEWS} views of an image, is counted:\n",
             _markdown.table(head, rows, left=1),
         ]
     return "\n".join(lines)
