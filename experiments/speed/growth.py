@@ -198,7 +198,8 @@ def tables(result: dict[str, Any]) -> str:
         ]
         lines += [
             f"{METHODS} methods x {SEEDS} seeds x {EPOCHS} epochs of {IMAGES:,} images for each pair, by "
-            f"arithmetic from the measured speeds; a cache's making, {ALL_VIEWS} views of an image, is counted:\n",
+            f"arithmetic from the measured speeds; a cache has all {ALL_VIEWS} views, and its making is "
+            "counted:\n",
             _markdown.table(head, rows, left=1),
         ]
     return "\n".join(lines)

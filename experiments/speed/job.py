@@ -183,17 +183,20 @@ class Jaxkd(Side):
             if kind == "cached"
             else None
         )
-        ids = np.tile(np.arange(batch, dtype=np.int32), (1, per_call, 1))
-        batches = Batch(ids, teacher_logits=logits)
+        calls = max(1, len(train) // (per_call * batch))
+        ids = np.arange(calls * per_call * batch, dtype=np.int32) % len(train)
+        several = itertools.cycle(
+            Batch(some, teacher_logits=logits) for some in ids.reshape(calls, 1, per_call, batch)
+        )
         step = mapped_train_step(task, devices)
         start = time.perf_counter()
-        state = jax.block_until_ready(step(state, frozen, resident, batches))
+        state = jax.block_until_ready(step(state, frozen, resident, next(several)))
         seconds = time.perf_counter() - start
         holder = {"state": state}
 
         def steps(count: int) -> None:
             for _ in range(count):
-                holder["state"] = step(holder["state"], frozen, resident, batches)
+                holder["state"] = step(holder["state"], frozen, resident, next(several))
             jax.block_until_ready(holder["state"])
 
         return steps, seconds

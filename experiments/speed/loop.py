@@ -4,7 +4,7 @@
     python experiments/speed/loop.py --batches 64 --rounds 3
 
 Rounds in turn: a run of `jaxkd.distill` over 3,200 random images, and as many bare calls of the same
-compiled step with the same batch again and again.  ResNet-56 to ResNet-8, 100 classes, float32.  Once with
+compiled step with batches that are ready.  ResNet-56 to ResNet-8, 100 classes, float32.  Once with
 nothing else running, and once beside a process that keeps one core busy.  A ratio below 1 is what the loop
 costs.
 """
