@@ -43,6 +43,6 @@ def tune_cpu() -> None:
 
 
 def release_memory() -> None:
-    """Gives freed memory back to Linux, which `tune_cpu` does not: what a compilation needed, steps do not."""
+    """Gives freed memory back to Linux: `tune_cpu` keeps it, and a compilation needs more than the steps."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
