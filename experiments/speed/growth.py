@@ -1,7 +1,7 @@
 """How time and memory grow: with the batch, the classes, the student, the devices and the cache.
 
     python experiments/speed/growth.py               # half an hour; writes results/growth.md, .json, .png
-    python experiments/speed/growth.py --parts batch classes --out FOLDER
+    python experiments/speed/growth.py --parts batch classes      # these again, the others as they are
 
 One training step of distillation (adaptive temperature, random pixels, float32), medians; memory is what XLA
 plans for the step's temporary arrays.  In addition the cost of a whole table of the literature, nine pairs x
@@ -59,12 +59,11 @@ def seconds(call: Callable[[int], Any], least: float = 1.0, rounds: int = 5) -> 
 def step_row(side: job.Jaxkd, student: str = "resnet8", kind: str = "cached", batch: int = job.BATCH) -> Row:
     import jax
 
-    programs = jax.devices()[0].client.live_executables
-    before = {id(program): program for program in programs()}
+    jax.clear_caches()  # the only large program is the step then
     call, compile_s = side.steps_of(student, kind, batch=batch)
-    new = [program for program in programs() if id(program) not in before]
     each = seconds(call)
-    memory = max(program.get_compiled_memory_stats().temp_size_in_bytes for program in new) / 2**20
+    programs = jax.devices()[0].client.live_executables()
+    memory = max(program.get_compiled_memory_stats().temp_size_in_bytes for program in programs) / 2**20
     return {"ms": 1e3 * each, "images_per_second": batch / each, "MiB": memory, "compile_s": compile_s}
 
 
@@ -206,7 +205,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def figure(result: dict[str, Any], path: Path) -> None:
-    """Time and memory of a step, both axes logarithmic."""
+    """Time and memory of a step over batch and classes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -219,8 +218,15 @@ def figure(result: dict[str, Any], path: Path) -> None:
         for column, part in enumerate(("batch", "classes")):
             for row, (key, label) in enumerate((("ms", "step, ms"), ("MiB", "temporary memory, MiB"))):
                 places = [one[part] for one in parts[part]]
-                axes[row, column].loglog(places, [one[key] for one in parts[part]], "o-", color="#0072B2")
-                axes[row, column].set(xlabel=part if row else "", ylabel="" if column else label)
+                own = axes[row, column]
+                values = [one[key] for one in parts[part]]
+                own.plot(places, values, "o-", color="#0072B2")
+                own.set(xlabel=part if row else "", ylabel="" if column else label)
+                own.set_ylim(0, 1.1 * max(values))
+                if part == "classes":
+                    own.set_xscale("log")
+                own.set_xticks(places[-4:], [f"{place:,}" for place in places[-4:]])
+                own.minorticks_off()
         made.savefig(path, dpi=200)
 
 
@@ -236,8 +242,10 @@ def main() -> None:
     import jax
 
     facts = {"cores": os.cpu_count(), "python": sys.version.split()[0], "jax": jax.__version__}
-    result: dict[str, Any] = {"facts": {**facts, "load_before": os.getloadavg()[0]}, "parts": {}}
     args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "growth.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    result["facts"] = {**facts, "load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             (place := Path(folder) / part).mkdir()
@@ -245,7 +253,7 @@ def main() -> None:
             for row in measure(part, place):
                 print(part, row, file=sys.stderr, flush=True)
                 result["parts"][part].append(row)
-                (args.out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")
+                path.write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "growth.md").write_text(tables(result))
     if {"batch", "classes"} <= result["parts"].keys():
         figure(result, args.out / "growth.png")

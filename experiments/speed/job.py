@@ -17,7 +17,7 @@ the time does not depend on them.  What is measured:
     teacher   its evaluation, batch 64
     job       100 steps as the package makes them, from `jaxkd.distill` (feeding, logging, tally), and as a
               plain PyTorch loop; compilation, evaluation and start-up are listed apart
-    memory    the peak of a process that does nothing but one such job
+    memory    with `--memory`, instead: the peak of a process that does nothing but one such job
 
 `limit` is what the machine's best matrix product would allow for the arithmetic that XLA counts.
 """
@@ -156,7 +156,7 @@ class Jaxkd(Side):
         from jaxkd import methods, models
         from jaxkd.config import TrainConfig
         from jaxkd.data.batch import Batch
-        from jaxkd.devices import replicate
+        from jaxkd.devices import replicate, share
         from jaxkd.runs.run import Parts, make_task
         from jaxkd.training import Frozen, initial_state
         from jaxkd.training.mapped import mapped_train_step
@@ -178,15 +178,13 @@ class Jaxkd(Side):
             ),
             devices,
         )
-        logits = (
-            np.zeros((1, per_call, batch, self._dataset.num_classes), np.float16)
-            if kind == "cached"
-            else None
-        )
+        shape = len(devices), per_call, batch // len(devices), self._dataset.num_classes
+        logits = np.zeros(shape, np.float16) if kind == "cached" else None
         calls = max(1, len(train) // (per_call * batch))
         ids = np.arange(calls * per_call * batch, dtype=np.int32) % len(train)
         several = itertools.cycle(
-            Batch(some, teacher_logits=logits) for some in ids.reshape(calls, 1, per_call, batch)
+            Batch(share(some, len(devices)), teacher_logits=logits)
+            for some in ids.reshape(calls, per_call, batch)
         )
         step = mapped_train_step(task, devices)
         start = time.perf_counter()
@@ -553,14 +551,19 @@ def interleaved(
     }
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def starts_of(args: argparse.Namespace, folder: Path) -> dict[str, Callable[..., Worker]]:
+    """What starts a process of each side, by name."""
     starts = {"jaxkd": partial(Worker, "jaxkd", sys.executable, folder / "jaxkd")}
     if args.torch_python:
         starts["torch"] = partial(Worker, "torch", args.torch_python, folder / "torch")
     for name, python, checkout in args.beside:
         own = Path(checkout).resolve()
         starts[name] = partial(Worker, "jaxkd", python, folder / name, checkout=own)
-    workers = {name: start() for name, start in starts.items()}
+    return starts
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    workers = {name: start() for name, start in starts_of(args, folder).items()}
     ours = workers["jaxkd"]
     students = [name for name in args.students if ours("has", name)]
     result: dict[str, Any] = {
@@ -604,10 +607,19 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     result |= {"rows": rows, "load_after": os.getloadavg()[0]}
     for worker in workers.values():
         worker.close()
-    for row in rows if args.memory else ():
-        job = row["student"], row["kind"]
-        row["memory_MiB"] = {name: peak_of_job(start, *job) for name, start in starts.items()}
     return result
+
+
+def measure_memory(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    starts = starts_of(args, folder)
+    worker = starts["jaxkd"]()
+    worker("build_cache")
+    worker.close()
+    rows = []
+    for student, kind in itertools.product(args.students, KINDS):
+        peaks = {name: peak_of_job(start, student, kind) for name, start in starts.items()}
+        rows.append({"student": student, "kind": kind, "memory_MiB": peaks})
+    return rows
 
 
 def peak_of_job(start: Callable[..., Worker], student: str, kind: str) -> list[float]:
@@ -668,8 +680,6 @@ def table(result: dict[str, Any]) -> str:
             ratios = [jobs[student, kind]["jaxkd"]["median"] / base for kind in ("live", "cached")]
             lines.append(f"| {student} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
         lines.append("")
-    if any("memory_MiB" in row for row in result["rows"]):
-        lines += memory_table(result["rows"])
     if beside := [name for name in facts if name not in ("jaxkd", "torch")]:
         lines += beside_table(result["rows"], facts, beside)
     for name in result["teacher"]:
@@ -698,8 +708,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def memory_table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["Peak memory in MiB of a process with one job of 100 steps:", ""]
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["# Peak memory of distillation on a CPU", ""]
+    lines += [
+        "MiB, of a process with one job of 100 steps. Written by `experiments/speed/job.py --memory`.",
+        "",
+    ]
     lines += ["| student | what | jaxkd, which compiles | ratio | programs cached | ratio | PyTorch |"]
     lines += ["|:--|:--|--:|--:|--:|--:|--:|"]
     for row in rows:
@@ -709,7 +723,7 @@ def memory_table(rows: list[dict[str, Any]]) -> list[str]:
         for value in peaks["jaxkd"]:
             cells += [f"{value:.0f}", f"{value / other:.2f}" if other else ""]
         lines.append("| " + " | ".join([*cells, f"{other:.0f}" if other else ""]) + " |")
-    return [*lines, ""]
+    return "\n".join(lines) + "\n"
 
 
 def beside_table(rows: list[dict[str, Any]], facts: dict[str, Any], names: list[str]) -> list[str]:
@@ -777,7 +791,7 @@ def main() -> None:
         metavar=("NAME", "PYTHON", "CHECKOUT"),
         help="another Python, or another checkout of this repository, in the same rounds; may be repeated",
     )
-    parser.add_argument("--memory", action="store_true", help="measure the peak memory of each job as well")
+    parser.add_argument("--memory", action="store_true", help="measure only the peak memory of each job")
     parser.add_argument("--students", nargs="+", default=STUDENTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--job-rounds", type=int, default=3)
@@ -788,12 +802,18 @@ def main() -> None:
     if args.serve:
         serve(args.serve[0], Path(args.serve[1]))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(args, Path(folder))
     args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.memory:
+            text = memory_table(measure_memory(args, Path(folder)))
+            (args.out / "job_memory.md").write_text(text)
+            print(text)
+            return
+        result = measure(args, Path(folder))
     (args.out / "job.json").write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "job.md").write_text(table(result))
-    figure(result, args.out / "job.png")
+    if not args.beside:
+        figure(result, args.out / "job.png")
     print(table(result))
 
 
