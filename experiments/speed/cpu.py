@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-RESULTS = Path(__file__).parent / "results"
+import job
+
 BATCH = 64
 SETTINGS = {
     "as it is": (),
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["resnet8", "resnet20", "wrn_16_2", "MobileNetV2"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=8, help="in each process")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=job.RESULTS)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -144,10 +145,7 @@ def main() -> None:
             for model, by_setting in seen.items()
         },
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "cpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "cpu.md").write_text(table(result))
-    print(table(result))
+    job.write(args.out, "cpu", result, table(result))
 
 
 if __name__ == "__main__":

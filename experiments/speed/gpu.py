@@ -21,12 +21,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +33,9 @@ import job
 
 SIZES = ("256x100", "4096x32000", "8192x128000")
 IMAGES = 50_000
-ROUNDS = 5
 MODES = {"eager": None, "compile": "default", "cuda graphs": "reduce-overhead"}
 
 Row = dict[str, Any]
-
-
-def median_ms(call: Callable[[int], Any], seconds: float = 0.3) -> float:
-    """Milliseconds of a call: the median of rounds that last some time each."""
-    call(1)
-    start = time.perf_counter()
-    call(1)
-    count = max(1, min(200, int(seconds / max(time.perf_counter() - start, 1e-6))))
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        call(count)
-        times.append((time.perf_counter() - start) / count)
-    return 1e3 * statistics.median(times)
 
 
 def of_steps(row: Row, milliseconds: float, per_call: int = 1) -> Row:
@@ -97,7 +81,7 @@ def measure_jaxkd(small: bool) -> Iterator[Row]:
                 call, seconds = side.steps_of(
                     row["student"], row["kind"], batch=row["batch"], per_call=row["per_call"], precision=dtype
                 )
-                yield {**of_steps(row, median_ms(call), row["per_call"]), "compile_s": seconds}
+                yield {**of_steps(row, job.median_ms(call), row["per_call"]), "compile_s": seconds}
 
     def adaptive(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
         return losses.kd(s, t, temperature=temperature.max_logit, standardize=True).mean()
@@ -118,7 +102,7 @@ def measure_jaxkd(small: bool) -> Iterator[Row]:
                     out = step(s, t, y)
                 jax.block_until_ready(out)
 
-            yield {"what": "loss", "loss": loss.__name__, "size": size, "ms": median_ms(call)}
+            yield {"what": "loss", "loss": loss.__name__, "size": size, "ms": job.median_ms(call)}
 
 
 def measure_torch(small: bool) -> Iterator[Row]:
@@ -154,7 +138,7 @@ def measure_torch(small: bool) -> Iterator[Row]:
 
         row = {"what": "step", "student": student, "kind": kind, "batch": batch, "mode": mode}
         try:
-            yield of_steps(row | {"precision": "bfloat16" if half else "default"}, median_ms(call))
+            yield of_steps(row | {"precision": "bfloat16" if half else "default"}, job.median_ms(call))
         except Exception as error:  # no compiler here, or a graph that it cannot take
             print(f"{row}: {type(error).__name__}: {error}"[:300], file=sys.stderr, flush=True)
 
@@ -180,7 +164,7 @@ def measure_torch(small: bool) -> Iterator[Row]:
 
                 row = {"what": "loss", "loss": loss.__name__, "size": size, "mode": mode}
                 try:
-                    yield {**row, "ms": median_ms(once)}
+                    yield {**row, "ms": job.median_ms(once)}
                 except Exception as error:
                     print(f"{row}: {type(error).__name__}"[:300], file=sys.stderr, flush=True)
 
@@ -189,7 +173,7 @@ def table(rows: list[Row]) -> str:
     """The Markdown page of all rows."""
     devices = {row["side"]: row for row in rows if row["what"] == "device"}
     about = "; ".join(f"{row['version']} on {row['name']}" for row in devices.values())
-    lines = ["# Speed on a GPU", "", f"{about}. Medians of {ROUNDS} rounds. Written by `gpu.py`.", ""]
+    lines = ["# Speed on a GPU", "", f"{about}. Medians of five rounds. Written by `gpu.py`.", ""]
     lines += [
         "| student | what | batch | precision | | steps a call | ms a step | images/s | 240 epochs, min |"
     ]

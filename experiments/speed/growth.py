@@ -1,7 +1,7 @@
 """How time and memory grow: with the batch, the classes, the student, the devices and the cache.
 
     python experiments/speed/growth.py               # half an hour; writes results/growth.md, .json, .png
-    python experiments/speed/growth.py --parts batch classes      # these again, the others as they are
+    python experiments/speed/growth.py --parts batch classes --out /tmp/growth     # only these
 
 One training step of distillation (adaptive temperature, random pixels, float32), medians; memory is what XLA
 plans for the step's temporary arrays.  In addition the cost of a whole table of the literature, nine pairs x
@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +42,15 @@ PARTS = ("batch", "classes", "student", "devices", "cache", "pairs")
 Row = dict[str, Any]
 
 
-def seconds(call: Callable[[int], Any], least: float = 1.0, rounds: int = 5) -> float:
-    """Of one call: the median of rounds that last a while together."""
-    start = time.perf_counter()
-    call(1)
-    count = max(1, int(least / rounds / max(time.perf_counter() - start, 1e-6)))
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call(count)
-        times.append((time.perf_counter() - start) / count)
-    return statistics.median(times)
-
-
 def step_row(side: job.Jaxkd, student: str = "resnet8", kind: str = "cached", batch: int = job.BATCH) -> Row:
     import jax
 
     jax.clear_caches()  # the only large program is the step then
     call, compile_s = side.steps_of(student, kind, batch=batch)
-    each = seconds(call)
+    ms = job.median_ms(call)
     programs = jax.devices()[0].client.live_executables()
     memory = max(program.get_compiled_memory_stats().temp_size_in_bytes for program in programs) / 2**20
-    return {"ms": 1e3 * each, "images_per_second": batch / each, "MiB": memory, "compile_s": compile_s}
+    return {"ms": ms, "images_per_second": 1e3 * batch / ms, "MiB": memory, "compile_s": compile_s}
 
 
 def measure(part: str, folder: Path) -> Iterator[Row]:
@@ -96,7 +82,8 @@ def measure(part: str, folder: Path) -> Iterator[Row]:
             side = job.Jaxkd(folder / f"{teacher}-{student}", teacher=teacher)
             live, cached = (step_row(side, student, kind)["images_per_second"] for kind in ("live", "cached"))
             side.prepare_teacher()
-            views = job.BATCH / seconds(lambda count: side.time("teacher", job.TEACHER, "eval", count))  # noqa: B023
+            ms = job.median_ms(lambda count: side.time("teacher", job.TEACHER, "eval", count))  # noqa: B023
+            views = 1e3 * job.BATCH / ms
             yield {"teacher": teacher, "student": student, "live": live, "cached": cached, "views": views}
 
 
@@ -129,7 +116,7 @@ def cache_row(folder: Path, views: int) -> Row:
         "MiB": cache.num_bytes / 2**20,
         "write_s": written,
         "open_s": opened,
-        "lookup_ms": 1e3 * seconds(look_up),
+        "lookup_ms": job.median_ms(look_up),
     }
 
 
@@ -242,10 +229,7 @@ def main() -> None:
     import jax
 
     facts = {"cores": os.cpu_count(), "python": sys.version.split()[0], "jax": jax.__version__}
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "growth.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    result["facts"] = {**facts, "load_before": os.getloadavg()[0]}
+    result: dict[str, Any] = {"facts": {**facts, "load_before": os.getloadavg()[0]}, "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             (place := Path(folder) / part).mkdir()
@@ -253,11 +237,9 @@ def main() -> None:
             for row in measure(part, place):
                 print(part, row, file=sys.stderr, flush=True)
                 result["parts"][part].append(row)
-                path.write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "growth.md").write_text(tables(result))
+    job.write(args.out, "growth", result, tables(result))
     if {"batch", "classes"} <= result["parts"].keys():
         figure(result, args.out / "growth.png")
-    print(tables(result))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ Processes take turns: this package, PyTorch, and with `--beside` the package of 
 checkout.  So a change in the machine's load meets all; each measurement is made in several rounds, and
 medians are reported.  All use all cores, batch 64, float32, the same networks, augmentation (crop from 4
 pixels of padding, flip; whole batches at once), loss (adaptive temperature) and optimiser.  PyTorch runs
-eager, in channels-last layout, its teacher in inference mode with
-batch norm fused into the convolutions; images lie in memory as uint8 on both sides.  The pixels are random:
-the time does not depend on them.  What is measured:
+eager, in channels-last layout, its teacher in inference mode with batch norm fused into the convolutions;
+images lie in memory as uint8 on both sides.  The pixels are random: the time does not depend on them.  What
+is measured:
 
     step      one step of training on labels, of distillation with the teacher, and with its logits at hand
     teacher   its evaluation, batch 64
@@ -48,6 +48,28 @@ BATCH = 64
 JOB_STEPS = 100
 STEPS_PER_EPOCH = 782  # of CIFAR's 50,000 images
 KINDS = ("labels", "live", "cached")
+
+
+def median_ms(call: Callable[[int], Any], *, seconds: float = 0.3, rounds: int = 5) -> float:
+    """Milliseconds of a call, which is told how often: the median of rounds that last some time each."""
+    call(1)
+    start = time.perf_counter()
+    call(1)
+    count = max(1, min(200, int(seconds / max(time.perf_counter() - start, 1e-6))))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call(count)
+        times.append((time.perf_counter() - start) / count)
+    return 1e3 * statistics.median(times)
+
+
+def write(out: Path, name: str, result: Any, text: str) -> None:
+    """A measurement's files: NAME.json, and NAME.md, which is printed too."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / f"{name}.md").write_text(text)
+    print(text)
 
 
 class Side:
@@ -610,27 +632,27 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return result
 
 
-def measure_memory(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Peaks of processes with one job each: of this package, the first compiles and the next need not."""
     starts = starts_of(args, folder)
     worker = starts["jaxkd"]()
     worker("build_cache")
+    facts = {word: worker("facts")[word] for word in ("python", "jax")}
     worker.close()
     rows = []
     for student, kind in itertools.product(args.students, KINDS):
-        peaks = {name: peak_of_job(start, student, kind) for name, start in starts.items()}
+        peaks = {}
+        for number, name in enumerate(("compiles", "cached", *(["torch"] if "torch" in starts else []))):
+            side = "torch" if name == "torch" else "jaxkd"
+            worker = starts[side](compiled=f"compiled-{student}-{kind}")
+            if side == "torch":
+                facts["torch"] = worker("facts")["torch"]
+            worker("job", student, kind, f"memory-{number}")
+            peaks[name] = worker("memory")
+            worker.close()
         rows.append({"student": student, "kind": kind, "memory_MiB": peaks})
-    return rows
-
-
-def peak_of_job(start: Callable[..., Worker], student: str, kind: str) -> list[float]:
-    """Peak memory of a process with one job: the first, which compiles, and the next one."""
-    peaks = []
-    for number in range(2):
-        worker = start(compiled=f"compiled-{student}-{kind}")
-        worker("job", student, kind, f"memory-{number}")
-        peaks.append(worker("memory"))
-        worker.close()
-    return peaks
+        print(rows[-1], file=sys.stderr, flush=True)
+    return {"facts": facts, "rows": rows}
 
 
 # --- table and figure
@@ -708,42 +730,44 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def memory_table(rows: list[dict[str, Any]]) -> str:
-    lines = ["# Peak memory of distillation on a CPU", ""]
-    lines += [
-        "MiB, of a process with one job of 100 steps. Written by `experiments/speed/job.py --memory`.",
-        "",
-    ]
-    lines += ["| student | what | jaxkd, which compiles | ratio | programs cached | ratio | PyTorch |"]
-    lines += ["|:--|:--|--:|--:|--:|--:|--:|"]
-    for row in rows:
+def memory_table(result: dict[str, Any]) -> str:
+    from jaxkd import _markdown  # here and below: PyTorch's Python does not have it
+
+    rows = []
+    for row in result["rows"]:
         peaks = row["memory_MiB"]
-        other = peaks["torch"][0] if "torch" in peaks else None
+        other = peaks.get("torch")
         cells = [row["student"], WORDS[row["kind"]]]
-        for value in peaks["jaxkd"]:
+        for value in (peaks["compiles"], peaks["cached"]):
             cells += [f"{value:.0f}", f"{value / other:.2f}" if other else ""]
-        lines.append("| " + " | ".join([*cells, f"{other:.0f}" if other else ""]) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([*cells, f"{other:.0f}" if other else ""])
+    head = ["student", "what", "jaxkd, which compiles", "ratio", "programs cached", "ratio", "PyTorch"]
+    facts = ", ".join(f"{name} {version}" for name, version in result["facts"].items())
+    return (
+        "# Peak memory of distillation on a CPU\n\n"
+        f"MiB, of a process with one job of {JOB_STEPS} steps; {facts}. Written by "
+        f"`experiments/speed/job.py --memory`.\n\n{_markdown.table(head, rows, left=2)}"
+    )
 
 
 def beside_table(rows: list[dict[str, Any]], facts: dict[str, Any], names: list[str]) -> list[str]:
     """Images/s of all versions of this package, and the ratio to this one."""
+    from jaxkd import _markdown
+
+    def title(name: str) -> str:
+        known = [f"{word} {facts[name][word]}" for word in ("python", "jax") if word in facts[name]]
+        return f"{name} ({', '.join(known)})"
+
     lines = ["The package beside others, images/s:", ""]
-    titles = {
-        name: f"{name} ({facts[name].get('python', platform.python_version())}, jax {facts[name]['jax']})"
-        for name in ("jaxkd", *names)
-    }
     for part, word in (("step", "bare steps"), ("job", "100 steps")):
-        head = [cell for name in names for cell in (titles[name], "ratio")]
-        lines += ["| student | " + " | ".join([word, titles["jaxkd"], *head]) + " |"]
-        lines += ["|:--|:--|" + "--:|" * (1 + 2 * len(names))]
+        cells = []
         for row in rows:
             ours = row[part]["jaxkd"]["median"]
-            cells = [row["student"], WORDS[row["kind"]], f"{ours:.0f}"]
-            for name in names:
-                cells += [f"{row[part][name]['median']:.0f}", f"{row[part][name]['median'] / ours:.2f}"]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+            others = [row[part][name]["median"] for name in names]
+            compared = [cell for other in others for cell in (f"{other:.0f}", f"{other / ours:.2f}")]
+            cells.append([row["student"], WORDS[row["kind"]], f"{ours:.0f}", *compared])
+        titles = [cell for name in names for cell in (title(name), "ratio")]
+        lines.append(_markdown.table(["student", word, title("jaxkd"), *titles], cells, left=2))
     return lines
 
 
@@ -802,19 +826,15 @@ def main() -> None:
     if args.serve:
         serve(args.serve[0], Path(args.serve[1]))
         return
-    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         if args.memory:
-            text = memory_table(measure_memory(args, Path(folder)))
-            (args.out / "job_memory.md").write_text(text)
-            print(text)
+            result = measure_memory(args, Path(folder))
+            write(args.out, "job_memory", result, memory_table(result))
             return
         result = measure(args, Path(folder))
-    (args.out / "job.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "job.md").write_text(table(result))
+    write(args.out, "job", result, table(result))
     if not args.beside:
         figure(result, args.out / "job.png")
-    print(table(result))
 
 
 if __name__ == "__main__":

@@ -56,9 +56,7 @@ def measure(side: job.Jaxkd, batches: list[int], rounds: int) -> Iterator[dict]:
                         number += 1
                         bare.append(count * batch / side.clock(lambda: steps(count)))  # noqa: B023
                         loop.append(side.job(STUDENT, kind, number, batch=batch)["images_per_second"])
-                ratios = [a / b for a, b in zip(loop, bare, strict=True)]
                 row = {"busy": busy, "kind": kind, "batch": batch, "bare": bare, "loop": loop}
-                row["ratio"] = statistics.median(ratios)
                 print(row, file=sys.stderr, flush=True)
                 yield row
 
@@ -75,7 +73,7 @@ def table(result: dict) -> str:
                 f"{row['batch']}",
                 f"{statistics.median(bare):.0f}",
                 f"{statistics.median(loop):.0f}",
-                f"{row['ratio']:.3f}",
+                f"{statistics.median(ratios):.3f}",
                 f"{min(ratios):.2f} to {max(ratios):.2f}",
             ]
         )
@@ -102,10 +100,7 @@ def main() -> None:
         rows = list(measure(side, args.batches, args.rounds))
         facts = {"cores": os.cpu_count(), "load_before": load, **side.facts}
     result = {**facts, "rows": rows}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "loop.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "loop.md").write_text(table(result))
-    print(table(result))
+    job.write(args.out, "loop", result, table(result))
 
 
 if __name__ == "__main__":

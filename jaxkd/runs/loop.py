@@ -158,9 +158,8 @@ class Loop:
         return jax.device_get(state)
 
     def close(self) -> None:
-        """Ends a trace that is still running, and gives memory back."""
+        """Ends a trace that is still running."""
         self._profiler.close()
-        release_memory()
 
     def _train_epoch(self, state: TrainState, frozen: Frozen, epoch: int) -> TrainState:
         step = int(state.step)

@@ -18,6 +18,7 @@ import optax
 from jaxkd import data, methods, metrics, models, teachers
 from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
+from jaxkd.cpu import release_memory
 from jaxkd.data.augment import Augmentation, as_views
 from jaxkd.data.collection import hold_out
 from jaxkd.devices import choose_devices, share
@@ -302,6 +303,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
     student = jax.eval_shape(lambda: task.student.init(0, dataset.image_shape))
     require_logits(task.student, student, dataset)
     with contextlib.ExitStack() as stack:
+        stack.callback(release_memory)
         stack.enter_context(processes.peers_needed())
         record = stack.enter_context(contextlib.closing(processes.open_record(folder)))
         before = (record.identity() or {}).get("teacher_logits")
