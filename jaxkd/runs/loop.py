@@ -198,8 +198,9 @@ class Loop:
         if self._cached is not None:
             batches = batches.replace(**self._cached.of_batch(batches.ids))  # type: ignore[attr-defined]
         before = jax.device_get(state) if self._config.debug else None
-        if self._feed.resident is None:
-            jax.block_until_ready(state.step)  # or the images of many steps pile up on the device
+        if self._feed.resident is None or self._devices[0].platform == "cpu":
+            # Or the images of many steps pile up on the device; on a CPU, the activations of many steps.
+            jax.block_until_ready(state.step)
         if not first:
             self._profiler.before()
         state = self._step_function(state, frozen, self._feed.resident, batches)

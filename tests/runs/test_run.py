@@ -30,6 +30,7 @@ from jaxkd.runs import NonFiniteError, Stopped, evaluate
 from jaxkd.runs.checkpoint import saved_steps
 from jaxkd.runs.loop import _chunks, _pieces
 from jaxkd.runs.record import CONFIG
+from jaxkd.training.mapped import mapped_train_step
 
 
 def config(folder: Path, teacher: Path | None = None, **changes: Any) -> Any:
@@ -82,6 +83,26 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple
         return folder, jaxkd.distill(config(folder / "whole", teacher, **options), dataset, say=silent)
 
     return run
+
+
+def test_on_a_cpu_a_step_starts_when_the_one_before_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step that is under way holds memory for its activations."""
+    ended = []
+
+    def mapped(*arguments: Any) -> Callable[..., Any]:
+        step = mapped_train_step(*arguments)
+
+        def call(state: Any, *rest: Any) -> Any:
+            ended.append(state.step.is_ready())
+            return step(state, *rest)
+
+        return call
+
+    monkeypatch.setattr("jaxkd.runs.loop.mapped_train_step", mapped)
+    jaxkd.train(config(tmp_path / "run"), helpers.tiny_dataset(), say=silent)
+    assert ended == 9 * [True]
 
 
 @pytest.mark.parametrize(
