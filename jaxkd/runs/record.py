@@ -40,6 +40,7 @@ CONFIG = records.Schema(
         "config": OBJECT,
         "identity": OBJECT,
         "environment": OBJECT,
+        "resumed": TEXTS.optional(),  # changes of versions and devices since the start
         "objects": TEXTS.optional(),
         "sources": TEXTS_BY_NAME.optional(),
     },
@@ -239,11 +240,16 @@ class Record:
         began = {name: known.config["environment"].get(name) for name in _VERSIONS}
         changed = [f"{name} {began[name]}, now {now[name]}" for name in _VERSIONS if began[name] != now[name]]
         if changed and self.result() is None:
+            change = "; ".join(changed)
             notes.append(
-                f"this run began with {'; '.join(changed)}. It resumes, and ends with the same numbers up to "
+                f"this run began with {change}. It resumes, and ends with the same numbers up to "
                 "rounding, which training amplifies; the same bits are guaranteed only for the same versions "
                 "and devices"
             )
+            resumed = self.config.get("resumed", [])
+            if change not in resumed:
+                self.config = {**self.config, "resumed": [*resumed, change]}
+                records.write(path, CONFIG, self.config)
         return notes
 
     def _begin(self, path: Path, trouble: str | None) -> list[str]:

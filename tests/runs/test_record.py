@@ -267,14 +267,17 @@ def test_fields_of_a_result_are_named(tmp_path: Path, caplog: pytest.LogCaptureF
     assert not caplog.text
 
 
-def test_other_versions_and_devices_are_told(tmp_path: Path) -> None:
+def test_other_versions_and_devices_are_told_and_recorded(tmp_path: Path) -> None:
     opened(tmp_path)
     assert opened(tmp_path)[1] == []
     stored = records.read(tmp_path / "config.json", CONFIG)
     stored["environment"] |= {"jax": "0.9.0", "num_devices": 8}
     records.write(tmp_path / "config.json", CONFIG, stored)
-    (note,) = opened(tmp_path)[1]
-    assert f"this run began with jax 0.9.0, now {jax.__version__}; num_devices 8, now 1. It resumes" in note
+    change = f"jax 0.9.0, now {jax.__version__}; num_devices 8, now 1"
+    for _ in range(2):
+        (note,) = opened(tmp_path)[1]
+        assert f"this run began with {change}. It resumes" in note
+        assert records.read(tmp_path / "config.json", CONFIG) == stored | {"resumed": [change]}
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to nothing", "below a file"])
