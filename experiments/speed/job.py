@@ -742,7 +742,8 @@ def memory_table(result: dict[str, Any]) -> str:
             cells += [f"{value:.0f}", f"{value / other:.2f}" if other else ""]
         rows.append([*cells, f"{other:.0f}" if other else ""])
     head = ["student", "what", "jaxkd, which compiles", "ratio", "programs cached", "ratio", "PyTorch"]
-    facts = ", ".join(f"{name} {version}" for name, version in result["facts"].items())
+    words = {"python": "Python", "jax": "jax", "torch": "PyTorch"}
+    facts = ", ".join(f"{words[name]} {version}" for name, version in result["facts"].items())
     return (
         "# Peak memory of distillation on a CPU\n\n"
         f"MiB, of a process with one job of {JOB_STEPS} steps; {facts}. Written by "
@@ -755,7 +756,8 @@ def beside_table(rows: list[dict[str, Any]], facts: dict[str, Any], names: list[
     from jaxkd import _markdown
 
     def title(name: str) -> str:
-        known = [f"{word} {facts[name][word]}" for word in ("python", "jax") if word in facts[name]]
+        words = {"python": "Python", "jax": "jax"}
+        known = [f"{word} {facts[name][key]}" for key, word in words.items() if key in facts[name]]
         return f"{name} ({', '.join(known)})"
 
     lines = ["The package beside others, images/s:", ""]
