@@ -6,7 +6,7 @@ import io
 import itertools
 import statistics
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ STYLE: Any = {
 COLOURS = ("#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9")
 _MOST_BANDS = 6  # more of them hide each other
 _MOST_CURVES = 16  # likewise; the differences show any number of methods
-_FAR = 10.0  # median deviations from the median, beyond which a method leaves the axis of differences
+_FAR = 10.0  # median deviations from the median, beyond which a method leaves an axis
 _WIDE = 20.0  # the ratio from which on a distribution has a logarithmic axis
 _EARLY = 4  # epochs; shorter runs are shown whole
 _LINES: Any = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
@@ -98,15 +98,15 @@ def accuracy(summary: Summary) -> Figure | None:
         banded = len(cells) <= _MOST_BANDS
         for method, cell in cells.items():
             _band(grid[0, column], _by_epoch(cell), looks[method], method, banded)
-        _zoom(grid[0, column], [_by_epoch(cell) for cell in cells.values()])
+        _zoom(grid[0, column], {method: _by_epoch(cell) for method, cell in cells.items()})
         grid[0, column].set(ylabel="test accuracy (%)")
         if compared:
             lower, base = grid[1, column], cells.get(summary.baseline or "")
-            curves = []
+            curves = {}
             for method, cell in cells.items():
                 if base is not None and method != summary.baseline:
-                    curves.append(_less(cell, base))
-                    _band(lower, curves[-1], looks[method], None, banded)
+                    curves[method] = _less(cell, base)
+                    _band(lower, curves[method], looks[method], None, banded)
             lower.axhline(0, color=looks[summary.baseline or ""].colour, linewidth=0.8)
             _zoom(lower, curves, 0.0)
             lower.set(ylabel=f"difference to {_plain(summary.baseline or '')}")
@@ -304,10 +304,26 @@ def _band(
         axes.fill_between(epochs, low, high, color=look.colour, alpha=0.15, linewidth=0)
 
 
-def _zoom(axes: Axes, curves: Iterable[Mapping[int, Sequence[float]]], *also: float) -> None:
-    """Lets the later half of the epochs fill the height: what the first ones do would squeeze it."""
+def _zoom(axes: Axes, curves: Mapping[str, Mapping[int, Sequence[float]]], *also: float) -> None:
+    """Lets the later half of the epochs fill the height: what the first ones do would squeeze it.
+
+    So would a method whose end is far from the others': its name and end are written at the edge.
+    """
+    ends = {name: statistics.fmean(curve[max(curve)]) for name, curve in curves.items() if curve}
+    far = _far_from_the_others(ends)
+    for arrow, place, side in (("\N{UPWARDS ARROW}", 0.98, 1), ("\N{DOWNWARDS ARROW}", 0.02, -1)):
+        there = [name for name in sorted(far) if side * (ends[name] - statistics.median(ends.values())) > 0]
+        axes.text(
+            0.99,
+            place,
+            "\n".join(f"{arrow} {_plain(name)} {ends[name]:.2f}" for name in there),
+            transform=axes.transAxes,
+            ha="right",
+            va="top" if side > 0 else "bottom",
+            fontsize=7,
+        )
     values = list(also)
-    for curve in curves:
+    for curve in (curve for name, curve in curves.items() if name not in far):
         first = max(curve, default=0) / 2 if len(curve) >= _EARLY else 0
         values += [statistics.fmean(each) for epoch, each in curve.items() if epoch > first]
     if values:

@@ -61,7 +61,7 @@ _CAPTIONS = {
     "accuracy": (
         "Test accuracy by epoch, and its difference from the baseline: means over the seeds; for few "
         "methods, bands from the lowest to the highest seed. The vertical range is that of the later half of "
-        "the epochs."
+        "the epochs; methods that end far from all others are written at the edge."
     ),
     "differences": (
         "Difference from the baseline after the last epoch: dots are seeds, bars mean and 95 % interval. "

@@ -243,11 +243,17 @@ def test_a_method_far_from_all_others_does_not_squeeze_them(tmp_path: Path) -> N
             "ttm": [12.0, 13.0],
         },
     )
-    figure = figures.differences(summarise(read([tmp_path / "runs"])))
+    summary = summarise(read([tmp_path / "runs"]))
+    figure = figures.differences(summary)
     assert figure is not None
     (axes,) = figure.axes
     assert axes.get_xlim()[0] > -10
     assert [text.get_text() for text in axes.texts] == ["← -78.0"]
+    curves = figures.accuracy(summary)
+    assert curves is not None
+    for axes, least, text in zip(curves.axes, (80, -10), ("↓ ttm 12.50", "↓ ttm -78.00"), strict=True):
+        assert axes.get_ylim()[0] > least
+        assert [one.get_text() for one in axes.texts if one.get_text()] == [text]
 
 
 def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
