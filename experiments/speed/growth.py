@@ -1,7 +1,7 @@
 """How time and memory grow: with the batch, the classes, the student, the devices and the cache.
 
     python experiments/speed/growth.py               # half an hour; writes results/growth.md, .json, .png
-    python experiments/speed/growth.py --parts batch classes --out /tmp/growth     # only these
+    python experiments/speed/growth.py --parts batch classes --out runs/growth     # only these
 
 One training step of distillation (adaptive temperature, random pixels, float32), medians; memory is what XLA
 plans for the step's temporary arrays.  In addition the cost of a whole table of the literature, nine pairs x
@@ -237,7 +237,7 @@ def main() -> None:
             for row in measure(part, place):
                 print(part, row, file=sys.stderr, flush=True)
                 result["parts"][part].append(row)
-    job.write(args.out, "growth", result, tables(result))
+            job.write(args.out, "growth", result, tables(result))  # an interruption keeps the parts before
     if {"batch", "classes"} <= result["parts"].keys():
         figure(result, args.out / "growth.png")
 

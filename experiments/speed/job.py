@@ -625,7 +625,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             row["job"] = interleaved(workers, args.job_rounds, ("job", student, kind), None)
             rows.append(row)
-            print(line_of(row), file=sys.stderr, flush=True)
+            print(" | ".join(cells_of(row)), file=sys.stderr, flush=True)
     result |= {"rows": rows, "load_after": os.getloadavg()[0]}
     for worker in workers.values():
         worker.close()
@@ -637,17 +637,18 @@ def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     starts = starts_of(args, folder)
     worker = starts["jaxkd"]()
     worker("build_cache")
-    facts = {word: worker("facts")[word] for word in ("python", "jax")}
     worker.close()
+    sides = {"compiles": "jaxkd", "cached": "jaxkd"}
+    if "torch" in starts:
+        sides["torch"] = "torch"
+    facts: dict[str, str] = {}
     rows = []
     for student, kind in itertools.product(args.students, KINDS):
         peaks = {}
-        for number, name in enumerate(("compiles", "cached", *(["torch"] if "torch" in starts else []))):
-            side = "torch" if name == "torch" else "jaxkd"
+        for name, side in sides.items():
             worker = starts[side](compiled=f"compiled-{student}-{kind}")
-            if side == "torch":
-                facts["torch"] = worker("facts")["torch"]
-            worker("job", student, kind, f"memory-{number}")
+            facts |= {word: fact for word, fact in worker("facts").items() if word in VERSIONS}
+            worker("job", student, kind, f"memory-{name}")
             peaks[name] = worker("memory")
             worker.close()
         rows.append({"student": student, "kind": kind, "memory_MiB": peaks})
@@ -660,7 +661,21 @@ def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 WORDS = {"labels": "labels only", "live": "KD, teacher runs along", "cached": "KD, logits at hand"}
 
 
-def line_of(row: dict[str, Any]) -> str:
+VERSIONS = {"python": "Python", "jax": "jax", "torch": "PyTorch"}
+
+
+def versions(facts: dict[str, Any]) -> str:
+    """Those that a side told."""
+    return ", ".join(f"{word} {facts[key]}" for key, word in VERSIONS.items() if key in facts)
+
+
+def markdown(head: list[str], rows: list[list[str]], *, left: int) -> str:
+    from jaxkd import _markdown  # PyTorch's Python, which serves from this file, does not have it
+
+    return _markdown.table(head, rows, left=left)
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
     step, job = row["step"], row["job"]
     cells = [row["student"], WORDS[row["kind"]]]
     for part in (step, job):
@@ -668,40 +683,33 @@ def line_of(row: dict[str, Any]) -> str:
         cells += [f"{ours:.0f}", f"{other:.0f}" if other else "", f"{ours / other:.2f}" if other else ""]
     shares = {name: f"{100 * part['median'] / row['limit']:.0f} %" for name, part in step.items()}
     cells += [f"{row['limit']:.0f}", shares["jaxkd"], shares.get("torch", "")]
-    cells.append(f"{STEPS_PER_EPOCH * BATCH / job['jaxkd']['median'] / 60:.1f}")
-    return "| " + " | ".join(cells) + " |"
+    return [*cells, f"{STEPS_PER_EPOCH * BATCH / job['jaxkd']['median'] / 60:.1f}"]
 
 
 def table(result: dict[str, Any]) -> str:
     facts = result["facts"]
-    versions = ", ".join(
-        f"{name} {facts[worker][name]}"
-        for worker, name in (("jaxkd", "jax"), ("torch", "torch"))
-        if worker in facts
-    )
+    known = versions({"python": result["python"], **facts["jaxkd"], **facts.get("torch", {})})
+    head = ["student", "what", "step: jaxkd", "PyTorch", "ratio", "100 steps: jaxkd", "PyTorch", "ratio"]
+    head += ["limit", "of it: jaxkd", "PyTorch", "epoch, min"]
     lines = [
         "# Speed of distillation on a CPU",
         "",
-        f"Images/s, medians. {result['machine']}, {result['cores']} cores, Python {result['python']}, "
-        f"{versions}; batch {result['batch']}, teacher {result['teacher_model']}, float32. Load average "
+        f"Images/s, medians. {result['machine']}, {result['cores']} cores, {known}; "
+        f"batch {result['batch']}, teacher {result['teacher_model']}, float32. Load average "
         f"{result['load_before']:.1f} before and {result['load_after']:.1f} after (the benchmark alone makes "
         f"about {result['cores']}). Written by `experiments/speed/job.py`, which says what is measured.",
         "",
-        "| student | what | step: jaxkd | PyTorch | ratio | 100 steps: jaxkd | PyTorch | ratio | limit "
-        "| of it: jaxkd | PyTorch | epoch, min |",
-        "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        *map(line_of, result["rows"]),
-        "",
+        markdown(head, [cells_of(row) for row in result["rows"]], left=2),
     ]
     jobs = {(row["student"], row["kind"]): row["job"] for row in result["rows"]}
     if "torch" in facts:
         lines += ["The whole job against PyTorch with its teacher in the loop, by student:", ""]
-        lines += ["| student | jaxkd without cache | jaxkd with cache |", "|:--|--:|--:|"]
+        rows = []
         for student in dict.fromkeys(row["student"] for row in result["rows"]):
             base = jobs[student, "live"]["torch"]["median"]
             ratios = [jobs[student, kind]["jaxkd"]["median"] / base for kind in ("live", "cached")]
-            lines.append(f"| {student} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
-        lines.append("")
+            rows.append([student, *(f"{ratio:.2f}" for ratio in ratios)])
+        lines.append(markdown(["student", "jaxkd without cache", "jaxkd with cache"], rows, left=1))
     if beside := [name for name in facts if name not in ("jaxkd", "torch")]:
         lines += beside_table(result["rows"], facts, beside)
     for name in result["teacher"]:
@@ -731,8 +739,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def memory_table(result: dict[str, Any]) -> str:
-    from jaxkd import _markdown  # here and below: PyTorch's Python does not have it
-
     rows = []
     for row in result["rows"]:
         peaks = row["memory_MiB"]
@@ -742,24 +748,16 @@ def memory_table(result: dict[str, Any]) -> str:
             cells += [f"{value:.0f}", f"{value / other:.2f}" if other else ""]
         rows.append([*cells, f"{other:.0f}" if other else ""])
     head = ["student", "what", "jaxkd, which compiles", "ratio", "programs cached", "ratio", "PyTorch"]
-    words = {"python": "Python", "jax": "jax", "torch": "PyTorch"}
-    facts = ", ".join(f"{words[name]} {version}" for name, version in result["facts"].items())
     return (
         "# Peak memory of distillation on a CPU\n\n"
-        f"MiB, of a process with one job of {JOB_STEPS} steps; {facts}. Written by "
-        f"`experiments/speed/job.py --memory`.\n\n{_markdown.table(head, rows, left=2)}"
+        f"MiB, of a process with one job of {JOB_STEPS} steps; {versions(result['facts'])}. Written by "
+        f"`experiments/speed/job.py --memory`.\n\n{markdown(head, rows, left=2)}"
     )
 
 
 def beside_table(rows: list[dict[str, Any]], facts: dict[str, Any], names: list[str]) -> list[str]:
     """Images/s of all versions of this package, and the ratio to this one."""
-    from jaxkd import _markdown
-
-    def title(name: str) -> str:
-        words = {"python": "Python", "jax": "jax"}
-        known = [f"{word} {facts[name][key]}" for key, word in words.items() if key in facts[name]]
-        return f"{name} ({', '.join(known)})"
-
+    titles = {name: f"{name} ({versions(facts[name])})" for name in ("jaxkd", *names)}
     lines = ["The package beside others, images/s:", ""]
     for part, word in (("step", "bare steps"), ("job", "100 steps")):
         cells = []
@@ -768,8 +766,8 @@ def beside_table(rows: list[dict[str, Any]], facts: dict[str, Any], names: list[
             others = [row[part][name]["median"] for name in names]
             compared = [cell for other in others for cell in (f"{other:.0f}", f"{other / ours:.2f}")]
             cells.append([row["student"], WORDS[row["kind"]], f"{ours:.0f}", *compared])
-        titles = [cell for name in names for cell in (title(name), "ratio")]
-        lines.append(_markdown.table(["student", word, title("jaxkd"), *titles], cells, left=2))
+        head = [cell for name in names for cell in (titles[name], "ratio")]
+        lines.append(markdown(["student", word, titles["jaxkd"], *head], cells, left=2))
     return lines
 
 

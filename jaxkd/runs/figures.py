@@ -96,9 +96,10 @@ def accuracy(summary: Summary) -> Figure | None:
     for column, pair in enumerate(summary.pairs):
         cells = {method: tested[method, pair] for method in summary.methods if (method, pair) in tested}
         banded = len(cells) <= _MOST_BANDS
-        for method, cell in cells.items():
-            _band(grid[0, column], _by_epoch(cell), looks[method], method, banded)
-        _zoom(grid[0, column], {method: _by_epoch(cell) for method, cell in cells.items()})
+        upper = {method: _by_epoch(cell) for method, cell in cells.items()}
+        for method, curve in upper.items():
+            _band(grid[0, column], curve, looks[method], method, banded)
+        _zoom(grid[0, column], upper)
         grid[0, column].set(ylabel="test accuracy (%)")
         if compared:
             lower, base = grid[1, column], cells.get(summary.baseline or "")
@@ -311,17 +312,6 @@ def _zoom(axes: Axes, curves: Mapping[str, Mapping[int, Sequence[float]]], *also
     """
     ends = {name: statistics.fmean(curve[max(curve)]) for name, curve in curves.items() if curve}
     far = _far_from_the_others(ends)
-    for arrow, place, side in (("\N{UPWARDS ARROW}", 0.98, 1), ("\N{DOWNWARDS ARROW}", 0.02, -1)):
-        there = [name for name in sorted(far) if side * (ends[name] - statistics.median(ends.values())) > 0]
-        axes.text(
-            0.99,
-            place,
-            "\n".join(f"{arrow} {_plain(name)} {ends[name]:.2f}" for name in there),
-            transform=axes.transAxes,
-            ha="right",
-            va="top" if side > 0 else "bottom",
-            fontsize=7,
-        )
     values = list(also)
     for curve in (curve for name, curve in curves.items() if name not in far):
         first = max(curve, default=0) / 2 if len(curve) >= _EARLY else 0
@@ -329,6 +319,13 @@ def _zoom(axes: Axes, curves: Mapping[str, Mapping[int, Sequence[float]]], *also
     if values:
         margin = 0.08 * (max(values) - min(values)) + 0.1
         axes.set_ylim(min(values) - margin, max(values) + margin)
+    low, high = axes.get_ylim()
+    above = [f"\N{UPWARDS ARROW} {_plain(name)} {ends[name]:.2f}" for name in far if ends[name] > high]
+    below = [f"\N{DOWNWARDS ARROW} {_plain(name)} {ends[name]:.2f}" for name in far if ends[name] < low]
+    for place, align, lines in ((0.98, "top", above), (0.02, "bottom", below)):
+        if lines:
+            text = "\n".join(sorted(lines))
+            axes.text(0.99, place, text, transform=axes.transAxes, ha="right", va=align, fontsize=7)
 
 
 def _merged(described: Sequence[Mapping[str, Any]], most: int = 40) -> tuple[np.ndarray, np.ndarray]:
