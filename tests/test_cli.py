@@ -87,6 +87,7 @@ def test_version_and_methods_are_told(capsys: pytest.CaptureFixture[str]) -> Non
     assert "| --method.temperature   | max_logit |" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # the README's main command, shorter
 @pytest.mark.usefixtures("few_digits")
 def test_a_recipe_trains_its_networks_and_reports_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -23,6 +23,8 @@ from unittest import mock
 
 import job
 
+from jaxkd import _markdown
+
 BATCH = 64
 SETTINGS = {
     "as it is": (),
@@ -86,28 +88,20 @@ def measure(model: str, undone: list[str], repeats: int) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    names = list(result["ms"])
-    lines = [
-        "# Choices for a CPU, undone one at a time",
-        "",
+    def cell(ms: dict[str, dict[str, float]], setting: str) -> str:
+        now, best = ms[setting], ms["as it is"]
+        return " / ".join(
+            f"{now[part]:.0f} ({now[part] / best[part]:.2f})" for part in ("step", "evaluation")
+        )
+
+    rows = [[setting, *(cell(ms, setting) for ms in result["ms"].values())] for setting in SETTINGS]
+    return (
+        "# Choices for a CPU, undone one at a time\n\n"
         f"Milliseconds of a step / of an evaluation for {BATCH} images, and how many times those of the "
         f"first row; medians of {result['rounds']} processes each. jax {result['jax']}, {result['cores']} "
-        "cores. Written by `experiments/speed/cpu.py`, which says what is measured.",
-        "",
-        "| | " + " | ".join(names) + " |",
-        "|:--|" + "--:|" * len(names),
-    ]
-    for setting in SETTINGS:
-        cells = []
-        for name in names:
-            now, best = (result["ms"][name][row] for row in (setting, "as it is"))
-            cells.append(
-                " / ".join(
-                    f"{now[part]:.0f} ({now[part] / best[part]:.2f})" for part in ("step", "evaluation")
-                )
-            )
-        lines.append(f"| {setting} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        "cores. Written by `experiments/speed/cpu.py`, which says what is measured.\n\n"
+        + _markdown.table(["", *result["ms"]], rows, left=1)
+    )
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ from typing import Any
 
 import job
 
+from jaxkd import _markdown
+
 SIZES = ("256x100", "4096x32000", "8192x128000")
 IMAGES = 50_000
 MODES = {"eager": None, "compile": "default", "cuda graphs": "reduce-overhead"}
@@ -173,24 +175,23 @@ def table(rows: list[Row]) -> str:
     """The Markdown page of all rows."""
     devices = {row["side"]: row for row in rows if row["what"] == "device"}
     about = "; ".join(f"{row['version']} on {row['name']}" for row in devices.values())
-    lines = ["# Speed on a GPU", "", f"{about}. Medians of five rounds. Written by `gpu.py`.", ""]
-    lines += [
-        "| student | what | batch | precision | | steps a call | ms a step | images/s | 240 epochs, min |"
-    ]
-    lines += ["|:--|:--|--:|:--|:--|--:|--:|--:|--:|"]
+    steps, of_losses = [], []
     for row in rows:
+        way = f"torch, {row.get('mode')}" if row["side"] == "torch" else "jaxkd"
         if row["what"] == "step":
-            way = f"torch, {row['mode']}" if row["side"] == "torch" else "jaxkd"
-            rate, many = row["images_per_second"], row.get("per_call", 1)
-            cells = [*(row[key] for key in ("student", "kind", "batch", "precision")), way, many]
+            rate = row["images_per_second"]
+            cells = [row["student"], row["kind"], row["precision"], way, row["batch"], row.get("per_call", 1)]
             cells += [f"{row['ms']:.3g}", f"{rate:.0f}", f"{240 * IMAGES / rate / 60:.1f}"]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", "| logits | loss | | ms |", "|:--|:--|:--|--:|"]
-    for row in rows:
-        if row["what"] == "loss":
-            way = f"torch, {row['mode']}" if row["side"] == "torch" else "jaxkd"
-            lines.append(f"| {row['size']} | {row['loss']} | {way} | {row['ms']:.3g} |")
-    return "\n".join(lines) + "\n"
+            steps.append([str(cell) for cell in cells])
+        elif row["what"] == "loss":
+            of_losses.append([row["size"], row["loss"], way, f"{row['ms']:.3g}"])
+    head = ["student", "what", "precision", "", "batch", "steps a call", "ms a step", "images/s"]
+    return (
+        f"# Speed on a GPU\n\n{about}. Medians of five rounds. Written by `gpu.py`.\n\n"
+        + _markdown.table([*head, "240 epochs, min"], steps, left=4)
+        + "\n"
+        + _markdown.table(["logits", "loss", "", "ms"], of_losses, left=3)
+    )
 
 
 def main() -> None:

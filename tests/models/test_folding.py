@@ -21,7 +21,13 @@ def settle(tree: Any, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "folded_norms"), [("resnet8", 9), ("wrn_16_1", 6), ("vgg8", 5), ("ShuffleV1", 49)]
+    ("name", "folded_norms"),
+    [
+        ("resnet8", 9),
+        ("wrn_16_1", 6),
+        ("vgg8", 5),
+        pytest.param("ShuffleV1", 49, marks=pytest.mark.slow),  # its grouped convolutions: below
+    ],
 )
 def test_a_folded_network_has_the_same_logits_and_features(name: str, folded_norms: int) -> None:
     network = models.create(name, num_classes=5)

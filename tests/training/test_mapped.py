@@ -63,7 +63,7 @@ def test_programs_of_both_mappings_are_freed(mapping: mapped.Mapping) -> None:
 
 @pytest.mark.parametrize(
     ("num_devices", "per_call"),
-    [(8, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 2), (8, 1)))],
+    [(2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 2), (8, 1)))],
 )
 def test_both_mappings_make_the_same_bits(dataset: data.Dataset, num_devices: int, per_call: int) -> None:
     """Batch norm, a loss on the batch of all devices, padding, and several steps in a call."""

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from steps import BATCH, network, run, start, task
+from steps import BATCH, network, run, small_resnet, start, task
 from steps import plain as unaugmented
 
 import jaxkd
-from jaxkd import data, models
+from jaxkd import data
 from jaxkd.data.order import batches
 from jaxkd.devices import share
 
@@ -32,7 +32,7 @@ def reference(dataset: data.Dataset, parts_of: Any) -> tuple[Any, Any]:
     `parts_of` cuts the places of a batch into groups in parallel, each a list of groups one after the other.
     """
     state, _ = start(plain(dataset), dataset)
-    model = models.create("resnet8", dataset.num_classes)
+    model = small_resnet(dataset)
     train = dataset.splits["train"]
     order = batches(data.epoch_order(len(train), seed=0, epoch=1), BATCH)
 

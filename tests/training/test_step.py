@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from steps import BATCH, network, plain, run, start, task
+from steps import BATCH, network, plain, run, small_resnet, start, task
 
 from jaxkd import data, methods, models
 from jaxkd.data.batch import Batch
@@ -30,7 +30,7 @@ def test_one_and_eight_devices_give_the_same_losses_over_twenty_steps() -> None:
     # 40 images in batches of 16: the last batch of each epoch leaves four devices without an example.
     # A small rate: at 0.05 on so little data rounding grows a hundredfold every ten steps, on any machine.
     dataset = helpers.tiny_dataset()
-    teacher = models.as_network("resnet14", dataset.num_classes).normalized((0.4,), (0.3,))
+    teacher = models.from_linen(small_resnet(dataset)).normalized((0.4,), (0.3,))
     made = task(dataset, optimizer=sgd(optax.constant_schedule(0.003)), teacher=teacher)
     one, losses_of_one = run(made, dataset, 1, 20)
     eight, losses_of_eight = run(made, dataset, 8, 20)
@@ -93,7 +93,7 @@ def test_one_update_is_the_textbook_one() -> None:
     train = dataset.splits["train"]
     ids = data.epoch_order(len(train), seed=0, epoch=1)[:BATCH]
     images = (train.images[ids] / 255 - np.array(dataset.mean)) / np.array(dataset.std)
-    model = models.create("resnet8", dataset.num_classes)
+    model = small_resnet(dataset)
 
     def loss(params: Any) -> jax.Array:
         out, _ = model.apply(
@@ -166,7 +166,7 @@ def sgd_of(rate: float) -> optax.GradientTransformation:
 def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     """Its output is that of its running statistics, and it does not depend on the rest of the batch."""
     dataset = helpers.tiny_dataset()
-    teacher = models.as_network("resnet8", dataset.num_classes).normalized((0.4,), (0.3,))
+    teacher = models.from_linen(small_resnet(dataset)).normalized((0.4,), (0.3,))
     made = task(dataset, "kd", **plain(teacher=teacher))
     _, losses = run(made, dataset, 1, 1)
     train = dataset.splits["train"]
