@@ -426,7 +426,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path, tiny: Path, teache
 
 
 def test_evaluate_and_report_on_a_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
-    code, output, errors = run_jaxkd("evaluate", teacher, "--data", tiny, devices=8)
+    code, output, errors = call_jaxkd("evaluate", teacher, "--data", tiny)
     assert code == 0, errors
     assert "untrained on all 19 test images: accuracy" in output
     code, output, errors = call_jaxkd(
@@ -434,7 +434,7 @@ def test_evaluate_and_report_on_a_run(tmp_path: Path, tiny: Path, teacher: Path)
         "--method.temperature", 3, "--run", tmp_path / "run", "--devices", 1,
     )  # fmt: skip
     assert code == 0, errors
-    code, output, errors = run_jaxkd("report", tmp_path / "run", "--out", tmp_path / "report")
+    code, output, errors = call_jaxkd("report", tmp_path / "run", "--out", tmp_path / "report")
     assert code == 0, errors
     assert "| run | resnet8 | lskd   |      1 |" in output
     assert "|        3.00 |" in output

@@ -25,7 +25,7 @@ def test_an_exported_teacher_comes_back_with_the_same_bits(tmp_path: Path) -> No
     code, output, errors = call_jaxkd("export", "digits-resnet20", file)
     assert code == 0, errors
     assert f"digits-resnet20 (resnet20) exported to {file}" in output
-    code, output, errors = run_jaxkd("import", file, "--out", folder)
+    code, output, errors = call_jaxkd("import", file, "--out", folder)
     assert code == 0, errors
     known, again = teachers.load("digits-resnet20"), teachers.load(folder)
     assert again.digest == known.digest

@@ -223,7 +223,7 @@ def test_networks_by_name_come_from_checkpoints_too(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, teacher.variables, variables)
     npz = helpers.write_npz(tmp_path / "d.npz", helpers.tiny_dataset())
     options = ["--model", "resnet8", "--data", npz, "--prefix", "ema", "--out", tmp_path / "teacher"]
-    code, output, _ = helpers.run_jaxkd("import", path, *options)
+    code, output, _ = helpers.call_jaxkd("import", path, *options)
     assert code == 0, output
     assert "on all 19 test images" in output
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch_writer
-from helpers import run_jaxkd
+from helpers import call_jaxkd
 from hostile import tensor
 
 from jaxkd.files.pickles import Inert
@@ -48,7 +48,7 @@ def test_a_malicious_file_is_refused_and_does_not_run(tmp_path: Path, container:
         path.write_bytes(pickled)
     with pytest.raises(ValueError, match=r"refused to read .*(posix|nt)\.system.*could run code"):
         torch_files.read(path)
-    code, _, errors = run_jaxkd("import", path, "--model", "resnet8")
+    code, _, errors = call_jaxkd("import", path, "--model", "resnet8")
     assert code == 1
     assert "could run code" in errors
     assert not victim.exists()
