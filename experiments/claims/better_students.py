@@ -120,7 +120,8 @@ def main(
       teacher: name or folder of a network trained on CIFAR-100.
       student: architecture of the students.
       epochs: passes over the training images; the schedule is stretched to fit.
-      methods: which ones, by their names here; the student alone comes in any case.
+      methods: which ones, by their names here; the student alone comes in any case, and is the baseline
+        without kd.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
       out: folder for the runs.
@@ -144,7 +145,7 @@ def main(
         pairs=[(teacher, student)],
         methods=chosen,
         records=records,
-        baseline="kd",
+        baseline="kd" if "kd" in chosen else "alone",
         **options,
     )
     print(f"\n{table}\ntable and figures: {(records or out) / 'report'}")

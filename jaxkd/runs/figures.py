@@ -40,6 +40,7 @@ COLOURS = ("#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#5
 _MOST_BANDS = 6  # more of them hide each other
 _MOST_CURVES = 16  # likewise; the differences show any number of methods
 _FAR = 10.0  # median deviations from the median, beyond which a method leaves an axis
+_TALL = 10.0  # times the lowest peak of the distributions, beyond which a peak leaves its axis
 _WIDE = 20.0  # the ratio from which on a distribution has a logarithmic axis
 _EARLY = 4  # epochs; shorter runs are shown whole
 _LINES: Any = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
@@ -206,6 +207,7 @@ def distribution(summary: Summary, metric: str) -> Figure | None:
     figure, grid = _figure(summary, rows=2, height=1.9, sharex=False)
     for column, pair in enumerate(summary.pairs):
         shares, epochs = grid[:, column]
+        peaks = []
         for method in summary.methods:
             if (method, pair) not in described:
                 continue
@@ -218,6 +220,7 @@ def distribution(summary: Summary, metric: str) -> Figure | None:
                 edges, counts = _merged(runs)
                 widths = np.diff(np.log10(edges) if wide else edges)
                 density = 100 * counts / counts.sum() / widths
+                peaks.append(density.max())
                 shares.stairs(density, edges, color=look.colour, linestyle=look.line, label=label)
                 shares.stairs(density, edges, color=look.colour, fill=True, alpha=0.15)
             curve = _of_training(cell, metric)
@@ -227,8 +230,10 @@ def distribution(summary: Summary, metric: str) -> Figure | None:
                 epochs.fill_between(list(low), list(low.values()), list(high.values()), color=look.colour,
                                     alpha=0.15, linewidth=0)  # fmt: skip
         unit = "decade" if wide else "unit"
+        # A value that hardly varies would make a line of all others; so it looks like one that is fixed.
+        top = 1.05 * max((peak for peak in peaks if peak <= _TALL * min(peaks)), default=1.0)
         shares.set(
-            xlabel=f"{_plain(metric)} in the last epoch", ylabel=f"images (% per {unit})", ylim=(0, None)
+            xlabel=f"{_plain(metric)} in the last epoch", ylabel=f"images (% per {unit})", ylim=(0, top)
         )
         if wide:
             shares.set_xscale("log")
@@ -325,7 +330,8 @@ def _zoom(axes: Axes, curves: Mapping[str, Mapping[int, Sequence[float]]], *also
     for place, align, lines in ((0.98, "top", above), (0.02, "bottom", below)):
         if lines:
             text = "\n".join(sorted(lines))
-            axes.text(0.99, place, text, transform=axes.transAxes, ha="right", va=align, fontsize=7)
+            axes.text(0.99, place, text, transform=axes.transAxes, ha="right", va=align, fontsize=7,
+                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})  # fmt: skip
 
 
 def _merged(described: Sequence[Mapping[str, Any]], most: int = 40) -> tuple[np.ndarray, np.ndarray]:

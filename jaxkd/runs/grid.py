@@ -19,6 +19,7 @@ from jaxkd.runs.config import DistillConfig, TrainConfig
 from jaxkd.runs.kept import find_kept, keep
 from jaxkd.runs.report import report
 from jaxkd.runs.run import distill, train
+from jaxkd.runs.summary import ALONE
 
 
 class Planned(NamedTuple):
@@ -65,9 +66,12 @@ def grid(
       The Markdown tables.
 
     Raises:
-      ValueError: before anything is trained: a name is unknown, a teacher does not fit the data, or a record
-        is of another run.
+      ValueError: before anything is trained: a name is unknown, the baseline is not in the grid, a teacher
+        does not fit the data, or a record is of another run.
     """
+    rows = [*([ALONE] if alone else []), *methods]
+    if baseline is not None and baseline not in rows:
+        raise ValueError(f"baseline {baseline} is no row of this grid; choose one of {', '.join(rows)}")
     folder = placed(folder)
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
     # Record names contain the seed even for one seed: more seeds may be added later.

@@ -106,3 +106,11 @@ def test_a_record_of_another_run_is_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match="records another run; different: teacher_digest"):
         grid(tmp_path / "all", records=records, **{**options, "pairs": [(str(other), "resnet8")]})
     assert not (tmp_path / "all").exists()
+
+
+def test_a_baseline_that_is_not_in_the_grid_is_refused_before_anything_is_trained(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="baseline dkd is no row of this grid; choose one of alone, kd"):
+        grid(tmp_path / "all", **{**options, "baseline": "dkd"})
+    assert not (tmp_path / "all").exists()

@@ -256,6 +256,18 @@ def test_a_method_far_from_all_others_does_not_squeeze_them(tmp_path: Path) -> N
         assert [one.get_text() for one in axes.texts if one.get_text()] == [text]
 
 
+def test_a_metric_that_hardly_varies_does_not_squeeze_the_others(tmp_path: Path) -> None:
+    for method, edges in (("atkd", [5, 6, 7, 8]), ("ctkd", [3.0, 3.001, 3.002, 3.003])):
+        temperature = {**RESULT["metrics"]["temperature"], "edges": edges}
+        config = {"student": "resnet8", "method": method, "teacher": "big"}
+        result = {**RESULT, "metrics": {"temperature": temperature}}
+        write_run(tmp_path / method, [50.0], result, config=config)
+    figure = figures.distribution(summarise(read([tmp_path / "atkd", tmp_path / "ctkd"])), "temperature")
+    assert figure is not None
+    shares, _ = figure.axes
+    assert shares.get_ylim()[1] == pytest.approx(1.05 * 100 * 5 / 8)
+
+
 def test_a_pretrained_teacher_has_a_row(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     description = {
