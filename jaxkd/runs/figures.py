@@ -183,7 +183,7 @@ def differences(summary: Summary) -> Figure | None:
             range(len(order)), [_plain(method) for method in order] if column == 0 else [""] * len(order)
         )
         axes.set_ylim(-0.6, len(order) - 0.4)
-        axes.set(xlabel=f"difference to {_plain(summary.baseline or '')} (points of accuracy)")
+        axes.set(xlabel=f"difference to {_plain(summary.baseline or '')} (points)")
     return figure
 
 
