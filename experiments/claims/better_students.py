@@ -23,14 +23,17 @@ minutes a run, and 45 for the logits of a seed.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
+from jaxkd._names import unknown
 from jaxkd.cli import run
 from jaxkd.runs import grid
 
+T = TypeVar("T")
 RECIPE = {
     "data": "cifar100",
     "batch_size": 64,
@@ -104,6 +107,18 @@ def setting(
     return teacher, records, {**RECIPE, **options}
 
 
+def only(known: Mapping[str, T], names: Collection[str], what: str) -> dict[str, T]:
+    """Those of a table that are named.
+
+    Raises:
+      ValueError: a name is not in the table.
+    """
+    for name in names:
+        if name not in known:
+            raise unknown(what, name, known)
+    return {name: known[name] for name in names}
+
+
 def main(
     teacher: str = "cifar100-resnet56",
     student: str = "resnet8",
@@ -134,8 +149,7 @@ def main(
     if small:
         methods = ("kd", "atkd")
     chosen = {}
-    for name in methods:
-        kind, values = METHODS[name]
+    for name, (kind, values) in only(METHODS, methods, "method").items():
         for key in SQUEEZED.keys() & values.keys():
             values = {**values, key: max(SQUEEZED[key], int(values[key] * epochs / FULL))}
         chosen[name] = {"method": kind, "method_options": values}

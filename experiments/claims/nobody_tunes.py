@@ -27,6 +27,7 @@ from jaxkd.runs.summary import Cell, read, summarise
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 WEIGHTS = (1.0, 3.0, 9.0, 27.0)
 CE_WEIGHT = 0.1
+RECORDS = Path(__file__).parents[1] / "results/claims/nobody_tunes"
 
 
 def methods_of(temperatures: tuple[float, ...], weights: tuple[float, ...]) -> dict[str, dict[str, Any]]:
@@ -101,7 +102,7 @@ def main(
     seeds: int = 3,
     data_dir: Path | None = None,
     out: Path = Path("runs/claims/nobody_tunes"),
-    records: Path | None = Path(__file__).parents[1] / "results/claims/nobody_tunes",
+    records: Path | None = RECORDS,
     small: bool = False,
 ) -> None:
     """KD on z-scores over temperatures and weights, fixed and adaptive.

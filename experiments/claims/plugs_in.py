@@ -15,7 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import tyro
-from better_students import FIRST_PAIR, setting
+from better_students import FIRST_PAIR, only, setting
+from nobody_tunes import RECORDS as NOBODY_TUNES
 
 from jaxkd.cli import run
 from jaxkd.runs import grid
@@ -29,7 +30,6 @@ LOSSES: dict[str, tuple[float, dict[str, float]]] = {
 }
 # What a loss on z-scores is called: other claims have run it by these names, and their records are taken.
 ON_Z_SCORES = {"kd": ("lskd", "atkd")}
-NOBODY_TUNES = Path(__file__).parents[1] / "results/claims/nobody_tunes"
 
 
 def main(
@@ -55,8 +55,7 @@ def main(
       small: the digits for two epochs instead, one loss, with the teacher that comes with jaxkd.
     """
     teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
-    for loss in ("dkd",) if small else losses:
-        own, others = LOSSES[loss]
+    for loss, (own, others) in only(LOSSES, ("dkd",) if small else losses, "loss").items():
         fixed, adaptive = ON_Z_SCORES.get(loss, (loss, loss))
         methods = {
             name: {

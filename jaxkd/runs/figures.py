@@ -327,11 +327,12 @@ def _zoom(axes: Axes, curves: Mapping[str, Mapping[int, Sequence[float]]], *also
     low, high = axes.get_ylim()
     above = [f"\N{UPWARDS ARROW} {_plain(name)} {ends[name]:.2f}" for name in far if ends[name] > high]
     below = [f"\N{DOWNWARDS ARROW} {_plain(name)} {ends[name]:.2f}" for name in far if ends[name] < low]
+    line = 0.12 * (high - low)  # the height of a name
+    axes.set_ylim(low - line * len(below), high + line * len(above))
     for place, align, lines in ((0.98, "top", above), (0.02, "bottom", below)):
         if lines:
             text = "\n".join(sorted(lines))
-            axes.text(0.99, place, text, transform=axes.transAxes, ha="right", va=align, fontsize=7,
-                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})  # fmt: skip
+            axes.text(0.99, place, text, transform=axes.transAxes, ha="right", va=align, fontsize=7)
 
 
 def _merged(described: Sequence[Mapping[str, Any]], most: int = 40) -> tuple[np.ndarray, np.ndarray]:

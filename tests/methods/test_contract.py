@@ -154,6 +154,7 @@ ALL = {**{name: methods.create(name, **OPTIONS.get(name, {})) for name in method
 # What a micro-batch gives depends on the others: a loss or a norm over the whole batch, or a state.
 OF_BATCH = {"dist", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
 OF_BATCH |= {"fitnet", "ofd", "reviewkd", "rkd", "pkt", "sp", "cc", "itrd", "crd", "simkd"}
+OF_BATCH |= {"methods of the batch"}
 
 # One optimiser, augmentation and length for all: so the steps below and the runs share compiled programs.
 OPTIMIZER = sgd(optax.constant_schedule(0.05))
@@ -283,7 +284,7 @@ def test_an_update_is_that_of_all_real_examples_and_of_nothing_else(name: str, d
     made, ids = task(dataset, ALL[name]), first_epoch()[:1, :12]
     nobody = np.full_like(ids[:, :4], -1)
     two = steps(made, dataset, np.concatenate([ids, nobody], axis=1), num_devices=2)
-    if name in KINDS or name == "methods of the batch":
+    if name in KINDS | OF_BATCH:
         other = steps(made, dataset, ids)
     else:  # the same program again, with the other device's places empty
         other = steps(made, dataset, np.concatenate([nobody, ids], axis=1), num_devices=2)
@@ -332,7 +333,7 @@ def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: TrainStat
     """To the same update, unless the method sees the batch as a whole."""
     cut = steps(task(dataset, ALL[name], accumulate=2), dataset, first_epoch())
     assert int(cut.tally.nonfinite_step) == -1
-    if name not in OF_BATCH and name != "methods of the batch":
+    if name not in OF_BATCH:
         assert_close(learned(cut), learned(whole))
     counts = {float(metric.count) for metric in cut.tally.losses.values()}
     assert counts == {40.0}
