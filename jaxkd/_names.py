@@ -1,9 +1,11 @@
-"""What to say of a name that is not in a table."""
+"""What to say of a name that is not in a table, and what to call an object that has none."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
+from typing import Any
 
 
 def unknown(
@@ -26,3 +28,12 @@ def unknown(
     return ValueError(
         f'unknown {what} "{name}"; {hint}: {", ".join(known if shown is None else shown)}{also}'
     )
+
+
+def describe_object(thing: Any) -> str:
+    """The text of an object in a line, without addresses in memory, which differ in every process.
+
+    >>> describe_object(len), "0x" in describe_object(lambda: 0)
+    ('<built-in function len>', False)
+    """
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(thing)).split())

@@ -16,10 +16,11 @@ _YNN_TYPES = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def tune_cpu() -> None:
-    """Makes training on a CPU up to 1.5 times as fast; the command line calls it, a script should.
+    """Makes training on a CPU up to 1.5 times as fast; the command line calls it, and a script should too.
 
-    Call it before JAX computes anything.  It changes nothing where an accelerator's plugin is installed, nor
-    what `XLA_FLAGS` says already of the same.  Results change by rounding at most.  Two settings:
+    Call it before JAX computes anything.  It changes nothing where an accelerator's plugin is installed,
+    and leaves a setting that `XLA_FLAGS` already contains.  Results change by rounding at most.  Two
+    settings:
 
     - jaxlib 0.10 gives convolutions to YNNPACK, which takes up to 1.7 times as long as XLA's own code; later
       versions do not by default.

@@ -93,9 +93,10 @@ def standardize(
     return _centered(x, axis, where, axis_name) * (1.0 / (_SMALL * unit))
 
 
-def score_unit(spread: jax.Array, eps: float = 1e-7) -> jax.Array:
-    """The divisor of z-scores: the deviation plus eps, and infinity for constant logits."""
-    return jnp.where(spread == 0, jnp.inf, spread + eps)
+def score_unit(spread: jax.Array, eps: float = 1e-7, temperature: ArrayLike = 1.0) -> jax.Array:
+    """The divisor of z-scores over a temperature: of the deviation plus eps; infinity for constant logits."""
+    # The product is inside: the temperature's gradient would be 0 * inf outside.
+    return jnp.where(spread == 0, jnp.inf, temperature * (spread + eps))
 
 
 def deviation(

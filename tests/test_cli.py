@@ -300,6 +300,12 @@ def test_a_config_file_resumes_the_run_that_lies_beside_it(tmp_path: Path, whole
     assert changed.as_dict() == {**stored, "epochs": 3, "flip": True, "run": "/other"}
     chosen = parsed("distill", "--config", file, "--method", "dkd", "--method.beta=2")
     assert chosen.method_options == {"beta": 2.0}
+    contents = json.loads(file.read_text())
+    contents["config"] |= {"method": "kd", "method_options": {"weight": 5.0}}
+    other = tmp_path / "kd.json"
+    other.write_text(json.dumps(contents))
+    assert parsed("distill", "--config", other).method_options == {"weight": 5.0}
+    assert parsed("distill", "--config", other, "--method", "dkd").method_options == {}
     # From another folder, by a relative path, after the folder of runs was moved.
     moved = shutil.copytree(whole, tmp_path / "moved" / "run")
     code, output, errors = call_jaxkd(
@@ -452,6 +458,25 @@ def test_evaluate_finds_the_data_of_a_run_from_any_folder(
     monkeypatch.chdir(tmp_path)
     cli.main(["evaluate", "run", "--devices", "1"])
     assert "run on all 19 test images: accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_reads_the_folder_that_the_run_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, asked = helpers.tiny_dataset(), []
+
+    def load(name: str, *, data_dir: Path | str | None, **_: Any) -> data.Dataset:
+        asked.append((name, str(data_dir)))
+        return dataset
+
+    record = Record(tmp_path / "run")
+    record.open(TrainConfig(data="cifar100", data_dir=tmp_path / "mine").as_dict(), {}, jax.devices()[:1])
+    record.close()
+    helpers.untrained_teacher(tmp_path / "run" / "model", dataset)
+    monkeypatch.setattr(data, "load", load)
+    for more in ([], ["--data-dir", "other"], ["--data", "cifar10"]):
+        cli.main(["evaluate", str(tmp_path / "run"), "--devices", "1", *more])
+    assert asked == [("cifar100", str(tmp_path / "mine")), ("cifar100", "other"), ("cifar10", "None")]
 
 
 def test_import_writes_a_teacher_with_its_accuracy(

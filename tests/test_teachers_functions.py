@@ -147,6 +147,16 @@ def test_a_function_teaches_what_the_same_network_teaches(tmp_path: Path, datase
         assert lines[0][term] == pytest.approx(lines[1][term], rel=1e-4)
 
 
+def test_functions_without_variables_differ_by_their_names() -> None:
+    def named(name: str, **options: Any) -> str:
+        return teachers.from_function(
+            lambda *given: given[-1][:, 0, :3, 0], num_classes=3, image_shape=SHAPE, name=name, **options
+        ).digest
+
+    assert named("one") == named("one") != named("other")
+    assert named("one", variables={}) != named("other", variables={})
+
+
 def test_logits_of_another_shape_are_refused() -> None:
     listed = teachers.from_function(
         lambda images: [0.0] * len(images), num_classes=3, image_shape=SHAPE, traceable=True

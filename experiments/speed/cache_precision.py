@@ -29,7 +29,7 @@ def main() -> None:
     dataset = data.load(args.data, data_dir=args.data_dir, splits=("train",))
     ids = jnp.arange(min(args.images, len(dataset.splits["train"])))
     images = dataset.splits["train"].images[: len(ids)]
-    views = data.view_images(jnp.asarray(images), ids, seed=0, epoch=1, view=dataset.view)
+    views = data.augment(dataset.augmentation, jnp.asarray(images), ids, seed=0, epoch=1)
     exact = jnp.concatenate([teacher.logits(views[i : i + 256]) for i in range(0, len(ids), 256)])
     noise = np.random.default_rng(0).standard_normal(exact.shape).astype(np.float32)
     student = 0.6 * exact + noise * exact.std()

@@ -45,7 +45,7 @@ def build_cache(
     teacher = teachers.load(config.teacher)
     if config.teacher_size is not None:
         teacher = teacher.at_size(config.teacher_size)
-    dataset = dataset or config.load((SPLIT,))
+    dataset = config.load((SPLIT,), given=dataset)
     teacher.require_fit(dataset)
     augmentation: Any = config.augmentation(dataset)
     if not is_numbered(augmentation):

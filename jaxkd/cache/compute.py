@@ -6,7 +6,9 @@ missing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,20 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import data, teachers
+from jaxkd._names import describe_object
 from jaxkd._paths import cache_folder
 from jaxkd.cache.store import CacheKey, TeacherCache
 from jaxkd.data.augment import Numbered, outcomes
 from jaxkd.data.batch import Batch
 from jaxkd.data.order import batches
 from jaxkd.devices import replicate, share
+from jaxkd.files.leases import BusyError
 from jaxkd.models import Network
-from jaxkd.models.network import describe_object
 from jaxkd.progress import Say, duration
 from jaxkd.training.mapped import mapped_teacher_rows
 
 SPLIT = "train"
 # A segment of the cache is written this often: a kill loses at most this much work.
 _SECONDS_BETWEEN_WRITES = 20.0
+_SECONDS_BETWEEN_LOOKS = 0.5  # at a cache that another process fills
+
+logger = logging.getLogger("jaxkd")
 
 
 def cacheable_split(dataset: data.Dataset) -> data.Split:
@@ -130,6 +136,8 @@ class Filler:
       augmentation: the augmentation of the cached view.
       devices: the devices to compute on.
       batch_size: views per step, over all devices.
+      patient: whether to wait while another process fills the cache: its views are then found, and not
+        computed again.
     """
 
     def __init__(
@@ -142,8 +150,10 @@ class Filler:
         *,
         devices: Sequence[jax.Device],
         batch_size: int = 256,
+        patient: bool = False,
     ) -> None:
         self._cache = cache
+        self._patient, self._waited = patient, False
         self._augmentation = augmentation
         self._devices = devices
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
@@ -171,11 +181,16 @@ class Filler:
 
         Raises:
           FloatingPointError: the teacher's logits are not finite, in the precision of the cache.
+          BusyError: another process fills the cache, and this one is not patient.
         """
         if not len(self._cache.missing(codes)):
             return 0
         done, parts = 0, []
-        with self._cache.writing():
+        with contextlib.ExitStack() as alone:
+            while not self._begin(alone):
+                if stop():
+                    return 0
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
             missing = self._cache.missing(codes)  # another writer may have added some
             if not len(missing):
                 return 0
@@ -192,6 +207,19 @@ class Filler:
                 if stopping:
                     break
         return done
+
+    def _begin(self, alone: contextlib.ExitStack) -> bool:
+        """Locks out other writers until `alone` ends; false if one is at work, and this one is patient."""
+        try:
+            alone.enter_context(self._cache.writing())
+        except BusyError:
+            if not self._patient:
+                raise
+            if not self._waited:
+                logger.warning("waiting for another process that fills %s", self._cache.folder)
+            self._waited = True
+            return False
+        return True
 
     def _batches(self, codes: np.ndarray) -> Iterable[np.ndarray]:
         """The logits batch by batch; the devices compute the next batch while the caller handles this one."""

@@ -34,7 +34,7 @@ import numpy as np
 
 from jaxkd._paths import cache_folder
 from jaxkd.differences import describe_differences, differing_keys
-from jaxkd.files import records
+from jaxkd.files import records, whole
 from jaxkd.files.leases import Lease
 from jaxkd.files.places import BucketPath
 from jaxkd.storage import DamagedError, write_text
@@ -237,7 +237,7 @@ class TeacherCache:
         """Locks out other writers; drops everything after the last good segment.
 
         Raises:
-          ValueError: another process is writing.
+          BusyError: another process is writing.
         """
         with self._alone():
             self._read()
@@ -252,13 +252,11 @@ class TeacherCache:
                 yield
             return
         with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(
-                    f"another process is filling the teacher cache {self.folder}; wait for it, or choose "
-                    "another folder"
-                ) from None
+            whole.lock(
+                lock,
+                f"another process is filling the teacher cache {self.folder}; wait for it, or choose "
+                "another folder",
+            )
             yield
 
     def _trim(self) -> None:
@@ -316,7 +314,8 @@ class TeacherCache:
             yield
             return
         with (self._files / ".changing").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _fetch(self) -> None:

@@ -75,7 +75,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     run = _options_of_run(place(config.teacher))
     dataset = data.load(
         config.data or run.get("data") or teacher.description.data,
-        data_dir=config.data_dir,
+        data_dir=config.data_dir or (None if config.data else run.get("data_dir")),
         splits=(config.split,),
         image_size=config.image_size or _side(teacher.description.image_shape),
         resized_crop=run.get("resized_crop", False) if config.resized_crop is None else config.resized_crop,

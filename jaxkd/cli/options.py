@@ -41,8 +41,9 @@ class EvaluateConfig(Options):
 class ImportConfig(Options):
     """Import PyTorch weights or a Flax checkpoint as a teacher, and evaluate it if the dataset is prepared.
 
-    Nothing in the file is executed, and PyTorch is not needed. A file written by `jaxkd export` describes
-    itself; any other file needs --model and --data.
+    Nothing in the file is executed, and PyTorch is not needed. A file written by `jaxkd export`, or by timm
+    with its config.json, describes itself; any other file needs --model, and --data if it was not trained on
+    CIFAR-100.
     """
 
     file: Positional[Path]
@@ -68,9 +69,9 @@ class ImportConfig(Options):
     resized_crop: bool = False
     """ImageNet's central crop in the evaluation, as for training."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel for input normalisation. Default: the distillation literature's."""
+    """Mean of each channel for input normalisation. Default: the dataset's."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel for input normalisation. Default: the distillation literature's."""
+    """Standard deviation of each channel for input normalisation. Default: the dataset's."""
     out: Path | None = None
     """Output folder. Default: a folder in the zoo (~/.cache/jaxkd/teachers), named by dataset and model."""
 

@@ -103,7 +103,9 @@ def _form(options: type[Options], words: Sequence[str], default: Any) -> type:
         (top if in_front else groups.setdefault(owner, [])).append(entry)
     if "method_options" in hints:
         method = _value_of("--method", words) or (default.method if default is not None else "atkd")
-        top.append(_method_group(method, default.method_options if default is not None else {}, words))
+        # Options that are stored with another method are not this one's.
+        stored = default.method_options if default is not None and default.method == method else {}
+        top.append(_method_group(method, stored, words))
     for owner, entries in groups.items():
         heading = _REST if owner is options else (owner.__doc__ or "").strip()
         made: Any = _dataclass(heading, entries, "")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxkd._names import describe_object
 from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.pixels import not_uint8
 from jaxkd.data.streaming import StreamedSplit
@@ -114,13 +115,15 @@ class Dataset:
 
         For a streamed split it uses the split's own digest and its views.
         """
-        sha = hashlib.sha256(repr((self.num_classes, self.mean, self.std, self.augmentation)).encode())
+        own = (self.num_classes, self.mean, self.std, self.augmentation)
+        sha = hashlib.sha256(describe_object(own).encode())
         for name, split in sorted(self.splits.items()):
             if isinstance(split, StreamedSplit):
-                sha.update(f"{name} {split.digest} {split.train_view} {split.eval_view}".encode())
+                views = describe_object(split.train_view), describe_object(split.eval_view)
+                sha.update(" ".join((name, split.digest, *views)).encode())
                 continue
             sha.update(f"{name} {split.images.shape}".encode())
-            sha.update(split.images.tobytes())
+            sha.update(np.ascontiguousarray(split.images).data)
             sha.update(split.labels.astype(np.int64).tobytes())
         return sha.hexdigest()[:16]
 
@@ -157,13 +160,16 @@ def from_arrays(
     """
     pairs = {"test": test} if train is None else {"train": train, "test": test}
     splits = {key: Split(np.asarray(x), np.asarray(y)) for key, (x, y) in pairs.items()}
-    measured_mean, measured_std = measure(next(iter(splits.values())).images)
+    if mean is None or std is None:
+        measured = measure(next(iter(splits.values())).images)
+        mean = measured[0] if mean is None else mean
+        std = measured[1] if std is None else std
     return Dataset(
         name=name,
         splits=splits,
         num_classes=num_classes or count_classes([split.labels for split in splits.values()]),
-        mean=measured_mean if mean is None else tuple(mean),
-        std=measured_std if std is None else tuple(std),
+        mean=tuple(mean),
+        std=tuple(std),
         augmentation=augmentation or CropFlip(padding=0, flip=False),
     )
 
@@ -201,9 +207,13 @@ def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     >>> measure(np.full((2, 4, 4, 1), 51, np.uint8))
     ((0.2,), (0.0039,))
     """
-    mean, std = images.mean((0, 1, 2)) / 255, np.maximum(images.std((0, 1, 2)), 1) / 255
-    return _channels(mean), _channels(std)
-
-
-def _channels(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(round(float(value), 4) for value in values)
+    values, means, deviations = np.arange(256), [], []
+    for channel in range(images.shape[-1]):
+        # From counts: a mean in floating point would need eight times the images' memory.
+        parts = (images[start : start + 256, ..., channel] for start in range(0, len(images), 256))
+        counts = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
+        mean = np.average(values, weights=counts)
+        std = np.average((values - mean) ** 2, weights=counts) ** 0.5
+        means.append(round(float(mean) / 255, 4))
+        deviations.append(round(max(float(std), 1.0) / 255, 4))
+    return tuple(means), tuple(deviations)

@@ -38,7 +38,8 @@ def from_examples(
     Args:
       splits: the result of `datasets.load_dataset`, or any objects by split ("train", "test"): each has a
         length and returns a mapping with an image (uint8 `[H, W]` or `[H, W, C]`, or a Pillow image) and a
-        class number.  Without a test split, "validation" is used, or a fifth of the training examples.
+        class number.  Several threads ask at the same time: one that seeks in an open file needs a lock.
+        Without a test split, "validation" is used, or a fifth of the training examples.
       image: the key of the image; by default the column of type `Image`, or "image".
       label: the key of the class number; by default the column of type `ClassLabel`, or "label".
       num_classes: by default the column's own number, or the largest label plus one (then all labels are

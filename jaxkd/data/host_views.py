@@ -93,7 +93,11 @@ class CentralCrop:
 
 def _resize(image: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
     """Bilinear, with antialiasing; `size` is width and height."""
-    single = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if single else image)
-    resized = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box))
-    return resized[..., None] if single else resized
+
+    def resized(part: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BILINEAR, box=box))
+
+    if image.shape[-1] == 3:
+        return resized(image)
+    # One by one: Pillow takes a fourth channel for opacity, and scales the others by it.
+    return np.stack([resized(image[..., channel]) for channel in range(image.shape[-1])], axis=-1)

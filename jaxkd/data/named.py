@@ -151,10 +151,10 @@ def _open(name: str, data_dir: str | Path | None) -> Collection:
         except ValueError:
             require_known(name, data_dir)
             raise
-        if name not in FACTS:
+        if name.partition(":")[0] not in FACTS:
             return opened
         parts = dict(opened.parts)
-    known = FACTS[name]
+    known = FACTS[name.partition(":")[0]]  # without a version, such as cifar100:3.0.2
     return Collection(
         name, parts, known.num_classes, known.image_shape, known.mean, known.std, known.augmentation,
         known.resized_crop,

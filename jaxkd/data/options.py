@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxkd.data.augment import Augmentation, CropFlip
+from jaxkd.data.collection import hold_out
 from jaxkd.data.datasets import Dataset
 from jaxkd.data.named import absolute, is_path, load, short_name
 from jaxkd.options import Options, option
@@ -58,17 +59,23 @@ class DataOptions(Options):
     @property
     def default_epochs(self) -> int:
         """The number of epochs in the dataset's recipe."""
-        return _EPOCHS.get(self.data, _EPOCHS_ELSEWHERE)
+        return _EPOCHS.get(self.data.partition(":")[0], _EPOCHS_ELSEWHERE)
 
-    def load(self, splits: Sequence[str] = ("train", "test")) -> Dataset:
-        """The dataset."""
-        return load(
+    def load(self, splits: Sequence[str] = ("train", "test"), *, given: Dataset | None = None) -> Dataset:
+        """The dataset, or one that is given in its place; with its part for validation held out.
+
+        Args:
+          splits: what to read.
+          given: a dataset as an object.
+        """
+        dataset = given or load(
             self.data,
             data_dir=self.data_dir,
             splits=splits,
             image_size=self.image_size,
             resized_crop=self.resized_crop,
         )
+        return dataset if self.holdout is None else hold_out(dataset, self.holdout)
 
     @property
     def short_data(self) -> str:

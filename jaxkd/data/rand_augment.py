@@ -27,7 +27,7 @@ class RandAugment:
 
     Attributes:
       operations: how many are drawn, with replacement; each has a uniform magnitude.
-      hole: the largest side of the hole, as a part of the height; 0 for none.
+      hole: the largest side of the hole, as a part of the width; 0 for none.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -25,6 +25,10 @@ _BEAT_SECONDS = 8.0
 _WATCH_SECONDS = 0.5
 
 
+class BusyError(ValueError):
+    """Another process works there."""
+
+
 class Lease:
     """A lease that this process holds until it is closed.
 
@@ -35,7 +39,7 @@ class Lease:
       patience: seconds to wait for another holder that lives; 0 to be refused at once.
 
     Raises:
-      ValueError: another process holds it.
+      BusyError: another process holds it.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class Lease:
                     )
                 first, watched = held, time.monotonic()
             elif first.generation != held.generation:
-                raise ValueError(f"another process is working on {self._what}: {self._describe()}")
+                raise BusyError(f"another process is working on {self._what}: {self._describe()}")
             if time.monotonic() - watched > SECONDS:
                 with contextlib.suppress(FileExistsError):
                     return self._path.put(self._contents, generation=held.generation)

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -22,15 +23,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 from jaxkd.files import stored
+from jaxkd.files.leases import BusyError
 from jaxkd.files.places import BucketPath
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("jaxkd")
 
 # In the names of files and folders that are not complete.
 UNFINISHED = ".new-"
@@ -378,6 +382,23 @@ def _try_lock(descriptor: int, *, otherwise: bool = False) -> bool:
     except OSError:
         return otherwise
     return True
+
+
+def lock(file: IO[str], busy: str) -> None:
+    """Locks an open file until it is closed; on a file system without locks, only warns.
+
+    Raises:
+      BusyError: another process has locked it; the message is `busy`.
+    """
+    try:
+        _lock(file.fileno())
+    except BlockingIOError:
+        raise BusyError(busy) from None
+    except OSError as error:
+        logger.warning(
+            "%s cannot be locked (%s): a second process that works there would not be noticed",
+            file.name, error.strerror,
+        )  # fmt: skip
 
 
 def _lock(descriptor: int) -> None:

@@ -90,7 +90,7 @@ class Pair(NamedTuple):
             if not standardize:
                 return temperature
             spread = _logits.deviation(logits, where=x.classes, axis_name=x.axis_name)
-            return temperature * _logits.score_unit(spread)
+            return _logits.score_unit(spread, temperature=temperature)
 
         units = unit(x.student, student_temperature), unit(x.teacher, teacher_temperature)
         return _divergence(x.axis_name, x.student, x.teacher, *units, x.classes)
@@ -349,6 +349,8 @@ def _divergence_parts(
     s, t = over(student, student_unit), over(teacher, teacher_unit)
     exp_s, exp_t = jnp.exp(s), jnp.exp(t)
     z_t, z_s = total(exp_t), total(exp_s)
+    if classes is not None:  # an example without a class has sums of 0, and the divergence 0
+        z_t, z_s = jnp.where(z_t == 0, 1.0, z_t), jnp.where(z_s == 0, 1.0, z_s)
     share = 1.0 / z_t
     # Where p is near q, from the difference of the sums: exact at p = q.
     excess = total(exp_s - exp_t) * share

@@ -152,7 +152,7 @@ def jensen_shannon(
     if not 0 < w < 1:
         raise ValueError(
             f"teacher_weight must lie between 0 and 1, both excluded, got {w}; "
-            "kd and reverse_kl are what the loss tends to at the ends"
+            "at the ends the loss is 0: take kd or reverse_kl there, as GKD does"
         )
     x, tau = softened(prepare(student, teacher, axis, where, axis_name), temperature, standardize)
     log_p, log_q = x.log_softmax()
@@ -410,7 +410,7 @@ def entropy_weights(
     """EA-KD's weight of each example: large if the softened teacher is uncertain, and the student too.
 
     `w_i = (H_i + H_i H'_i / c) / 2`, with H and H' the entropies of p and q, in nats.  No gradient flows
-    through it.  Multiply any loss by it.
+    through it.  Multiply any loss by it; weights of examples are given to that loss, as this one only masks.
 
     Args:
       scale: c, positive; the source's constant for 100 classes.
@@ -427,7 +427,8 @@ def entropy_weights(
     _logits.positive("scale", scale)
     x, _ = softened(prepare(student, teacher, axis, where, axis_name), temperature, False)
     of_teacher, of_student = (-x.total(jnp.exp(log_p) * log_p) for log_p in x.log_softmax())
-    return jax.lax.stop_gradient(x.masked((of_teacher + of_teacher * of_student / scale) / 2))
+    weights = x._replace(weights=None).masked((of_teacher + of_teacher * of_student / scale) / 2)
+    return jax.lax.stop_gradient(weights)
 
 
 def mse(

@@ -196,7 +196,7 @@ def _between_classes(x: Pair, chosen: jax.Array | None = None) -> jax.Array:
     """Squared distance of the classes' Gram matrices over K; rows that are not chosen count as 0."""
     p, q = _probabilities(x)
     examples = tuple(range(p.ndim - 1))
-    of_teacher, of_student = (jnp.tensordot(a, a, (examples, examples)) for a in (p, q))
+    of_teacher, of_student = (jnp.tensordot(a, a, (examples, examples), precision="highest") for a in (p, q))
     rows = jnp.sum((of_teacher - of_student) ** 2, axis=1)
     return jnp.sum(_chosen(rows, chosen)) / _count(_classes_in_use(x), rows)
 
@@ -204,7 +204,7 @@ def _between_classes(x: Pair, chosen: jax.Array | None = None) -> jax.Array:
 def _between_examples(x: Pair, chosen: jax.Array | None = None) -> jax.Array:
     """Squared distance of the examples' Gram matrices over B; rows that are not chosen count as 0."""
     p, q = _probabilities(x)
-    products = (jnp.tensordot(a, a, (-1, -1)) for a in (p, q))
+    products = (jnp.tensordot(a, a, (-1, -1), precision="highest") for a in (p, q))
     of_teacher, of_student = (a if x.axis_name is None else jax.lax.psum(a, x.axis_name) for a in products)
     rows = jnp.sum((of_teacher - of_student) ** 2, axis=tuple(range(p.ndim - 1, 2 * (p.ndim - 1))))
     return jnp.sum(_chosen(rows, chosen)) / _count(x.examples, rows)

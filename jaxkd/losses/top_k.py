@@ -122,6 +122,8 @@ def _bucket(
 ) -> jax.Array:
     """The term of all classes that are not stored."""
     p = jnp.maximum(1 - jnp.sum(jnp.where(is_stored, jnp.exp(log_p), 0.0), axis=-1), 0.0)
+    # Where all classes are stored, what is left of 1 is rounding.
+    p = jnp.where(jnp.sum(is_stored, axis=-1) < _classes.number(scaled, axis_name=axis_name), p, 0.0)
     others = _classes.without(scaled, indices, _logits.MASKED_LOGIT, axis_name)
     log_q = _classes.log_sum_exp(others, axis_name) - _classes.log_sum_exp(scaled, axis_name)
     return jnp.where(p > 0, p * (jnp.log(jnp.where(p > 0, p, 1.0)) - log_q), 0.0)

@@ -5,6 +5,8 @@ For what all losses share, see `jaxkd.losses`.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -82,7 +84,8 @@ def _transport(x: Pair, cost: jax.Array, regularizer: float, iterations: int) ->
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     u = jnp.where(x.classes, 1.0 / (p.shape[-1] - 1), 0.0).astype(p.dtype)
     v = jnp.zeros_like(u)
+    einsum = functools.partial(jnp.einsum, precision="highest")
     for _ in range(iterations):
-        v = p / (jnp.einsum("...kl,...k->...l", kernel, u) + _EPS)
-        u = q / (jnp.einsum("...kl,...l->...k", kernel, v) + _EPS)
-    return jnp.einsum("...k,...kl,...l->...", u, kernel * cost, v)
+        v = p / (einsum("...kl,...k->...l", kernel, u) + _EPS)
+        u = q / (einsum("...kl,...l->...k", kernel, v) + _EPS)
+    return einsum("...k,...kl,...l->...", u, kernel * cost, v)

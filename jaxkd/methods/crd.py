@@ -30,7 +30,8 @@ class CRD(Feature):
       weight: weight of the loss.
       ce_weight: weight of the cross-entropy with the labels.
       dimensions: dimensions of the embeddings.
-      negatives: the maximum per example; all examples of the other classes, if they are fewer.
+      negatives: the maximum per example; fewer if the other classes have fewer, or if classes differ much in
+        size.
       score_temperature: temperature of the similarities, not of logits.
       momentum: momentum of the banks: the fraction of a row that is kept.
     """
@@ -85,7 +86,7 @@ class CRD(Feature):
         )
         values = jnp.zeros(len(x.ids))
         for (name, embedding), other in zip(embedded(x).items(), reversed(banks), strict=True):
-            similarity = embedding @ banks[other].value.T
+            similarity = jnp.matmul(embedding, banks[other].value.T, precision="highest")
             scores = jnp.exp(jnp.take_along_axis(similarity, index, axis=1) / self.score_temperature)
             total = _total(totals[name].value, scores, keep & x.where[:, None], size, x.axis_name)
             if not self.is_initializing():

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxkd import temperature
-from jaxkd.methods.base import COUNT, NOT_NEGATIVE, POSITIVE, Inputs, Terms
+from jaxkd.methods.base import COUNT, POSITIVE, Inputs, Terms
 from jaxkd.methods.logit import Logit
 
 
@@ -26,7 +26,7 @@ class CTKD(Logit):
 
     fixed: ClassVar[tuple[str, ...]] = (*Logit.fixed, "temperature")
     learns: ClassVar[str] = "the temperature"
-    ranges: ClassVar = {"start": POSITIVE, "end": NOT_NEGATIVE, "decay_epochs": COUNT}
+    ranges: ClassVar = {"start": POSITIVE, "end": POSITIVE, "decay_epochs": COUNT}
 
     start: float = 1.0
     end: float = 20.0

@@ -235,12 +235,11 @@ def _create_sum(name: str, values: Mapping[str, Any]) -> Method:
     parts = name.split("+")
     if len(set(parts)) < len(parts) or "labels" in parts:
         raise ValueError(f'method "{name}": the parts of a sum must differ, and "labels" is in every sum')
-    ce_weight = values["ce_weight"]
-    made: list[Method] = []
-    for part in parts:
-        own = {option: values[f"{part}_{option}"] for option in accepted(part) if option != "ce_weight"}
-        made.append(create(part, ce_weight=0.0 if made else ce_weight, **own))
-    return Sum(tuple(made), title=name)
+    made = []
+    for part in parts:  # each gets the weight: some have a cross-entropy of other views, too
+        own = {o: values[o if o == "ce_weight" else f"{part}_{o}"] for o in accepted(part)}
+        made.append(create(part, **own))
+    return Sum(tuple(made), title=name, ce_weight=values["ce_weight"])
 
 
 def _find(name: str) -> Row:
@@ -257,7 +256,14 @@ def options(method: Method) -> dict[str, Any]:
     {'weight': 9.0, 'ce_weight': 0.1, 'warmup_epochs': 0, 'temperature': 2.0, 'standardize': True}
     """
     if isinstance(method, Sum):
-        return {f"{title(part)}_{o}": value for part in method.methods for o, value in options(part).items()}
+        own = {} if method.ce_weight is None else {"ce_weight": method.ce_weight}
+        of_parts = {
+            f"{title(part)}_{option}": value
+            for part in method.methods
+            for option, value in options(part).items()
+            if option not in own
+        }
+        return own | of_parts
     found = {
         field.name: getattr(method, field.name)
         for field in dataclasses.fields(method)

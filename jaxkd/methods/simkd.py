@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from jaxkd import losses
 from jaxkd.losses.feature import adaptive_pool, of_one_size
 from jaxkd.methods.base import COUNT, Inputs, Terms, cross_entropy
-from jaxkd.methods.feature import Feature, convolution, map_named, networks
+from jaxkd.methods.feature import Feature, convolution, map_named, networks, stages
 from jaxkd.models import Outputs
 from jaxkd.models.layers import BatchNorm, relu, widened
 
@@ -29,7 +29,9 @@ class SimKD(Feature):
       weight: weight of the mean squared error of the maps.
       ce_weight: weight of the cross-entropy of the prediction with the labels; the source has none.
       factor: ratio of the teacher's map's width to the projector's inner width.
-      map: name of the map, in both networks: "last" is the map that is pooled for the classifier.
+      map: name of the map, in both networks: "last" is the map that is pooled for the classifier; of a
+        student that widens its last stage before it pools (MobileNetV2, ShuffleV2), "last" is that stage,
+        as in the source.
     """
 
     ce_weight: float = 0.0
@@ -49,23 +51,31 @@ class SimKD(Feature):
             "teacher": network.output_shapes(variables, shape),
             "student": student.output_shapes(own, shape),
         }
-        sizes = [map_named(self.map, seen, of).shape[1:3] for of, seen in outputs.items()]
+        maps = map_named(self.map, outputs["teacher"], "teacher"), self._source(outputs["student"])
+        sizes = [a.shape[1:3] for a in maps]
         height, width = (min(side) for side in zip(*sizes, strict=True))
         average = np.full((height, width), 1 / (height * width), np.float32)
         return {**linear_head(teacher, "simkd"), "average": average}
 
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
-        student, teacher = (map_named(self.map, *network) for network in networks(x))
-        projected = self._project(student, x.where, x.axis_name, train=True)
-        _, target = of_one_size(projected, teacher)
+        projected = self._project(self._source(x.student["main"]), x.where, x.axis_name, train=True)
+        _, target = of_one_size(projected, map_named(self.map, x.teacher["main"], "teacher"))
         ce = cross_entropy(self._classify(projected), x.labels)
         return Terms({"ce": (ce, self.ce_weight), "simkd": (losses.hint(projected, target), self.weight)})
 
     def predict(self, student: Outputs) -> jax.Array:
         """The teacher's classifier on the projected map."""
+        return self._classify(self._project(self._source(student), None, None, train=False))
+
+    @nn.nowrap
+    def _source(self, student: Outputs) -> jax.Array:
+        """The student's map that is projected."""
         source = map_named(self.map, student, "student")
-        return self._classify(self._project(source, None, None, train=False))
+        if self.map == "last" and "stage1" in student.features:
+            *_, stage = stages(student, "student").values()
+            return source if stage.shape[-1] == source.shape[-1] else stage
+        return source
 
     @nn.compact
     def _project(

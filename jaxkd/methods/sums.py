@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 class Sum(Method):
     """The summed terms of several methods.
 
-    Their cross-entropies become one term, "ce", whose weight is the sum of theirs.  A term whose name is
-    taken gets the name of its method.  Of two metrics with one name, the first one's is shown, and none whose
-    name a term has.
+    Their cross-entropies become one term, "ce": that of the prediction, if a part predicts, or else of the
+    student's logits.  A term whose name is taken gets the name of its method, alone or before its own.  Of
+    two metrics with one name, the first one's is shown, and none whose name a term has.
 
     Attributes:
       methods: the parts, at least one; at most one with a prediction of its own.
       title: the name.
+      ce_weight: weight of "ce"; by default the sum of the parts' weights.
 
     >>> from jaxkd import methods
     >>> both = methods.Sum((methods.create("kd"), methods.create("dist", ce_weight=0.0)))
@@ -35,6 +36,7 @@ class Sum(Method):
 
     methods: tuple[Method, ...]
     title: str = "sum"
+    ce_weight: float | None = None
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -61,15 +63,19 @@ class Sum(Method):
     def __call__(self, x: Inputs) -> Terms:
         """See `Method`."""
         made = [part(x) for part in self.methods]
-        found = [terms.losses[CE] for terms in made if CE in terms.losses]
-        total = Terms({CE: (found[0][0], sum(weight for _, weight in found))} if found else {})
+        # The part that predicts first: its cross-entropy is that of the prediction.
+        order = sorted(range(len(made)), key=lambda index: not self.methods[index].answers)
+        found = [made[index].losses[CE] for index in order if CE in made[index].losses]
+        weight = sum(weight for _, weight in found) if self.ce_weight is None else self.ce_weight
+        total = Terms({CE: (found[0][0], weight)} if found else {})
         for part, terms in zip(self.methods, made, strict=True):
             title = getattr(part, "title", type(part).__name__)
-            losses = {
-                title if name in total.losses else name: term
-                for name, term in terms.losses.items()
-                if name != CE
-            }
+            others = {name: term for name, term in terms.losses.items() if name != CE}
+            taken = [name for name in others if name in total.losses]
+            renamed = {name: f"{title}_{name}" for name in taken}
+            if len(taken) == 1 and title not in {**total.losses, **others}:
+                renamed = {taken[0]: title}
+            losses = {renamed.get(name, name): term for name, term in others.items()}
             watched = {name: metric for name, metric in terms.metrics.items() if name not in total.metrics}
             total += Terms(losses, watched)
         metrics = {name: metric for name, metric in total.metrics.items() if name not in total.losses}

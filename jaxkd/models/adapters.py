@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxkd._names import describe_object
 from jaxkd.models.layers import Classifier, Outputs, batch_statistics
-from jaxkd.models.network import Network, Variables, describe_object
+from jaxkd.models.network import Network, Variables
 from jaxkd.models.registry import create, initialize
 
 if TYPE_CHECKING:
@@ -163,19 +164,24 @@ def _parameters(module: Any) -> frozenset[str]:
 
 
 def outputs_of(result: Any, seen: Mapping[str, jax.Array]) -> Outputs:
-    """Outputs of a module's result: logits, (logits, features), `Outputs`, or something with `.logits`."""
-    if isinstance(result, Outputs):
-        return Outputs(result.logits, {**result.features, **seen})
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
-        return Outputs(result[0], {**result[1], **seen})
+    """Outputs of a module's result: logits, (logits, features), `Outputs`, or something with `.logits`.
+
+    Logits are float32 at least: a cross-entropy in bfloat16 would have two digits.
+    """
+    features: Mapping[str, Any] = {}
     logits = getattr(result, "logits", result)
-    if getattr(logits, "ndim", None) != 2:
+    if isinstance(result, Outputs):
+        features = result.features
+    elif isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+        logits, features = result
+    elif getattr(logits, "ndim", None) != 2:
         found = list(logits.shape) if hasattr(logits, "shape") else type(result).__name__
         raise ValueError(
             f"a network must return logits [B, K], (logits, {{name: feature}}) or Outputs, got {found}; "
             "bridge it with call="
         )
-    return Outputs(logits, dict(seen))
+    logits = jnp.asarray(logits)
+    return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), {**features, **seen})
 
 
 def from_linen(

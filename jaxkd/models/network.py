@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxkd._names import describe_object
 from jaxkd.models.layers import Outputs
 
 AXIS = "devices"  # the name of the devices' axis in training
@@ -149,15 +149,6 @@ class Network:
         shapes = [f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}" for path, leaf in leaves]
         digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
         return {"name": self.name, **self.forward.describe(), "shapes": digest}
-
-
-def describe_object(thing: Any) -> str:
-    """The text of an object in a line, without addresses in memory, which differ in every process.
-
-    >>> describe_object(len), "0x" in describe_object(lambda: 0)
-    ('<built-in function len>', False)
-    """
-    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(thing)).split())
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxkd.runs.kept import find_kept, keep
 from jaxkd.runs.report import report
 from jaxkd.runs.run import distill, train
 from jaxkd.runs.summary import ALONE
+from jaxkd.teachers import hub
 
 
 class Planned(NamedTuple):
@@ -102,7 +103,8 @@ def grid(
             keep(config.folder, place)
     folders = [place or folder for folder, place in places.items()]
     out = placed(records or folder) / "report"
-    return report([*map(teachers.locate, known), *folders], out, baseline, by_name=True)
+    of_teachers = [teachers.locate(name) for name in known if not hub.is_address(name)]
+    return report([*of_teachers, *folders], out, baseline, by_name=True)
 
 
 def _plan(
@@ -131,6 +133,12 @@ def _plan(
                 teacher=teacher, student=student, run=own, **{**options, "cache": cache, **chosen, **named}
             )
             planned.append(Planned(config, given))
+    folders = [run.config.folder for run in planned]
+    if twice := sorted({str(one) for one in folders if folders.count(one) > 1}):
+        raise ValueError(
+            f"two runs of the grid would have the folder {twice[0]}; rename the method, or the folder of the "
+            "teacher"
+        )
     seeds = zip(*(run.config.each_seed(named=recorded) for run in planned), strict=True)
     return [
         Planned(config, run.method) for of_seed in seeds for config, run in zip(of_seed, planned, strict=True)
@@ -158,4 +166,7 @@ def _twin(run: Planned, folders: Sequence[Path], digest: str | None) -> Path | N
 
 
 def _digest(run: Planned, known: Mapping[str, teachers.Teacher]) -> str | None:
-    return known[run.config.teacher].digest if isinstance(run.config, DistillConfig) else None
+    if not isinstance(run.config, DistillConfig):
+        return None
+    teacher, size = known[run.config.teacher], run.config.teacher_size
+    return (teacher if size is None else teacher.at_size(size)).digest

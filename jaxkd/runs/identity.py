@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from jaxkd import data, methods, models
-from jaxkd.models.network import describe_object
+from jaxkd._names import describe_object
 from jaxkd.runs.config import RunConfig
 from jaxkd.teachers import Teacher
 from jaxkd.training import Named, Recipe, Task

@@ -1,7 +1,7 @@
 """Records of finished runs, kept without their checkpoints: small enough for a repository.
 
 A kept record is a run's config.json, metrics.jsonl and result.json.  It replaces the run: a grid that finds
-it does not repeat the run, on any machine.
+it does not repeat the run, on any machine; of data in a file or folder, the path must be the same, too.
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ class Loop:
         self._train_split = dataset.splits["train"]
         self._config = config
         self._devices = devices
-        self._steps_per_call = config.steps_per_call or default_steps_per_call(devices)
+        # A call ends at a log point and at the end of an epoch.
+        longest = min(default_steps_per_call(devices), config.log_every, task.steps_per_epoch)
+        self._steps_per_call = config.steps_per_call or longest
         if config.debug:
             self._steps_per_call = 1
         self._record = record

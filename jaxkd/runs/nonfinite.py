@@ -50,8 +50,9 @@ def find(tally: Tally) -> Trouble | None:
         return Trouble(
             step,
             f"the teacher's logits are NaN or infinite for {int(tally.nonfinite_teacher)} examples",
-            "check the teacher's weights and its normalisation with `jaxkd evaluate`; a teacher that masks "
-            "classes with -inf needs a method that masks them too",
+            "check the teacher's weights and its normalisation with `jaxkd evaluate`; if the "
+            "teacher excludes classes with -inf, wrap it with teachers.from_function and replace them by a "
+            "finite number such as -1e4",
         )
     means = {name: metric for name, metric in tally.losses.items() if isinstance(metric, Mean)}
     names = [name for name, mean in means.items() if not np.isfinite(mean.total)]

@@ -7,7 +7,6 @@ split has its own checksum, since these lines become the result.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import html
 import importlib.metadata
 import json
@@ -26,7 +25,7 @@ from jaxkd.files import records
 from jaxkd.files.leases import Lease
 from jaxkd.files.places import BucketPath, asking_for
 from jaxkd.files.records import OBJECT, TEXT, TEXTS, TEXTS_BY_NAME, Field, whole_number
-from jaxkd.files.whole import Local
+from jaxkd.files.whole import Local, lock
 from jaxkd.runs.checkpoint import recorded_config
 from jaxkd.runs.events import Events
 from jaxkd.runs.watching import Log
@@ -279,7 +278,7 @@ class Record:
         """Locks the folder for the lifetime of this process.
 
         Raises:
-          ValueError: another process is working on this run.
+          BusyError: another process is working on this run.
         """
         if isinstance(self.folder, BucketPath):
             self._lease = Lease(self.folder / ".lock", str(self.folder), say=logger.warning)
@@ -292,13 +291,10 @@ class Record:
                 f"nothing can be written in {self.folder} ({error.strerror}); {_remedy(self.folder)}, or "
                 "choose another folder with --run"
             ) from error
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"another process is working on {self.folder}; wait for it, or choose another folder "
-                "with --run"
-            ) from None
+        lock(
+            self._lock_file,
+            f"another process is working on {self.folder}; wait for it, or choose another folder with --run",
+        )
         remove_unfinished(self.folder)
 
     @property

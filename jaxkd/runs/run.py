@@ -20,7 +20,6 @@ from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
 from jaxkd.cpu import release_memory
 from jaxkd.data.augment import Augmentation, as_views
-from jaxkd.data.collection import hold_out
 from jaxkd.devices import choose_devices, share
 from jaxkd.files.places import is_remote
 from jaxkd.methods import Method
@@ -148,7 +147,6 @@ def distill(
       Stopped, ValueError, NonFiniteError: as for `train`; ValueError also if the teacher does not fit the
         data.
     """
-    teacher = str(teacher) if isinstance(teacher, Path) else teacher
     named, objects = names_and_objects(
         teacher=teacher, student=student, data=data, method=method, optimizer=optimizer
     )
@@ -200,10 +198,28 @@ def evaluate(
 
 
 def names_and_objects(**arguments: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """Separates arguments that are names from those that are objects."""
+    """Separates arguments that are names (or paths) from those that are objects.
+
+    Raises:
+      TypeError: an object is of a type that the argument does not accept.
+    """
     given = {name: value for name, value in arguments.items() if value is not None}
-    named = {name: value for name, value in given.items() if isinstance(value, str)}
-    return named, {name: value for name, value in given.items() if name not in named}
+    named = {name: str(value) for name, value in given.items() if isinstance(value, str | Path)}
+    objects = {name: value for name, value in given.items() if name not in named}
+    for name, (kind, maker) in _MAKERS.items():
+        if name in objects and not isinstance(objects[name], kind):
+            raise TypeError(
+                f"{name} must be a name or a {kind.__name__}, got {type(objects[name]).__name__}; "
+                f"{maker} makes one"
+            )
+    return named, objects
+
+
+_MAKERS: dict[str, tuple[type, str]] = {
+    "data": (data.Dataset, "data.from_arrays"),
+    "method": (Method, "methods.from_function"),
+    "teacher": (teachers.Teacher, "teachers.from_network or teachers.from_function"),
+}
 
 
 def options_of_call(command: Any, config: Any, named: dict[str, Any], objects: Mapping[str, Any]) -> Any:
@@ -260,9 +276,7 @@ def _run(
         config.recipe(1, 1).transformation()  # reports unknown names before the data are read
     if isinstance(network, str):
         models.create(network)
-    dataset = objects.get("data") or config.load()
-    if config.holdout is not None:
-        dataset = hold_out(dataset, config.holdout)
+    dataset = config.load(given=objects.get("data"))
     if teacher is not None:
         teacher.require_fit(dataset)
     own = (*objects, *(["augmentation"] if augmentation is not None else []))
@@ -512,7 +526,7 @@ def _cached_logits(
         return None
     split, fill = cacheable_split(dataset), None
     if config.cache == "fill":
-        filler = Filler(cache, *teacher.frozen, split, augmentation, devices=devices)
+        filler = Filler(cache, *teacher.frozen, split, augmentation, devices=devices, patient=True)
         fill = functools.partial(filler, progress=FillProgress(say))
     return CachedLogits(cache, len(split), augmentation, seed=task.seed, pooled=pooled, fill=fill)
 

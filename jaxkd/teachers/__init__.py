@@ -3,7 +3,7 @@
 A teacher is a description (`teacher.json`, see `jaxkd.teachers.record`), variables saved by Orbax, and the
 digest of the variables.
 Folders lie anywhere, or in the zoo, where they are found by name; a small one ships with the package.  Any
-other function of images can be a teacher too, and PyTorch files become teachers and come of them.
+other function of images can be a teacher too, and PyTorch files are imported and exported.
 """
 
 from jaxkd.teachers.exchange import described_in, export_torch, import_torch

@@ -96,7 +96,8 @@ def from_function(
         data="unknown",
         source=f"the function {getattr(function, '__qualname__', type(function).__name__)}",
     )
-    digest = storage.tree_digest({name: variables})
+    # A tree without arrays would have the same digest for every name.
+    digest = storage.tree_digest({name: variables if jax.tree.leaves(variables) else np.zeros(0)})
     forward = models.Evaluated(_Function(function, num_classes, traceable))
     return Teacher(name, description, variables, digest, forward)
 

@@ -39,7 +39,8 @@ class TrainingOptions(Options):
     """Weight decay for all parameters, including biases and batch norm. Default: sgd 0.0005, adamw 0.05, lion
     0.5."""
     ema: float | None = None
-    """Decay of a moving average of the student's parameters, which is evaluated and saved. Default: none."""
+    """Decay of a moving average of the student, batch-norm statistics included, which is evaluated and saved;
+    smaller in the first steps: (1 + step) / (10 + step). Default: none."""
     accumulate: int = 1
     """Number of micro-batches per update (gradient accumulation). Batch norm, and losses on a whole batch,
     see one micro-batch at a time."""

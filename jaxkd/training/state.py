@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import metrics
+from jaxkd.methods import Method
 from jaxkd.training.task import Task
 
 
@@ -47,7 +48,7 @@ class TrainState:
       method: the method's other collections: "statistics" and "memory".
       opt_state: the optimiser's state.
       tally: the current epoch's sums.
-      average: the moving average of the student's parameters; None without `Task.ema`.
+      average: the moving average of what is evaluated, see `evaluated`; None without `Task.ema`.
     """
 
     step: jax.Array
@@ -61,13 +62,36 @@ class TrainState:
     @property
     def student(self) -> dict[str, Any]:
         """The student's variables for evaluation and saving."""
-        params = self.params["student"] if self.average is None else self.average
-        return {"params": params, **self.network}
+        return self._evaluated["student"]
 
     @property
     def method_variables(self) -> dict[str, Any]:
-        """The method's variables, without constants."""
-        return {"params": self.params["method"], **self.method}
+        """The method's variables for evaluation and saving, without constants."""
+        return {"params": self.params["method"], **self.method, **self._evaluated.get("method", {})}
+
+    @property
+    def _evaluated(self) -> dict[str, Any]:
+        if self.average is None:
+            return {"student": {"params": self.params["student"], **self.network}}
+        return self.average
+
+
+def evaluated(
+    method: Method, params: Mapping[str, Any], network: Mapping[str, Any], variables: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the accuracy depends on: the student's variables, and the method's where it predicts.
+
+    Args:
+      method: the method.
+      params: those of "student" and "method".
+      network: the student's other collections.
+      variables: the method's other collections; "memory" has no part in a prediction.
+    """
+    found = {"student": {"params": params["student"], **network}}
+    if method.answers:
+        kept = {name: tree for name, tree in variables.items() if name != "memory"}
+        found["method"] = {"params": params["method"], **kept}
+    return found
 
 
 def initial_state(
@@ -113,7 +137,9 @@ def initial_state(
         method=method,
         opt_state=jax.jit(task.optimizer.init)(params),  # one program, not one for every shape
         tally=empty_tally(losses, terms.metrics),
-        average=None if task.ema is None else jax.tree.map(jnp.copy, params["student"]),
+        average=None
+        if task.ema is None
+        else jax.tree.map(jnp.copy, evaluated(task.method, params, student, method)),
     )
 
 

@@ -21,7 +21,7 @@ from jaxkd.methods import Inputs, Method, Terms, cross_entropy
 from jaxkd.metrics import Mean, Percentage, total
 from jaxkd.models import Network, Outputs
 from jaxkd.models.network import AXIS
-from jaxkd.training.state import Tally, TrainState, empty_tally
+from jaxkd.training.state import Tally, TrainState, empty_tally, evaluated
 from jaxkd.training.task import Task
 
 
@@ -113,9 +113,12 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if task.ema is not None:
-        average = optax.incremental_update(params["student"], average, 1 - task.ema)
+        # The first steps have a smaller decay, so that the initial values do not stay for long.
+        decay = jnp.minimum(task.ema, (1 + state.step) / (10 + state.step))
+        average = _moved(average, evaluated(task.method, params, network, method), 1 - decay)
     # Covers the gradient, and statistics that overflow while the loss is still finite.
-    finite = jnp.isfinite(optax.tree.norm((updates, network, method)))
+    leaves = jax.tree.leaves((updates, network, method))
+    finite = jnp.isfinite(optax.tree.norm([leaf for leaf in leaves if _is_floating(leaf)]))
     return TrainState(
         step=state.step + 1,
         params=params,
@@ -153,9 +156,22 @@ def _averaged(tree: Any, share: jax.Array) -> Any:
     """The average over devices, weighted by each one's share of the examples; only for floats."""
 
     def average(leaf: jax.Array) -> jax.Array:
-        return jax.lax.psum(leaf * share, AXIS) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return jax.lax.psum(leaf * share, AXIS) if _is_floating(leaf) else leaf
 
     return jax.tree.map(average, tree)
+
+
+def _moved(average: Any, new: Any, share: jax.Array) -> Any:
+    """A moving average after one more value; what is not floating is the newest."""
+
+    def move(old: jax.Array, leaf: jax.Array) -> jax.Array:
+        return old + share.astype(leaf.dtype) * (leaf - old) if _is_floating(leaf) else leaf
+
+    return jax.tree.map(move, average, new)
+
+
+def _is_floating(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _sums(method: Method, variables: Any, x: Inputs, terms: Terms, loss: Any) -> tuple[Any, Any]:
@@ -177,7 +193,7 @@ def _predict(method: Method, variables: Any, student: Outputs) -> jax.Array:
 
 def _nonfinite_teacher(teacher: Mapping[str, Outputs], where: jax.Array) -> jax.Array:
     """Number of examples with a NaN or infinite teacher logit."""
-    count = jnp.zeros(())
+    count = jnp.zeros((), jnp.float32)
     for outputs in teacher.values():
         count += total((~jnp.all(jnp.isfinite(outputs.logits), axis=-1)).astype(jnp.float32), where)
     return count

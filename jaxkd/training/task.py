@@ -32,7 +32,8 @@ class Task:
         micro-batch at a time (of all devices).
       average: whether to average the student's other collections over devices, weighted by examples: needed
         if each device has its own, as with batch norm per device.
-      ema: decay of the average of the student's parameters that is evaluated and saved; None for none.
+      ema: decay of the moving average that is evaluated and saved, of the student's variables and those of a
+        method that predicts; (1 + step) / (10 + step) as long as that is smaller; None for no average.
     """
 
     student: Network

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import re
@@ -277,6 +279,20 @@ def test_filling_while_training_is_training_from_the_cache(
     with pytest.raises(Stopped, match="stopped by SIGTERM after step 0 of 6"):
         distill(config(tmp_path / "cut", teacher, cache="fill"), dataset)
     assert (next((tmp_path / "cache" / "jaxkd" / "logits").iterdir()) / "segments.jsonl").is_file()
+
+
+def test_filling_while_training_waits_for_another_process(
+    tmp_path: Path, dataset: data.Dataset, teacher: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = build_cache(CacheConfig(teacher=str(teacher), epochs=1), dataset, say=silent)
+    with contextlib.ExitStack() as writing, concurrent.futures.ThreadPoolExecutor() as pool:
+        writing.enter_context(cache.writing())
+        run = pool.submit(distill, config(tmp_path / "run", teacher, cache="fill", epochs=2), dataset)
+        while "waiting for another process that fills" not in caplog.text:
+            assert not run.done()
+            time.sleep(0.05)
+        writing.close()
+        assert run.result()["last_accuracy"] >= 0
 
 
 def test_logits_that_the_precision_cannot_hold_are_named(tmp_path: Path, dataset: data.Dataset) -> None:

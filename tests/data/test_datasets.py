@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tracemalloc
 from pathlib import Path
 
 import helpers
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from jaxkd import data
-from jaxkd.config import TrainConfig
+from jaxkd.config import CacheConfig, TrainConfig
 from jaxkd.data.collection import hold_out
+from jaxkd.data.datasets import measure
 
 
 def test_digits_are_real_and_described_rightly() -> None:
@@ -126,6 +128,57 @@ def test_the_digest_tells_data_sets_apart() -> None:
     normalised = dataclasses.replace(first, mean=(0.9,))
     viewed = dataclasses.replace(first, augmentation=data.CropFlip(padding=0))
     assert len({first.digest, normalised.digest, viewed.digest}) == 3
+
+
+def test_the_digest_of_functions_is_that_of_their_names() -> None:
+    """Not of their addresses, which differ in every process."""
+
+    def views(count: int) -> list[data.Dataset]:
+        made = []
+        for _ in range(count):
+
+            def view(image: np.ndarray, **_: int) -> np.ndarray:
+                return image
+
+            split = data.StreamedSplit(
+                [{"image": np.zeros((2, 2, 1), np.uint8), "label": 0}], (2, 2, 1), "one", view
+            )
+            dataset = helpers.tiny_dataset(num_train=8)
+            augmentation = data.Compose((dataset.augmentation, view))
+            made.append(dataclasses.replace(dataset, augmentation=augmentation))
+            mean = std = (0.5,)
+            made.append(data.Dataset("streamed", {"train": split}, 2, mean, std, data.Identity()))
+        return made
+
+    digests = [dataset.digest for dataset in views(2)]
+    assert digests[:2] == digests[2:]
+
+
+def test_images_are_measured_without_a_copy_of_them_all() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1000, 16, 16, 3)).astype(np.uint8)
+    images[..., 1] //= 3
+    mean, std = images.mean((0, 1, 2)) / 255, images.std((0, 1, 2)) / 255
+    tracemalloc.start()
+    found = measure(images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, (mean, std), atol=5.1e-5)
+    assert peak < 3 * images.nbytes
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("cifar100:3.0.2", 240), ("stl10:1.0.0", 30), ("digits", 10)])
+def test_a_version_changes_no_recipe(name: str, epochs: int) -> None:
+    assert TrainConfig(data=name).default_epochs == epochs
+
+
+def test_a_cache_is_of_what_is_not_held_out() -> None:
+    dataset = CacheConfig(teacher="digits-resnet20", holdout=0.25).load(("train",))
+    assert len(dataset.splits["train"]) == 1078
+    given = CacheConfig(teacher="digits-resnet20", holdout=0.25).load(
+        ("train",), given=helpers.tiny_dataset()
+    )
+    assert given.digest == hold_out(helpers.tiny_dataset(), 0.25).digest
 
 
 def test_a_part_of_the_training_images_is_held_out() -> None:

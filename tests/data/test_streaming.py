@@ -102,6 +102,14 @@ def test_an_image_in_which_no_crop_fits_gives_its_centre(shape: tuple[int, int])
     assert abs(shown[..., along].mean() - 127) < 2
 
 
+def test_a_fourth_channel_is_no_opacity() -> None:
+    """Near infrared is 0 over water, where the colours are not."""
+    image = np.concatenate([picture(16, 16), np.zeros((16, 16, 1), np.uint8)], axis=-1)
+    shown = CentralCrop(8, resize=8)(image)
+    np.testing.assert_array_equal(shown[..., :3], CentralCrop(8, resize=8)(image[..., :3]))
+    assert not shown[..., 3].any()
+
+
 def test_the_centre_is_the_centre() -> None:
     shown = CentralCrop(8, resize=10)(picture(40, 80)).astype(float)
     assert shown.shape == (8, 8, 3)

@@ -500,6 +500,32 @@ def test_gradient_is_finite_where_the_value_is(name):
                 assert_finite(gradient)
 
 
+WITH_TEMPERATURE = [
+    loss for loss in sorted(OF_LOGITS) if "temperature" in inspect.signature(getattr(losses, loss)).parameters
+]
+
+
+@pytest.mark.parametrize("loss", WITH_TEMPERATURE)
+def test_the_gradient_of_a_temperature_is_finite_where_nothing_counts(loss):
+    """Masked examples, examples without a class, and constant logits: they add nothing."""
+    s, t, y = data((4, K))
+    s[2], t[3] = 0.0, 1.0
+    named = ROWS[next(name for name in ROWS if name == loss or name.startswith(f"{loss} "))]
+    known = inspect.signature(getattr(losses, loss)).parameters
+    examples, classes = np.array([True, False, True, True]), np.ones((4, K), bool)
+    classes[1] = False
+
+    def summed(temperature):
+        results = [
+            jnp.sum(named.call(s, t, y, temperature=temperature, where=where, **standardize))
+            for where in (examples, classes)
+            for standardize in ([{}, {"standardize": True}] if "standardize" in known else [{}])
+        ]
+        return jnp.stack(results)
+
+    assert_finite(jax.jit(jax.jacobian(summed), compiler_options=QUICK)(2.0))
+
+
 @pytest.mark.parametrize("name", [n for n in PER_EXAMPLE if ROWS[n].zero and not ROWS[n].variant])
 def test_not_negative(name):
     s, t, y = data((500, K), seed=5)

@@ -206,6 +206,8 @@ def test_methods_add_up() -> None:
     assert methods.summary("kd+dist").count(" and ") >= 1
     two = methods.Sum((methods.create("mlkd"), methods.create("kd", ce_weight=0.0)))
     assert (two.views, two.reads) == (("main", "strong"), ("logits",))
+    assert methods.create("crd+mlkd").methods[1].ce_weight == 1.0  # of the strong view, too
+    assert "mekd" in methods.title(methods.create("kd+mekd"))  # which has no cross-entropy
     for name, message in (
         ("kd+kd", "the parts of a sum must differ"),
         ("kd+labels", '"labels" is in every sum'),
@@ -215,6 +217,35 @@ def test_methods_add_up() -> None:
             methods.create(name)
     with pytest.raises(ValueError, match="has no option weight; it has ce_weight, kd_weight"):
         methods.create("kd+dist", weight=1.0)
+
+
+def test_no_term_of_a_sum_gets_lost() -> None:
+    def two(weight: float, name: str) -> methods.Method:
+        return methods.from_function(
+            lambda x: {"a": (x.student_logits[:, 0], weight), "b": (x.student_logits[:, 1], weight)},
+            name=name,
+        )
+
+    parts = two(1.0, "one"), two(10.0, "other")
+    made: Any = methods.Sum(parts).apply({}, inputs())
+    assert list(made.losses) == ["a", "b", "other_a", "other_b"]
+    alone: list[Any] = [part.apply({}, inputs()) for part in parts]
+    assert total(made) == pytest.approx(total(alone[0]) + total(alone[1]))
+
+
+def test_the_cross_entropy_of_a_sum_is_that_of_the_prediction() -> None:
+    class Predicting(methods.Method):
+        def __call__(self, x: methods.Inputs) -> methods.Terms:
+            return methods.Terms({"ce": (x.student_logits[:, 0] * 0 + 7.0, 1.0)})
+
+        def predict(self, student: Outputs) -> jax.Array:
+            return -student.logits
+
+    for order in (1, -1):
+        parts = (methods.create("kd"), Predicting())[::order]
+        made: Any = methods.Sum(parts).apply({}, inputs())
+        assert float(made.losses["ce"][0][0]) == 7.0
+        assert made.losses["ce"][1] == pytest.approx(1.1)
 
 
 def test_functions_become_methods() -> None:

@@ -72,6 +72,17 @@ def test_simkd_projects_and_predicts_as_the_source(pair: str, double: None, off:
     off("simkd", "value", relative(logits, FIXTURES[f"simkd/{pair}/pred_eval"]), 1e-9)
 
 
+@pytest.mark.parametrize(("name", "width"), [("MobileNetV2", 160), ("ShuffleV2", 464), ("wrn_16_1", 64)])
+def test_simkd_projects_a_students_last_stage_as_the_source(name: str, width: int) -> None:
+    """Before a convolution that widens it for the classifier."""
+    shape = (32, 32, 3)
+    student = models.as_network(name, 10)
+    outputs = student.output_shapes(jax.eval_shape(lambda: student.init(0, shape)), shape)
+    made = methods.create("simkd")
+    source = jax.eval_shape(lambda seen: made._source(seen), outputs)
+    assert source.shape[-1] == width
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain_r2": {},
     "norm_r2": {"normalize": True},

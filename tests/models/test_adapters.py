@@ -240,6 +240,21 @@ def test_what_a_network_keeps_of_each_device_is_averaged(tmp_path: Path) -> None
     assert [int(one["calls"]) for one in kept] == [1, 1]
 
 
+def test_logits_in_bfloat16_become_float32() -> None:
+    """A cross-entropy of 4.6 in bfloat16 would be a multiple of 0.03."""
+
+    class Narrow(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            x = x.reshape(len(x), -1)
+            return nn.Dense(3, dtype=jnp.bfloat16)(x), {"pooled": x}
+
+    network = models.from_linen(Narrow())
+    outputs, _ = network.apply(network.init(0, SHAPE), IMAGES)
+    assert outputs.logits.dtype == jnp.float32
+    assert set(outputs.features) == {"pooled"}
+
+
 def test_batch_norm_over_other_axes_is_refused() -> None:
     class Channels(nn.Module):
         @nn.compact

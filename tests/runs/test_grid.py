@@ -108,6 +108,31 @@ def test_a_record_of_another_run_is_refused_before_anything_is_trained(
     assert not (tmp_path / "all").exists()
 
 
+@pytest.mark.parametrize("name", ["alone", "kd"])
+def test_two_runs_with_one_folder_are_refused_before_anything_is_trained(
+    options: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    """A method has the name of the student alone; two teachers' folders have one name."""
+    teacher, student = options["pairs"][0]
+    changes = {"methods": {name: {"method": "kd"}}}
+    if name == "kd":
+        other = shutil.copytree(teacher, tmp_path / "other" / Path(teacher).name)
+        changes["pairs"] = [(teacher, student), (str(other), student)]
+    with pytest.raises(ValueError, match=f"two runs of the grid would have the folder .*{name}.*; rename"):
+        grid(tmp_path / "all", **{**options, **changes})
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_record_of_a_teacher_that_sees_another_size_is_found(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    again = {**options, "seeds": 1, "alone": False, "teacher_size": 16}
+    for _ in range(2):
+        grid(tmp_path / "all", records=tmp_path / "records", say=said.append, **again)
+    assert f"{tmp_path / 'records' / 'kd-seed0'} is done already" in said
+
+
 def test_a_baseline_that_is_not_in_the_grid_is_refused_before_anything_is_trained(
     options: dict[str, Any], tmp_path: Path
 ) -> None:

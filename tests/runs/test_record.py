@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import resource
@@ -293,3 +294,16 @@ def test_what_is_in_the_way_of_a_folder_is_named(tmp_path: Path, kind: str) -> N
     )
     with pytest.raises(OSError, match=message):
         opened(folder / "one" if kind == "below a file" else folder)
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    record = Record(tmp_path / "run")
+    record.open(TrainConfig().as_dict(), {}, jax.devices()[:1])
+    record.close()
+    assert "cannot be locked (Function not implemented)" in caplog.text

@@ -273,6 +273,37 @@ def test_divergence_names_the_step_and_leaves_good_checkpoints_only(
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored["params"]))
 
 
+def test_a_call_is_no_longer_than_the_way_to_a_log_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxkd.runs.loop.default_steps_per_call", lambda _: 25)
+    said: list[str] = []
+    jaxkd.train(config(tmp_path / "run", epochs=1), helpers.tiny_dataset(), say=said.append)
+    assert "compiling the training step (2 per call) ..." in said
+
+
+@pytest.mark.parametrize(
+    ("argument", "thing", "message"),
+    [
+        ("data", (np.zeros(3), np.zeros(3)), "data must be a name or a Dataset, got tuple; data.from_arrays"),
+        (
+            "method",
+            len,
+            "method must be a name or a Method, got builtin_function_or_method; methods.from_fun",
+        ),
+        ("teacher", helpers.Tiny(), "teacher must be a name or a Teacher, got Tiny; teachers.from_network"),
+    ],
+)
+def test_an_object_of_another_type_is_refused_by_name(argument: str, thing: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        jaxkd.distill(**{"teacher": "digits-resnet20", argument: thing})
+
+
+def test_paths_are_names(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"mine\.npz"):
+        jaxkd.train(data=tmp_path / "mine.npz", model="resnet8")
+
+
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     dataset = helpers.tiny_dataset()
     teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset, num_classes=4)

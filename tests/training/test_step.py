@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import helpers
@@ -146,8 +146,71 @@ def test_the_average_of_the_parameters_is_what_is_evaluated() -> None:
     made = task(dataset, "labels", ema=0.5)
     states = [start(made, dataset)[0], *(run(made, dataset, 1, count)[0] for count in (1, 2))]
     kernels = [state.params["student"]["fc"]["kernel"] for state in states]
-    expected = 0.25 * kernels[0] + 0.25 * kernels[1] + 0.5 * kernels[2]
+    # The decay is 1/10 in the first step and 2/11 in the second, on the way to 0.5.
+    expected = 2 / 11 * (0.1 * kernels[0] + 0.9 * kernels[1]) + 9 / 11 * kernels[2]
     np.testing.assert_allclose(states[2].student["params"]["fc"]["kernel"], expected, rtol=1e-5)
+    means = [state.network["batch_stats"]["bn1"]["mean"] for state in states]
+    expected = 2 / 11 * (0.1 * means[0] + 0.9 * means[1]) + 9 / 11 * means[2]
+    np.testing.assert_allclose(states[2].student["batch_stats"]["bn1"]["mean"], expected, rtol=1e-5)
+
+
+def test_the_average_covers_a_method_that_predicts() -> None:
+    class Scaling(methods.Method):
+        reads: ClassVar = ()
+
+        @nn.compact
+        def __call__(self, x: methods.Inputs) -> methods.Terms:
+            return methods.Terms(
+                {"ce": (methods.cross_entropy(self._scaled(x.student_logits), x.labels), 1.0)}
+            )
+
+        def predict(self, student: models.Outputs) -> jax.Array:
+            return self._scaled(student.logits)
+
+        @nn.compact
+        def _scaled(self, logits: jax.Array) -> jax.Array:
+            return logits * self.param("scale", nn.initializers.ones, ())
+
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, Scaling(), ema=0.5)
+    state = run(made, dataset, 1, 1)[0]
+    raw, averaged = state.params["method"]["scale"], state.method_variables["params"]["scale"]
+    np.testing.assert_allclose(averaged, 0.1 + 0.9 * raw, rtol=1e-6)
+    assert averaged != raw
+
+
+def test_a_step_keeps_the_types_of_the_state(double: None) -> None:
+    """With float64 enabled, too; else a stopped run could not be resumed."""
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, "atkd")
+    types = [
+        jax.tree.map(lambda leaf: leaf.dtype, state)
+        for state in (start(made, dataset)[0], run(made, dataset, 1, 1)[0])
+    ]
+    assert types[0] == types[1]
+
+
+def test_a_counter_in_a_network_may_grow() -> None:
+    """Its square is beyond int32: only floats are looked at."""
+    dataset = helpers.tiny_dataset()
+    made = task(dataset, "labels", student=models.from_linen(Counting()).normalized((0.4,), (0.3,)))
+    devices = jax.devices()[:1]
+    train = dataset.splits["train"]
+    state, frozen, resident = replicate((*start(made, dataset), (train.images, train.labels)), devices)
+    state = state.replace(network={"seen": {"calls": state.network["seen"]["calls"] + 50_000}})
+    ids = share(np.arange(BATCH, dtype=np.int32)[None], 1)
+    after = mapped_train_step(made, devices)(state, frozen, resident, Batch(ids))
+    assert int(after.network["seen"]["calls"]) == 50_001
+    assert int(after.tally.nonfinite_step) == -1
+
+
+class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        calls = self.variable("seen", "calls", jnp.zeros, (), jnp.int32)
+        if train:
+            calls.value = calls.value + 1
+        return nn.Dense(3)(x.reshape(len(x), -1))
 
 
 def test_runs_of_one_shape_share_their_program() -> None:
