@@ -70,6 +70,10 @@ class ProgressLines:
         self._start = time.monotonic()
         self._said = {"train": self._start, "test": self._start}
 
+    def paused(self, seconds: float) -> None:
+        """Leaves out time that will not come again, such as a compilation's."""
+        self._start += seconds
+
     def _is_due(self, kind: str) -> bool:
         now = time.monotonic()
         if now - self._said[kind] < max(2.0, (now - self._start) / 40):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jaxkd.progress import Lasting, print_line
+from jaxkd.progress import Lasting, ProgressLines, print_line
 
 
 class Cell:
@@ -58,3 +58,22 @@ def test_elsewhere_lines_are_printed(
     print_line("epoch 1")
     print_line(Lasting("done"))
     assert capsys.readouterr().out == "epoch 1\ndone\n"
+
+
+def test_the_time_left_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty seconds of compilation, then ten steps a second."""
+    now, said = 1000.0, []
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    lines = ProgressLines(said.append)
+    lines.begin(first_step=50, total_steps=1050)
+    now += 40
+    lines.paused(40)
+    now += 10
+    lines.trained("epoch 1/9", 150, {"loss": 2.5}, 640.0)
+    assert said == ["epoch 1/9  step 150/1050  loss 2.5  640 images/s  1:30 left"]
+    now += 1
+    lines.trained("epoch 1/9", 160, {"loss": 2.4}, 640.0)
+    assert len(said) == 1  # not due yet
+    now += 1
+    lines.evaluated("epoch 1/9", {"accuracy": 12.5, "ce": 2.0})
+    assert said[1:] == ["epoch 1/9  test acc 12.50 %  test ce 2.0000"]

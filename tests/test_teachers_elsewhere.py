@@ -22,6 +22,7 @@ from flax import nnx
 
 import jaxkd
 from jaxkd import data, models, teachers
+from jaxkd.cache.compute import cache_key
 from jaxkd.teachers import hub
 
 NORMALISATION = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
@@ -226,6 +227,80 @@ def test_networks_by_name_come_from_checkpoints_too(tmp_path: Path) -> None:
     code, output, _ = helpers.call_jaxkd("import", path, *options)
     assert code == 0, output
     assert "on all 19 test images" in output
+
+
+def test_a_checkpoint_in_another_precision_is_a_teacher_of_the_networks(tmp_path: Path) -> None:
+    narrow = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16), {n: train_state()[n] for n in ("params", "batch_stats")}
+    )
+    teacher = teachers.from_checkpoint(save(tmp_path / "narrow", narrow), Normed(), image_shape=(8, 8, 1))
+    assert {leaf.dtype for leaf in jax.tree.leaves(teacher.variables)} == {np.dtype("float32")}
+    teachers.save(tmp_path / "teacher", teacher.variables, teacher.description)
+    assert teachers.load(tmp_path / "teacher", network=Normed()).digest == teacher.digest
+    broken = {**narrow, "params": jax.tree.map(lambda x: x * jnp.nan, narrow["params"])}
+    whole = jax.tree.map(lambda x: (100 * x).astype(jnp.int8), narrow)
+    for tree, message in (
+        (broken, "values that are not finite in float32"),
+        (whole, "is of type int8; weights"),
+    ):
+        path = save(tmp_path / message[:8], tree)
+        with pytest.raises(ValueError, match=message):
+            teachers.from_checkpoint(path, Normed(), image_shape=(8, 8, 1))
+
+
+def test_a_checkpoint_of_a_network_with_options_is_imported(tmp_path: Path) -> None:
+    network = models.create("resnet8", 3, shortcut="A")
+    path = save(tmp_path / "mine", models.initialize(network, seed=4, image_shape=(8, 8, 1)))
+    npz = helpers.write_npz(tmp_path / "d.npz", helpers.tiny_dataset())
+    options = ["--model", "resnet8", "--data", npz, "--shortcut", "A", "--out", tmp_path / "teacher"]
+    code, _, errors = helpers.call_jaxkd("import", path, *options)
+    assert code == 0, errors
+    teacher = teachers.load(tmp_path / "teacher")
+    assert teacher.description.model_options == {"shortcut": "A"}
+    assert teacher.logits(IMAGES).shape == (2, 3)
+    code, _, errors = helpers.call_jaxkd("import", path, *options, "--rename", "a=b")
+    assert "--rename is for the names in a PyTorch file" in errors
+
+
+def test_own_networks_differ_by_more_than_their_variables(tmp_path: Path) -> None:
+    class Bent(nn.Module):
+        power: int = 1
+
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.Dense(3)(x.reshape(len(x), -1) ** self.power)
+
+    dataset = helpers.tiny_dataset()
+    variables = Bent().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    one, other = (
+        teachers.from_network(
+            Bent(power), variables, image_shape=(8, 8, 1), mean=np.array([0.0]), std=np.array([1.0])
+        )
+        for power in (1, 2)
+    )
+    assert one.digest == other.digest
+    assert one.description.mean == (0.0,)
+    assert cache_key(one, dataset, dataset.augmentation) != cache_key(other, dataset, dataset.augmentation)
+    common = {
+        "student": helpers.Tiny(),
+        "data": dataset,
+        "epochs": 1,
+        "batch_size": 16,
+        "say": helpers.silent,
+    }
+    jaxkd.distill(teacher=one, run=tmp_path / "run", **common)
+    with pytest.raises(ValueError, match="holds another run; different: teacher_module"):
+        jaxkd.distill(teacher=other, run=tmp_path / "run", **common)
+
+
+def test_floats_that_are_no_normalised_pixels_are_refused() -> None:
+    variables = Normed().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    teacher = teachers.from_network(Normed(), variables, image_shape=(8, 8, 1), mean=(0.5,), std=(0.25,))
+    with pytest.raises(
+        ValueError, match=r"images are floats up to 2.*, and normalised pixels are at most 2; pass"
+    ):
+        teacher.logits(IMAGES.astype(np.float32))
+    teacher.logits((IMAGES / 255 - 0.5) / 0.25)
 
 
 def test_checkpoints_that_do_not_fit_say_why(tmp_path: Path) -> None:

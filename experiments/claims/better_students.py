@@ -126,7 +126,7 @@ def main(
     methods: tuple[str, ...] = tuple(METHODS),
     seeds: int = 3,
     data_dir: Path | None = None,
-    out: Path = Path("runs/claims/better_students"),
+    out: Path | None = None,
     small: bool = False,
 ) -> None:
     """Students of a ResNet-56 on CIFAR-100: alone, and with each method.
@@ -139,7 +139,7 @@ def main(
         without kd.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder for the runs.
+      out: folder for the runs; by default runs/claims/better_students, or with -small.
       small: the digits for two epochs instead, two methods, with the teacher that comes with jaxkd.
     """
     place = f"{Path(teacher).name}-{student}-{epochs}-epochs"
@@ -153,6 +153,7 @@ def main(
         for key in SQUEEZED.keys() & values.keys():
             values = {**values, key: max(SQUEEZED[key], int(values[key] * epochs / FULL))}
         chosen[name] = {"method": kind, "method_options": values}
+    out = out or Path(f"runs/claims/better_students{'-small' if small else ''}")
     out = out if small else out / place
     table = grid(
         out,

@@ -59,7 +59,7 @@ def main(
     student: str = "resnet8",
     seeds: int = 3,
     data_dir: Path | None = None,
-    out: Path = Path("runs/claims/converges"),
+    out: Path | None = None,
     records: Path | None = Path(__file__).parents[1] / "results/claims/converges",
     small: bool = False,
 ) -> None:
@@ -70,10 +70,11 @@ def main(
       student: architecture of the students.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder for the runs.
+      out: folder for the runs; by default runs/claims/converges, or runs/claims/converges-small.
       records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, with the teacher that comes with jaxkd.
     """
+    out = out or Path(f"runs/claims/converges{'-small' if small else ''}")
     teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
     table = grid(
         out,

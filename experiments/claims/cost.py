@@ -40,6 +40,7 @@ from jaxkd.training import Frozen, Recipe, Task, initial_state, train_step
 
 SIZES = ((256, 100), (256, 1000), (4096, 32000))
 ROUNDS = 15
+RESULTS = Path(__file__).parents[1] / "results" / "claims"
 ROUNDS_OF_LARGE = 9  # of programs that take seconds
 TAU = {  # temperatures alone, as their losses take them
     "atkd": lambda s, t: temperature.max_logit(standardize(s), standardize(t)),
@@ -202,7 +203,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main(
-    out: Path = Path(__file__).parents[1] / "results/claims/cost",
+    out: Path | None = None,
     rounds: int = ROUNDS,
     sizes: tuple[tuple[int, int], ...] = SIZES,
     small: bool = False,
@@ -210,13 +211,14 @@ def main(
     """Time and memory of temperatures, losses and training steps.
 
     Args:
-      out: folder of the tables.
+      out: folder of the tables; by default that of the committed one, or runs/claims/cost-small.
       rounds: how often all programs of a table run in turn.
       sizes: batch and classes of the losses.
       small: small shapes and three rounds instead.
     """
     if small:
         sizes, rounds = ((64, 10),), 3
+    out = out or (Path("runs/claims/cost-small") if small else RESULTS / "cost")
     device = jax.devices()[0].device_kind
     about = {"device": device, "machine": platform.machine(), "jax": jax.__version__, "rounds": rounds}
     found: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from jaxkd.runs import figures
 TEACHERS = ("digits-resnet20", "cifar10-resnet20", "cifar100-resnet56")
 USUAL = (2.0, 4.0)  # fixed temperatures of the literature
 BATCH = 500
+RESULTS = Path(__file__).parents[1] / "results" / "claims"
 
 
 def temperatures(teacher: teachers.Teacher, split: data.Split) -> tuple[np.ndarray, float]:
@@ -74,7 +75,7 @@ def figure(found: dict[str, tuple[np.ndarray, np.ndarray, int]]) -> Figure:
 def main(
     names: tuple[str, ...] = TEACHERS,
     data_dir: Path | None = None,
-    out: Path = Path(__file__).parents[1] / "results/claims/higher_temperatures",
+    out: Path | None = None,
     small: bool = False,
 ) -> None:
     """Temperatures of teachers' logits, by image and by class.
@@ -82,9 +83,11 @@ def main(
     Args:
       names: names or folders of teachers; the data are those that each was trained on.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder of the table and the figure.
+      out: folder of the table and the figure; by default that of the committed ones, or
+        runs/claims/higher_temperatures-small.
       small: the digits alone.
     """
+    out = out or (Path("runs/claims/higher_temperatures-small") if small else RESULTS / "higher_temperatures")
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, tuple[np.ndarray, np.ndarray, int]] = {}
     rows = []

@@ -101,7 +101,7 @@ def main(
     methods: tuple[str, ...] = (),
     seeds: int = 3,
     data_dir: Path | None = None,
-    out: Path = Path("runs/claims/nobody_tunes"),
+    out: Path | None = None,
     records: Path | None = RECORDS,
     small: bool = False,
 ) -> None:
@@ -113,10 +113,11 @@ def main(
       methods: which ones, by their names here ("adaptive", "T=4", "adaptive, weight 27", ...); or all.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder for the runs.
+      out: folder for the runs; by default runs/claims/nobody_tunes, or runs/claims/nobody_tunes-small.
       records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, one temperature, with the teacher that comes with jaxkd.
     """
+    out = out or Path(f"runs/claims/nobody_tunes{'-small' if small else ''}")
     teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
     known = methods_of((2.0,), ()) if small else methods_of(TEMPERATURES, WEIGHTS)
     if others := set(methods) - known.keys():

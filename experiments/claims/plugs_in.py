@@ -38,7 +38,7 @@ def main(
     losses: tuple[str, ...] = tuple(LOSSES),
     seeds: int = 3,
     data_dir: Path | None = None,
-    out: Path = Path("runs/claims/plugs_in"),
+    out: Path | None = None,
     records: Path | None = Path(__file__).parents[1] / "results/claims/plugs_in",
     small: bool = False,
 ) -> None:
@@ -50,10 +50,11 @@ def main(
       losses: which ones, by their names here.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder for the runs.
+      out: folder for the runs; by default runs/claims/plugs_in, or runs/claims/plugs_in-small.
       records: folder of the records of finished runs, of the tables and the figures.
       small: the digits for two epochs instead, one loss, with the teacher that comes with jaxkd.
     """
+    out = out or Path(f"runs/claims/plugs_in{'-small' if small else ''}")
     teacher, records, options = setting(teacher, records, seeds=seeds, data_dir=data_dir, small=small)
     for loss, (own, others) in only(LOSSES, ("dkd",) if small else losses, "loss").items():
         fixed, adaptive = ON_Z_SCORES.get(loss, (loss, loss))

@@ -48,7 +48,7 @@ def main(
     epochs: int = 240,
     seeds: int = 1,
     data_dir: Path | None = None,
-    out: Path = Path("runs/cifar100"),
+    out: Path | None = None,
     small: bool = False,
 ) -> None:
     """Students of a ResNet-56 on CIFAR-100: alone, with a fixed temperature, and with the adaptive one.
@@ -59,12 +59,14 @@ def main(
       epochs: passes over the training images; the schedule is stretched to fit.
       seeds: number of seeds, from 0.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
-      out: folder for the runs, the table and the figures.
+      out: folder for the runs, the table and the figures; by default one in runs, named by student and
+        epochs.
       small: the digits for two epochs instead, with the teacher that comes with jaxkd.
     """
     options = {**RECIPE, "epochs": epochs, "seeds": seeds, "data_dir": data_dir}
     if small:
         teacher, options = "digits-resnet20", {**RECIPE, **SMALL, "seeds": seeds}
+    out = out or Path("runs") / ("cifar100-small" if small else f"cifar100-{student}-{epochs}-epochs")
     table = grid(out, pairs=[(teacher, student)], methods=METHODS, **options)
     print(f"\n{table}\ntable and figures: {out / 'report'}")
 

@@ -37,14 +37,15 @@ METHODS = {
 }
 
 
-def main(small: bool = False, seeds: int = 1, out: Path = Path("runs/digits")) -> None:
+def main(small: bool = False, seeds: int = 1, out: Path | None = None) -> None:
     """A ResNet-8 on the digits: alone, with a fixed temperature, and with the adaptive temperature.
 
     Args:
       small: two epochs instead of ten.
       seeds: number of seeds, from 0.
-      out: folder for the runs, the table and the figures.
+      out: folder for the runs, the table and the figures; by default runs/digits, or runs/digits-small.
     """
+    out = out or Path("runs/digits-small" if small else "runs/digits")
     options = {**RECIPE, "seeds": seeds, **({"epochs": 2} if small else {})}
     table = grid(out, pairs=[("digits-resnet20", "resnet8")], methods=METHODS, **options)
     print(f"\n{table}\ntable and figures: {out / 'report'}")

@@ -9,7 +9,8 @@ Somebody holds a tenth of the training images, without labels, and a teacher tha
 (soft) or with its first choice (hard).  The first stage trains a generator on those images and answers; the
 second trains a student on the generator's images.  Beside it: KD on the tenth of real images, KD on noise, KD
 on all real images, and (`--ablation`) the generator's images without their comparison (`image_weight` 0).
-Runs, table and a picture of the generator's images go to `runs/mekd`; the same command goes on where it was.
+Runs, table and a picture of the generator's images go to a folder in `runs`; the same command goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def main(
     seeds: int = 1,
     ablation: bool = False,
     small: bool = False,
-    out: Path = Path("runs/mekd"),
+    out: Path | None = None,
 ) -> None:
     """Trains generator and students, and reports them.
 
@@ -71,10 +72,10 @@ def main(
       teacher: name or folder of a network trained on it.
       data_dir: folder of prepared TensorFlow Datasets (array_record).
       epochs: of the students; by default 24 on the digits, and 240 on others.
-      seeds: number of seeds, from 0; each has a generator of its own.
+      seeds: number of seeds of the students, from 0; they share the generator, and its tenth of the images.
       ablation: also a student that does not compare the generator's images with real ones.
       small: two epochs of everything.
-      out: folder for the runs, the table and the picture.
+      out: folder for the runs, the table and the picture; by default one in runs, named by data and epochs.
     """
     dataset = datasets.load(data, data_dir=data_dir)
     known = teachers.load(teacher)
@@ -83,16 +84,18 @@ def main(
         options = {**options, "student": {**options["student"], "epochs": epochs}}
     if small:
         options = {stage: {**values, "epochs": 2} for stage, values in options.items()}
+    out = out or Path("runs") / f"mekd-{Path(data).name}-{options['student']['epochs']}-epochs"
     folders: list[Path] = [teachers.locate(teacher)]
+    generator = train_generator(
+        teacher=black_box(known), data=dataset, out=out / "generator-seed0", seed=0, fraction=FRACTION,
+        **options["generator"],
+    )  # fmt: skip
+    picture(generator, dataset, out / "generator-seed0.png")
     for seed in range(seeds):
-        generator = train_generator(
-            teacher=black_box(known), data=dataset, out=out / f"generator-seed{seed}", seed=seed,
-            fraction=FRACTION, **options["generator"],
-        )  # fmt: skip
         rows = {
             "mekd-soft": {"method": mekd(generator)},
             "mekd-hard": {"method": mekd(generator, hard=True)},
-            "real-tenth": {"method": kd(), "data": part(dataset, seed)},
+            "real-tenth": {"method": kd(), "data": part(dataset)},
             "noise": {"method": kd(), "augmentation": Noise()},
             "real": {"method": kd()},
         }
@@ -106,7 +109,6 @@ def main(
                 config["epochs"] = round(config["epochs"] * ratio)
             distill(**{"teacher": black_box(known), "data": dataset, **row, **config})
             folders.append(config["run"])
-        picture(generator, dataset, out / f"generator-seed{seed}.png")
     print(f"\n{report(folders, out / 'report')}\ntable: {out / 'report'}, pictures: {out}")
 
 
@@ -134,10 +136,10 @@ def kd() -> methods.Method:
     return methods.create("kd", temperature=5.0, weight=0.2, ce_weight=0.0)
 
 
-def part(dataset: datasets.Dataset, seed: int) -> datasets.Dataset:
+def part(dataset: datasets.Dataset) -> datasets.Dataset:
     """The same tenth of the images that the generator is trained on."""
     train, test = dataset.splits["train"], dataset.splits["test"]
-    ids = at_hand(len(train), FRACTION, seed)
+    ids = at_hand(len(train), FRACTION, 0)
     return datasets.from_arrays(
         (train.images[ids], train.labels[ids]), (test.images, test.labels), num_classes=dataset.num_classes,
         augmentation=dataset.augmentation, mean=dataset.mean, std=dataset.std, name=f"{dataset.name}-tenth",

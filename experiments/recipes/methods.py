@@ -3,9 +3,9 @@
     python experiments/recipes/methods.py             # 10 epochs, 3 seeds; half an hour on two CPU cores
     python experiments/recipes/methods.py --small     # two epochs and one seed of three methods
 
-Runs, table and figures go to `runs/methods`; the same command goes on where it was stopped.  The weights were
-published for CIFAR-100 and 240 epochs, and one test image of the digits is 0.28 points: this shows that every
-method trains, and not which one is better.  MEKD has two stages and `mekd.py`.
+Runs, table and figures go to a folder in `runs`; the same command goes on where it was stopped.  The weights
+were published for CIFAR-100 and 240 epochs, and one test image of the digits is 0.28 points: this shows that
+every method trains, and not which one is better.  MEKD has two stages and `mekd.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(
     epochs: int = 10,
     seeds: int = 3,
     small: bool = False,
-    out: Path = Path("runs/methods"),
+    out: Path | None = None,
     records: Path | None = None,
 ) -> None:
     """Trains a student with every method, and reports them.
@@ -43,7 +43,8 @@ def main(
       epochs: passes over the training images.
       seeds: number of seeds, from 0.
       small: two epochs and one seed of three methods.
-      out: folder for the runs, and for the table and the figures.
+      out: folder for the runs, and for the table and the figures; by default one in runs, named by data and
+        epochs.
       records: folder that keeps the record of each finished run, and the table and the figures.  A run whose
         record is there is not made again.
     """
@@ -53,6 +54,7 @@ def main(
         options |= {"crop_padding": None, "flip": None}
     if small:
         options |= {"epochs": 2, "seeds": 1}
+    out = out or Path("runs") / f"methods-{Path(data).name}-{options['epochs']}-epochs"
     table = grid(
         out,
         pairs=[(teacher, "resnet8")],

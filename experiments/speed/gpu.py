@@ -31,8 +31,6 @@ from typing import Any
 
 import job
 
-from jaxkd import _markdown
-
 SIZES = ("256x100", "4096x32000", "8192x128000")
 IMAGES = 50_000
 MODES = {"eager": None, "compile": "default", "cuda graphs": "reduce-overhead"}
@@ -131,6 +129,7 @@ def measure_torch(small: bool) -> Iterator[Row]:
         for kind in ("live", "cached")
     ]
     for student, kind, mode, batch, half in plans[:2] if small else plans:
+        torch.compiler.reset()  # else, after eight variants of one function, it would be eager without a word
         step = side.step_of(student, kind, compiled=MODES[mode], half=half)
 
         def call(count: int, step: Any = step, batch: int = batch) -> None:
@@ -156,7 +155,8 @@ def measure_torch(small: bool) -> Iterator[Row]:
         s.requires_grad_()
         y = torch.arange(batch) % classes
         for loss in (cross_entropy, adaptive):
-            for mode, chosen in ("eager", loss), ("compile", torch.compile(loss)):
+            torch.compiler.reset()
+            for mode, chosen in ("eager", loss), ("compile", torch.compile(loss, dynamic=False)):
 
                 def once(count: int, loss: Any = chosen, s: Any = s, t: Any = t, y: Any = y) -> None:
                     for _ in range(count):
@@ -188,9 +188,9 @@ def table(rows: list[Row]) -> str:
     head = ["student", "what", "precision", "", "batch", "steps a call", "ms a step", "images/s"]
     return (
         f"# Speed on a GPU\n\n{about}. Medians of five rounds. Written by `gpu.py`.\n\n"
-        + _markdown.table([*head, "240 epochs, min"], steps, left=4)
+        + job.markdown([*head, "240 epochs, min"], steps, left=4)
         + "\n"
-        + _markdown.table(["logits", "loss", "", "ms"], of_losses, left=3)
+        + job.markdown(["logits", "loss", "", "ms"], of_losses, left=3)
     )
 
 
@@ -221,7 +221,8 @@ def main() -> None:
     file.write_text("")
     sides = {"jaxkd": sys.executable} | ({} if args.no_torch else {"torch": args.torch_python})
     # Each side has its share of the time, and the whole card to itself.
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # of several, one card for both
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUDA_VISIBLE_DEVICES": first}
     codes = []
     for side, python in sides.items():
         command = [python, __file__, "--side", side, "--seconds", str(args.seconds / len(sides))]

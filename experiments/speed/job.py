@@ -452,13 +452,15 @@ class Torch(Side):
 
         teacher = self._teacher
         if compiled is not None:
-            objective, teacher = (torch.compile(f, mode=compiled) for f in (objective, teacher))
+            objective, teacher = (
+                torch.compile(f, mode=compiled, dynamic=False) for f in (objective, teacher)
+            )
 
         def step(ids: Any) -> Any:
             views, labels, known = self._views(ids), self._labels[ids], None
             with torch.autocast(self._device, torch.bfloat16, enabled=half):
-                if kind == "live":
-                    with torch.inference_mode():
+                if kind == "live":  # in float32, as the package's: its precision is the student's
+                    with torch.inference_mode(), torch.autocast(self._device, enabled=False):
                         known = teacher(views)
                     known = known.clone()
                 elif kind == "cached":

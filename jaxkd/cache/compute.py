@@ -71,7 +71,9 @@ def cache_key(
     known, split = teacher.description, cacheable_split(dataset)
     return CacheKey(
         teacher=teacher.digest,
-        model=" ".join([known.model, *(f"{k}={v}" for k, v in known.model_options.items())]),
+        model=" ".join(
+            [known.model, *(f"{k}={v}" for k, v in known.model_options.items()), teacher.module]
+        ).strip(),
         mean=known.mean,
         std=known.std,
         split=SPLIT,

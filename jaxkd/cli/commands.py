@@ -111,8 +111,13 @@ def _import(config: ImportConfig) -> None:
     description = _description(config)
     known: dict[str, Any] = {"num_classes": description.num_classes, "image_shape": description.image_shape}
     if config.file.is_dir():
-        found = teachers.from_checkpoint(config.file, description.model, prefix=config.prefix, **known)
-        variables = found.variables
+        if config.rename:
+            raise ValueError(
+                "--rename is for the names in a PyTorch file; leave it out for a checkpoint's folder"
+            )
+        variables = teachers.from_checkpoint(
+            config.file, description.model, prefix=config.prefix, **known, **description.model_options
+        ).variables
     else:
         variables = teachers.import_torch(
             config.file,

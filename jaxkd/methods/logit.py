@@ -90,6 +90,11 @@ class Logit(Method):
         if of_batch:
             arguments["where"] = seen.where
         values = self.loss(seen.student_logits, seen.teacher_logits, **arguments)
+        if (
+            self.loss is losses.dtkd and tau is not None
+        ):  # the teacher's temperature is watched, not the reference
+            z = (standardize(s), standardize(t)) if arguments["standardize"] else (s, t)
+            tau = tau * temperature.max_ratio(*z, reference=1.0)
         weight: jax.typing.ArrayLike = self.weight
         if self.warmup_epochs:
             weight = self.weight * jnp.minimum(x.epoch / self.warmup_epochs, 1.0)

@@ -105,8 +105,9 @@ class LinenForward:
             if context.method_name != "__call__":
                 return following(*args, **kwargs)
             if train and type(module) is nn.BatchNorm:
-                return _linen_batch_norm(module, following, args, kwargs, where, self.axis_name)
-            result = following(*args, **kwargs)
+                result = _linen_batch_norm(module, following, args, kwargs, where, self.axis_name)
+            else:
+                result = following(*args, **kwargs)
             path = "/".join(module.path)
             if path in wanted:
                 seen[wanted[path]] = result
@@ -264,7 +265,11 @@ def from_nnx(
     if isinstance(module, nnx.Module):
         fixed = module
         return Network(name or type(module).__name__, NNXForward(lambda _: nnx.clone(fixed), call), mean, std)
-    return Network(name or module.__name__, NNXForward(module, call), mean, std)
+    make = module
+    while isinstance(make, functools.partial):
+        make = make.func
+    own = getattr(make, "__name__", type(make).__name__)
+    return Network(name or own, NNXForward(module, call), mean, std)
 
 
 def as_network(thing: Like, num_classes: int, *, dtype: Any = jnp.float32) -> Network:

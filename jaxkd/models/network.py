@@ -99,6 +99,13 @@ class Network:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(
+                f"network {self.name} has mean {self.mean} and std {self.std}; give both, or neither to take "
+                "the data set's"
+            )
+
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
         """The same network with a normalisation; its own goes first."""
         return self if self.mean is not None else dataclasses.replace(self, mean=mean, std=std)
@@ -132,7 +139,8 @@ class Network:
         Returns:
           The outputs, and the collections that changed; none in evaluation mode.
         """
-        if images.dtype == jnp.uint8 and self.mean is not None and self.std is not None:
+        if images.dtype == jnp.uint8 and self.mean is not None:
+            assert self.std is not None
             images = normalize(images, self.mean, self.std)
         return self.forward(variables, images, train=train, where=where, rngs=rngs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxkd._names import describe_object
 from jaxkd.models.adapters import Call, outputs_of, require_last_axis, running_average
 from jaxkd.models.layers import Outputs, batch_statistics
 from jaxkd.models.network import Variables
@@ -90,8 +92,9 @@ class NNXForward:
         return outputs_of(result, {}), {"state": rest} if train and rest else {}
 
     def describe(self) -> dict[str, Any]:
-        """See `Forward`."""
-        return {"module": "NNX"}
+        """See `Forward`; the structure holds the module's options."""
+        structure = describe_object(self._template[0])
+        return {"module": "NNX", "structure": hashlib.sha256(structure.encode()).hexdigest()[:16]}
 
     @functools.cached_property
     def _template(self) -> tuple[Any, list[tuple[Any, Any]]]:

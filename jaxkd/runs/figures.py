@@ -266,30 +266,28 @@ def _distributed(summary: Summary) -> list[str]:
 
 def _by_epoch(cell: Cell) -> dict[int, list[float]]:
     """Test accuracies of the seeds by epoch, where all that are under way have one."""
-    tests = [run.tests for run in cell.runs if run.tests]
-    return {epoch: [test[epoch] for test in tests if epoch in test] for epoch in sorted(set().union(*tests))}
+    return _where_all([run.tests for run in cell.runs if run.tests])
+
+
+def _where_all(curves: Sequence[Mapping[int, float]]) -> dict[int, list[float]]:
+    """The values of several curves by epoch, where all have one: a mean over fewer would be a jump."""
+    common = set.intersection(*map(set, curves)) if curves else set()
+    return {epoch: [curve[epoch] for curve in curves] for epoch in sorted(common)}
 
 
 def _less(cell: Cell, base: Cell) -> dict[int, list[float]]:
     """Differences of test accuracies by epoch, of the seeds that both have."""
     known = {run.seed: run.tests for run in base.runs}
-    found: dict[int, list[float]] = {}
-    for run in cell.runs:
-        for epoch, value in run.tests.items():
-            if epoch in known.get(run.seed, {}):
-                found.setdefault(epoch, []).append(value - known[run.seed][epoch])
-    return dict(sorted(found.items()))
+    pairs = [(run.tests, known[run.seed]) for run in cell.runs if run.tests and known.get(run.seed)]
+    return _where_all(
+        [{epoch: one[epoch] - other[epoch] for epoch in one if epoch in other} for one, other in pairs]
+    )
 
 
 def _of_training(cell: Cell, name: str) -> dict[int, float]:
     """A quantity of the training log at each epoch's end: the mean over the seeds."""
-    found: dict[int, list[float]] = {}
-    for run in cell.runs:
-        last = {line["epoch"]: line for line in run.of("train")}
-        for epoch, line in last.items():
-            if name in line:
-                found.setdefault(epoch, []).append(line[name])
-    return {epoch: statistics.fmean(values) for epoch, values in sorted(found.items())}
+    curves = [{line["epoch"]: line[name] for line in run.of("train") if name in line} for run in cell.runs]
+    return {epoch: statistics.fmean(values) for epoch, values in _where_all([c for c in curves if c]).items()}
 
 
 def _band(

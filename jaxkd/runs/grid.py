@@ -76,7 +76,7 @@ def grid(
     folder = placed(folder)
     known = {teacher: teachers.load(teacher) for teacher, _ in pairs}
     # Record names contain the seed even for one seed: more seeds may be added later.
-    planned = _plan(folder, pairs, methods, alone, cache, options, recorded=records is not None)
+    planned = _plan(folder, pairs, known, methods, alone, cache, options, recorded=records is not None)
     _check(planned, known)
     places = {
         run.config.folder: placed(records) / run.config.folder.name if records else None for run in planned
@@ -110,6 +110,7 @@ def grid(
 def _plan(
     folder: Path,
     pairs: Sequence[tuple[str, str]],
+    known: Mapping[str, teachers.Teacher],
     methods: Mapping[str, Mapping[str, Any]],
     alone: bool,
     cache: str,
@@ -125,7 +126,7 @@ def _plan(
         planned.append(Planned(TrainConfig(model=student, run=own, **options)))
     for name, chosen in methods.items():
         for teacher, student in pairs:
-            own = folder / (f"{Path(teacher).name}-{student}-{name}" if several else name)
+            own = folder / (f"{known[teacher].name}-{student}-{name}" if several else name)
             method = chosen.get("method")
             given = method if isinstance(method, known_methods.Method) else None
             named = {"method": known_methods.title(given)} if given else {}

@@ -24,7 +24,7 @@ from jaxkd.training import Named, Recipe, Task
 
 # Told by the digests of the data and the teacher, and by the augmentation.
 _OF_DATA = ("data", "image_size", "resized_crop", "crop_padding", "flip", "teacher_size")
-_OF_RECIPE = ("optimizer", "learning_rate", "schedule", "warmup_epochs", "momentum", "weight_decay")
+OF_RECIPE = ("optimizer", "learning_rate", "schedule", "warmup_epochs", "momentum", "weight_decay")
 
 
 def identify(
@@ -51,7 +51,7 @@ def identify(
       num_devices: matters only if batch norm is per device.
     """
     decisive = config.decisive()
-    for name in (*_OF_DATA, "method", "method_options", "model", "student", *_OF_RECIPE):
+    for name in (*_OF_DATA, "method", "method_options", "model", "student", *OF_RECIPE):
         decisive.pop(name, None)
     identity = {
         **decisive,
@@ -68,6 +68,8 @@ def identify(
     if teacher is not None:
         known = teacher.description
         identity |= {"teacher_digest": teacher.digest, "teacher_mean": known.mean, "teacher_std": known.std}
+        if teacher.module:
+            identity["teacher_module"] = teacher.module
         # The precision of a cache changes every bit that follows, and so does the cache itself.
         identity["teacher_logits"] = teacher_logits
     return identity

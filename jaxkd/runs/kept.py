@@ -68,12 +68,16 @@ def find_kept(
         # Compare the resolved options: a default may have changed, or may have been passed explicitly.
         made = method or methods.create(config.method, **config.method_options)
         now = {name: as_json(value) for name, value in methods.options(made).items()}
+        usual = {} if method else methods.options(methods.create(config.method))
         stored["method_options"] = {
             name.removeprefix("method."): value
             for name, value in identity.items()
             if name.startswith("method.")
         }
-        wanted["method_options"] = {name: now.get(name) for name in stored["method_options"]}
+        # An option that the record does not know is a newer one: it must have its default.
+        newer = usual.keys() - stored["method_options"].keys()
+        changed = {name: now[name] for name in newer if now[name] != as_json(usual[name])}
+        wanted["method_options"] = {name: now.get(name) for name in stored["method_options"]} | changed
     different = differing_keys(
         {**stored, "teacher_digest": identity.get("teacher_digest")},
         {**wanted, "teacher_digest": teacher_digest},

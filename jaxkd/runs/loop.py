@@ -215,7 +215,9 @@ class Loop:
             self._check(state)
             self._compiled.add(len(ids))
             release_memory()
-            self._say(f"compiled and ran the first call in {self.stopwatch.stop('compile'):.1f} s")
+            seconds = self.stopwatch.stop("compile")
+            self._lines.paused(seconds)
+            self._say(f"compiled and ran the first call in {seconds:.1f} s")
         else:
             self.stopwatch.images += int((ids >= 0).sum())
         return state

@@ -238,7 +238,7 @@ class Record:
         ]
         began = {name: known.config["environment"].get(name) for name in _VERSIONS}
         changed = [f"{name} {began[name]}, now {now[name]}" for name in _VERSIONS if began[name] != now[name]]
-        if changed and self.result() is None:
+        if changed and Record.result(self) is None:  # not a subclass's, which may ask other processes
             change = "; ".join(changed)
             notes.append(
                 f"this run began with {change}. It resumes, and ends with the same numbers up to "

@@ -97,10 +97,13 @@ def _notes(summary: Summary) -> list[str]:
                 f"{about}: one standard error of an accuracy, from the sampling of the test images, is "
                 f"{error:.2f} points."
             )
-        if verdicts := summary.verdicts(pair):
-            words = (
-                f"{verdict}: {', '.join(map(_markdown.escape, names))}" for verdict, names in verdicts.items()
+        if unlike := summary.unlike(pair):
+            words = (f"{name} ({'; '.join(f'{value!s:.40}' for value in unlike[name])})" for name in unlike)
+            notes.append(
+                f"{about}: the rows differ in more than the method: {_markdown.escape(', '.join(words))}."
             )
+        if verdicts := summary.verdicts(pair):
+            words = (f"{verdict}: {', '.join(map(_listed, names))}" for verdict, names in verdicts.items())
             notes.append(f"{about}, against {_markdown.escape(summary.baseline or '')}: {'; '.join(words)}.")
     if summary.baseline is not None:
         notes.append(
@@ -112,6 +115,11 @@ def _notes(summary: Summary) -> list[str]:
         names = ", ".join(map(_markdown.escape, summary.repeated))
         notes.append(f"Omitted above, since they repeat a configuration and seed: {names}.")
     return notes
+
+
+def _listed(name: str) -> str:
+    """A name in a list with commas."""
+    return f'"{_markdown.escape(name)}"' if "," in name else _markdown.escape(name)
 
 
 def runs_table(records: Sequence[RunRecord | Pretrained]) -> str:

@@ -30,7 +30,7 @@ from jaxkd.runs.announce import announce, cost
 from jaxkd.runs.checkpoint import describe_newest, saved_steps
 from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
 from jaxkd.runs.fork import graft, open_fork
-from jaxkd.runs.identity import as_json, identify, require_logits, sources
+from jaxkd.runs.identity import OF_RECIPE, as_json, identify, require_logits, sources
 from jaxkd.runs.loop import Evaluator, Loop
 from jaxkd.runs.record import Result
 from jaxkd.runs.watching import Log, log_to_wandb
@@ -244,6 +244,10 @@ def options_of_call(command: Any, config: Any, named: dict[str, Any], objects: M
     return dataclasses.replace(config, **both)
 
 
+def _default(config: Any, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(config) if field.name == name)
+
+
 def _name(thing: Any) -> str:
     if isinstance(thing, Method):
         return methods.title(thing)
@@ -274,6 +278,11 @@ def _run(
     share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
     if objects.get("optimizer") is None:
         config.recipe(1, 1).transformation()  # reports unknown names before the data are read
+    elif unused := sorted(name for name in OF_RECIPE if getattr(config, name) != _default(config, name)):
+        raise ValueError(
+            f"{', '.join(unused)} would have no effect beside an own optimizer; put it into that, and "
+            "leave the option out"
+        )
     if isinstance(network, str):
         models.create(network)
     dataset = config.load(given=objects.get("data"))
@@ -316,6 +325,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
     task, recipe = make_task(config, parts)
     student = jax.eval_shape(lambda: task.student.init(0, dataset.image_shape))
     require_logits(task.student, student, dataset)
+    saved_as = _describe_student(task, parts)  # now, since hours later would be too late
     with contextlib.ExitStack() as stack:
         stack.callback(release_memory)
         stack.enter_context(processes.peers_needed())
@@ -397,7 +407,8 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
 
         tests = record.lines("test")
         if processes.is_first():
-            _save_student(folder / "model", state, frozen, task, parts, tests[-1]["accuracy"])
+            saved_as = dataclasses.replace(saved_as, test_accuracy=tests[-1]["accuracy"])
+            _save_student(folder / "model", state, frozen, task, saved_as)
         best = max(tests, key=lambda line: line["accuracy"])
         result = Result(
             {
@@ -532,16 +543,28 @@ def _cached_logits(
 
 
 def _save_student(
-    folder: Path, state: TrainState, frozen: Frozen, task: Task, parts: Parts, accuracy: float
+    folder: Path, state: TrainState, frozen: Frozen, task: Task, about: teachers.Description
 ) -> None:
     """Saves the trained network, and the method if it predicts itself, as a teacher for other runs."""
     variables: dict[str, Any] = state.student
+    if methods.predicts_itself(task.method):
+        _, own = methods.answering_part(task.method, {**state.method_variables, **frozen.collections})
+        variables = {"student": variables, "method": own}
+    teachers.save(folder, jax.device_get(variables), about)
+
+
+def _describe_student(task: Task, parts: Parts) -> teachers.Description:
+    """The description of the network that a run saves, without its accuracy.
+
+    Raises:
+      ValueError: it cannot be saved: the normalisation has another number of channels than the images, or a
+        method that predicts has an option that is no JSON.
+    """
     answers: dict[str, Any] = {}
     if methods.predicts_itself(task.method):
-        part, own = methods.answering_part(task.method, {**state.method_variables, **frozen.collections})
+        part, _ = methods.answering_part(task.method, {})
         options = {name: as_json(value) for name, value in methods.options(part).items()}
         answers = {"name": methods.title(part), "options": options}
-        variables = {"student": variables, "method": own}
     source = "trained on labels"
     if parts.teacher is not None:
         about = f"{methods.title(task.method)} {methods.options(task.method)}"
@@ -550,16 +573,15 @@ def _save_student(
     mean, std = task.student.mean, task.student.std
     assert mean is not None, "`normalized` gives it"
     assert std is not None
-    description = teachers.Description(
+    described = teachers.Description(
         model=task.student.name,
         num_classes=parts.dataset.num_classes,
         image_shape=parts.dataset.image_shape,
         mean=mean,
         std=std,
         data=parts.dataset.name,
-        test_accuracy=accuracy,
         source=source,
         own=bool({"model", "student"} & set(parts.objects)),
         method=answers,
     )
-    teachers.save(folder, jax.device_get(variables), description)
+    return teachers.Description.from_json(dataclasses.asdict(described))

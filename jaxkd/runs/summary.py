@@ -232,6 +232,15 @@ class Summary:
         error = self.sampling_error(pair)
         return None if error is None else 1.96 * math.sqrt(2) * error
 
+    def unlike(self, pair: Pair) -> dict[str, list[Any]]:
+        """What a column's runs do not have in common, beside methods and seeds: values by their names."""
+        found: dict[str, dict[str, Any]] = {}
+        for (_, column), cell in self.cells.items():
+            for name, value in cell.runs[0].identity.items() if column == pair else ():
+                if name not in _BY_CHANCE and name.partition(".")[0] != "method":
+                    found.setdefault(name, {})[json.dumps(value)] = value
+        return {name: list(values.values()) for name, values in found.items() if len(values) > 1}
+
     def verdicts(self, pair: Pair) -> dict[str, list[str]]:
         """Verdicts on the differences from the baseline: maps each verdict to its methods."""
         found: dict[str, list[str]] = {}
@@ -246,7 +255,8 @@ class Summary:
             else:
                 verdict = "higher" if difference.mean > 0 else "lower"
                 if abs(difference.mean) < within:
-                    verdict += " on these test images, by less than their sampling error"
+                    verdict += f", by less than the {within:.1f} points that the sampling of the test images "
+                    verdict += "explains"
             found.setdefault(verdict, []).append(method)
         return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import jax.numpy as jnp
 import jax.tree_util
 import numpy as np
 
@@ -99,7 +100,7 @@ def find(
     if len(fitting) == 1:
         (found,) = fitting.values()
         return jax.tree_util.tree_unflatten(
-            jax.tree_util.tree_structure(like), [found[path] for path in wanted]
+            jax.tree_util.tree_structure(like), [_checked(path, found[path], wanted[path]) for path in wanted]
         )
     if fitting:
         names = ", ".join(f'"{"/".join(start)}"' for start in list(fitting)[:_LISTED])
@@ -110,6 +111,24 @@ def find(
         f"the network's variables are not in the checkpoint; wanted are {', '.join(shapes)}, ..., and it "
         f"holds {', '.join(held)}, ..."
     )
+
+
+def _checked(path: Path_, array: np.ndarray, leaf: Any) -> np.ndarray:
+    """The array in the network's type; floating-point numbers must be finite in it.
+
+    Raises:
+      ValueError: they are not, or the array has other numbers.
+    """
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return array
+    name = "/".join(path)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} is of type {array.dtype}; weights must be floating-point numbers")
+    with np.errstate(over="ignore"):
+        cast = array.astype(leaf.dtype, copy=False)
+    if not np.isfinite(np.asarray(cast, np.float64)).all():
+        raise ValueError(f"{name} has values that are not finite in {leaf.dtype}; the network diverged")
+    return cast
 
 
 def _leaves(like: Mapping[str, Any]) -> list[tuple[Any, Any]]:

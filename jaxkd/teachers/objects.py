@@ -141,14 +141,19 @@ def from_network(
         model=made.name,
         num_classes=outputs.logits.shape[-1],
         image_shape=image_shape,
-        mean=tuple(mean or made.mean or (0.0,) * channels),
-        std=tuple(std or made.std or (1.0,) * channels),
+        mean=_first(mean, made.mean, (0.0,) * channels),
+        std=_first(std, made.std, (1.0,) * channels),
         data=data,
         source="an own network",
         own=True,
     )
     digest = storage.tree_digest(dict(variables))
     return Teacher(name or made.name, description, dict(variables), digest, made.forward)
+
+
+def _first(*values: Sequence[float] | None) -> tuple[float, ...]:
+    """The first that is given, as numbers of Python."""
+    return tuple(map(float, next(one for one in values if one is not None)))
 
 
 def from_checkpoint(
@@ -162,6 +167,7 @@ def from_checkpoint(
     std: Sequence[float] | None = None,
     name: str | None = None,
     data: str = "unknown",
+    **model_options: Any,
 ) -> Teacher:
     """Makes a teacher from a Flax Linen or NNX checkpoint that another program saved.
 
@@ -177,12 +183,18 @@ def from_checkpoint(
       std: standard deviation of each channel; by default the network's own, or 1.
       name: for tables; by default the network's.
       data: the dataset that it was trained on.
+      **model_options: other options of `models.create`, for a name, such as `shortcut="A"`.
 
     Raises:
       FileNotFoundError: `path` does not exist.
       ValueError: it is not a checkpoint, or the network's variables are not in it, or in several places.
     """
-    made = models.as_network(network, num_classes)
+    if model_options and not isinstance(network, str):
+        raise TypeError(f"{', '.join(model_options)}: an own network has its options already")
+    module = models.create(network, num_classes, **model_options) if isinstance(network, str) else network
+    made = models.as_network(module, num_classes)
+    if isinstance(network, str):
+        made = dataclasses.replace(made, name=network)
     shapes = jax.eval_shape(lambda: made.init(0, image_shape))
     try:
         variables = foreign.find(foreign.read(Path(path)), shapes, prefix=prefix)
@@ -190,7 +202,10 @@ def from_checkpoint(
         raise ValueError(f"{path} as {made.name}: {error}") from None
     teacher = from_network(made, variables, image_shape=image_shape, mean=mean, std=std, name=name, data=data)
     about = dataclasses.replace(
-        teacher.description, source=f"from the checkpoint {Path(path).name}", own=not isinstance(network, str)
+        teacher.description,
+        source=f"from the checkpoint {Path(path).name}",
+        model_options=model_options,
+        own=not isinstance(network, str),
     )
     forward = None if isinstance(network, str) else teacher.forward
     return dataclasses.replace(teacher, description=about, forward=forward)

@@ -135,10 +135,17 @@ def _is_method(value: Any) -> bool:
     if not isinstance(value, dict) or (value and value.keys() != {"name", "options"}):
         return False
     return not value or (
-        isinstance(value["name"], str)
-        and isinstance(value["options"], dict)
-        and all(map(_is_option, value["options"].values()))
+        isinstance(value["name"], str) and isinstance(value["options"], dict) and _is_json(value["options"])
     )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether it consists of texts, finite numbers, lists, and dictionaries by text."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and _is_json(list(value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (bool, str)) or is_number(value)
 
 
 _CHANNELS = Field("finite numbers", _are_channels)

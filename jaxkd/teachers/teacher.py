@@ -99,6 +99,13 @@ class Teacher:
     resize: int | None = None
 
     @property
+    def module(self) -> str:
+        """A user's own network in a line, which identifies it beside its variables; empty for others."""
+        if self.forward is None or not self.description.own:
+            return ""
+        return " ".join(map(str, self.forward.describe().values()))
+
+    @property
     def num_classes(self) -> int:
         """Number of logits."""
         return self.description.num_classes
@@ -189,7 +196,21 @@ class Teacher:
                 "images are floats from 0 to 1, which look like pixels / 255, not like normalised ones; "
                 "pass uint8 pixels, or normalized=True"
             )
+        if changes and not normalized and images.dtype != jnp.uint8:
+            self._require_normalized(images)
         return self._apply(self.frozen[1], images)
+
+    def _require_normalized(self, images: jax.Array) -> None:
+        """Raises ValueError for floats that no normalised pixels reach; traced ones are not seen."""
+        mean, std = np.asarray(self.description.mean), np.asarray(self.description.std)
+        bound = float(np.max(np.maximum(1 - mean, mean) / std))
+        if isinstance(images, jax.core.Tracer) or not images.size:
+            return
+        if (largest := float(jnp.abs(images).max())) > 10 * bound:
+            raise ValueError(
+                f"images are floats up to {largest:g}, and normalised pixels are at most {bound:.3g}; "
+                "pass uint8 pixels, or normalized=True"
+            )
 
     @functools.cached_property
     def _apply(self) -> Callable[[Any, jax.Array], models.Outputs]:

@@ -145,7 +145,7 @@ def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> opt
         "method/theta" or "student/head".  The longest matching prefix is used.
 
     Raises:
-      ValueError: a parameter has no transformation.
+      ValueError: a parameter has no transformation, or a label of a part of the student no parameter.
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -167,6 +167,12 @@ def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> opt
             'add one for "student" and one for "method"'
         )
 
-    return optax.multi_transform(
-        dict(transformations), lambda params: jax.tree_util.tree_map_with_path(label, params)
-    )
+    def labels(params: Any) -> Any:
+        found = jax.tree_util.tree_map_with_path(label, params)
+        # A method may have no parameters; a part of the student has some, or is misspelt.
+        unused = {name for name in known if name.startswith("student/")} - set(jax.tree.leaves(found))
+        if unused:
+            raise ValueError(f"no parameter begins with {', '.join(sorted(unused))}; correct the label")
+        return found
+
+    return optax.multi_transform(dict(transformations), labels)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from reference import relative
 
-from jaxkd import methods
+from jaxkd import methods, temperature
 from jaxkd.metrics import numbers
 from jaxkd.models import Outputs
 
@@ -149,6 +149,14 @@ def test_the_reported_temperature_is_the_one_that_was_used(options: dict, key: s
     expected = LOSSES[f"b8_k10/{key}"][:, 0]
     assert metric.compute()[""] == pytest.approx(expected.mean(), rel=1e-6)
     assert metric.quantile(1.0) == pytest.approx(expected.max(), rel=0.01)
+
+
+def test_the_reported_temperature_of_dtkd_is_the_teachers() -> None:
+    metric: Any = terms("dtkd").metrics["temperature"]
+    s, t = (inputs().student_logits, inputs().teacher_logits)
+    expected = temperature.max_ratio(s, t, of="teacher", reference=4.0)
+    assert metric.compute()[""] == pytest.approx(float(expected.mean()), rel=1e-6)
+    assert metric.quantile(1.0) > metric.quantile(0.0)
 
 
 def test_a_method_knows_its_name_and_options() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,33 @@ def test_what_a_network_keeps_of_each_device_is_averaged(tmp_path: Path) -> None
         kept.append(found.state["network"]["seen"])
     assert float(kept[0]["mean"]) == pytest.approx(float(kept[1]["mean"]), abs=1e-6)
     assert [int(one["calls"]) for one in kept] == [1, 1]
+
+
+def test_a_named_batch_norm_is_a_feature_in_training_too() -> None:
+    network = models.from_linen(Linen(), features={"stage1": "conv", "stage1_preact": "norm"})
+    variables = network.init(0, SHAPE)
+    outputs = [network.apply(variables, IMAGES, train=mode, rngs={})[0] for mode in (False, True)]
+    assert [sorted(seen.features) for seen in outputs] == [["stage1", "stage1_preact"]] * 2
+
+
+def test_a_normalisation_is_whole_and_has_the_images_channels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"network Linen has mean \(0.5,\) and std None; give both"):
+        models.from_linen(Linen(), mean=(0.5,))
+    network = models.from_linen(Linen(), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    with pytest.raises(ValueError, match="mean and std need one value for each of 1 channels"):
+        jaxkd.train(model=network, data=helpers.tiny_dataset(), run=tmp_path / "run", say=helpers.silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_options_of_an_nnx_module_identify_it() -> None:
+    def describe(module: Any) -> dict[str, Any]:
+        network = models.from_nnx(module)
+        return network.describe(network.init(0, SHAPE))
+
+    part = functools.partial(NNX, rate=0.5)
+    assert describe(NNX(nnx.Rngs(0))) == describe(NNX(nnx.Rngs(1))) == describe(NNX)
+    assert describe(NNX(nnx.Rngs(0), rate=0.5)) == describe(part) != describe(NNX)
+    assert models.from_nnx(part).name == "NNX"
 
 
 def test_logits_in_bfloat16_become_float32() -> None:

@@ -11,7 +11,9 @@ import helpers
 import jax
 import pytest
 
+from jaxkd.files import records
 from jaxkd.runs import grid
+from jaxkd.runs.record import CONFIG
 from jaxkd.runs.summary import read, summarise
 
 
@@ -56,26 +58,24 @@ def test_a_grid_of_one_seed_is_the_first_of_one_of_several(made: Path, options: 
 def test_records_stand_for_runs_on_another_machine(
     made: Path, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    records = shutil.copytree(made / "records", tmp_path / "records")
-    names = {path.name.removesuffix(".sha256") for path in (records / "kd-seed1").iterdir()}
+    kept = shutil.copytree(made / "records", tmp_path / "records")
+    names = {path.name.removesuffix(".sha256") for path in (kept / "kd-seed1").iterdir()}
     assert names == {"config.json", "metrics.jsonl", "result.json"}
-    assert str(made) not in (records / "kd-seed1" / "config.json").read_text()
-    shutil.rmtree(records / "alone-seed0")
-    (records / "kd-seed1" / "result.json").unlink()  # as if a copy had been cut off
+    assert str(made) not in (kept / "kd-seed1" / "config.json").read_text()
+    shutil.rmtree(kept / "alone-seed0")
+    (kept / "kd-seed1" / "result.json").unlink()  # as if a copy had been cut off
     said: list[str] = []
-    table = grid(tmp_path / "all", records=records, say=said.append, **options)
+    table = grid(tmp_path / "all", records=kept, say=said.append, **options)
     assert {path.name for path in (tmp_path / "all").iterdir()} == {"kd-seed1", "alone-seed0"}
-    assert (records / "report" / "table.tex").is_file()
+    assert (kept / "report" / "table.tex").is_file()
     assert sum("is done already" in line for line in said) == 2
     for name in ("kd-seed1", "alone-seed0"):
-        before, after = (
-            json.loads((r / name / "result.json").read_text()) for r in (made / "records", records)
-        )
+        before, after = (json.loads((r / name / "result.json").read_text()) for r in (made / "records", kept))
         assert {k: v for k, v in before.items() if k not in ("seconds", "images_per_second")} == {
             k: v for k, v in after.items() if k not in ("seconds", "images_per_second")
         }
-    assert table == (grid(tmp_path / "all", records=records, say=said.append, **options))
-    assert summarise(read([records])).methods == ("alone", "kd")
+    assert table == (grid(tmp_path / "all", records=kept, say=said.append, **options))
+    assert summarise(read([kept])).methods == ("alone", "kd")
 
 
 def test_a_run_of_another_grid_is_taken_where_its_options_are_the_same(
@@ -99,12 +99,12 @@ def _doubled(tree: Any) -> Any:
 def test_a_record_of_another_run_is_refused_before_anything_is_trained(
     made: Path, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    records = shutil.copytree(made / "records", tmp_path / "records")
+    kept = shutil.copytree(made / "records", tmp_path / "records")
     with pytest.raises(ValueError, match=r"records another run; different: epochs \(there 1, here 2\)"):
-        grid(tmp_path / "all", records=records, **{**options, "epochs": 2})
+        grid(tmp_path / "all", records=kept, **{**options, "epochs": 2})
     other = helpers.untrained_teacher(tmp_path / "other", helpers.tiny_dataset(), change=_doubled)
     with pytest.raises(ValueError, match="records another run; different: teacher_digest"):
-        grid(tmp_path / "all", records=records, **{**options, "pairs": [(str(other), "resnet8")]})
+        grid(tmp_path / "all", records=kept, **{**options, "pairs": [(str(other), "resnet8")]})
     assert not (tmp_path / "all").exists()
 
 
@@ -131,6 +131,21 @@ def test_a_record_of_a_teacher_that_sees_another_size_is_found(
     for _ in range(2):
         grid(tmp_path / "all", records=tmp_path / "records", say=said.append, **again)
     assert f"{tmp_path / 'records' / 'kd-seed0'} is done already" in said
+
+
+def test_a_record_without_an_option_is_of_its_default(
+    made: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """An option that is newer than the record."""
+    folder = shutil.copytree(made / "records", tmp_path / "records")
+    for place in folder.glob("kd-seed*"):
+        contents = records.read(place / "config.json", CONFIG)
+        del contents["identity"]["method.standardize"]
+        records.write(place / "config.json", CONFIG, contents)
+    grid(tmp_path / "all", records=folder, say=lambda _: None, **options)
+    changed = {"kd": {"method": "kd", "method_options": {"standardize": True}}}
+    with pytest.raises(ValueError, match=r"records another run; different: .*standardize"):
+        grid(tmp_path / "all", records=folder, **{**options, "methods": changed})
 
 
 def test_a_baseline_that_is_not_in_the_grid_is_refused_before_anything_is_trained(

@@ -19,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from jaxkd.config import TrainConfig
 from jaxkd.files import records
+from jaxkd.runs import processes
 from jaxkd.runs.checkpoint import Checkpoints
 from jaxkd.runs.config import from_file
 from jaxkd.runs.events import Events
@@ -279,6 +280,30 @@ def test_other_versions_and_devices_are_told_and_recorded(tmp_path: Path) -> Non
         (note,) = opened(tmp_path)[1]
         assert f"this run began with {change}. It resumes" in note
         assert records.read(tmp_path / "config.json", CONFIG) == stored | {"resumed": [change]}
+
+
+def test_a_record_of_several_processes_asks_them_one_thing_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a run goes on with other versions: a question within another is answered by nobody."""
+    opened(tmp_path)
+    stored = records.read(tmp_path / "config.json", CONFIG)
+    stored["environment"] |= {"jax": "0.9.0"}
+    records.write(tmp_path / "config.json", CONFIG, stored)
+    asking = False
+
+    def from_first(compute: Callable[[], Any]) -> Any:
+        nonlocal asking
+        assert not asking, "within another question"
+        asking = True
+        found = compute()
+        asking = False
+        return found
+
+    monkeypatch.setattr(processes, "from_first", from_first)
+    with contextlib.closing(processes.SharedRecord(tmp_path)) as record:
+        (note,) = record.open({"epochs": 1}, stored["identity"], jax.devices()[:1])
+    assert "this run began with jax 0.9.0" in note
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to nothing", "below a file"])

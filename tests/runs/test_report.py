@@ -134,7 +134,7 @@ def test_methods_are_compared_over_the_same_seeds(tmp_path: Path) -> None:
     for words in (
         "lower: alone;",
         "higher: atkd;",
-        "higher on these test images, by less than their sampling error: dkd;",
+        "higher, by less than the 1.4 points that the sampling of the test images explains: dkd;",
         "not significant (the interval contains 0): mse;",
         "one seed, no interval: ttm.",
     ):
@@ -144,6 +144,38 @@ def test_methods_are_compared_over_the_same_seeds(tmp_path: Path) -> None:
     assert rows["kd"][1] == "+10.00 (+10.00 to +10.00)"
     with pytest.raises(ValueError, match="no run uses the baseline dtkd; available: alone, atkd"):
         report([tmp_path / "runs"], tmp_path / "out", "dtkd")
+
+
+def test_rows_that_differ_in_more_than_the_method_are_told(tmp_path: Path) -> None:
+    for method, batch in (("kd", 64), ("atkd, adaptive", 128)):
+        identity = {
+            "method": method,
+            "method.weight": 9.0,
+            "seed": 0,
+            "student": "resnet8",
+            "data": "d",
+            "epochs": 1,
+        }
+        config = {"student": "resnet8", "method": method, "teacher": "big"}
+        result = {"last_accuracy": 50.0, "test_examples": 400}
+        write_run(
+            tmp_path / method, [50.0], result, identity={**identity, "batch_size": batch}, config=config
+        )
+    report([tmp_path / "kd", tmp_path / "atkd, adaptive"], tmp_path / "out")
+    notes = (tmp_path / "out" / "report.md").read_text()
+    assert "the rows differ in more than the method: batch_size (64; 128)." in notes.replace("\\", "")
+    assert 'one seed, no interval: "atkd, adaptive".' in notes
+
+
+def test_a_curve_ends_where_a_seed_ends(tmp_path: Path) -> None:
+    """A mean over fewer seeds would be a jump."""
+    for seed, accuracies in enumerate(([10.0, 20.0, 30.0], [30.0])):
+        identity = {"method": "kd", "seed": seed, "student": "resnet8", "data": "d", "epochs": 3}
+        write_run(tmp_path / f"kd-seed{seed}", accuracies, None, identity=identity)
+    (cell,) = summarise(read([tmp_path])).cells.values()
+    assert figures._by_epoch(cell) == {1: [10.0, 30.0]}
+    assert figures._of_training(cell, "accuracy") == {1: 20.0}
+    assert figures._less(cell, cell) == {1: [0.0, 0.0]}
 
 
 def test_pairs_are_columns_and_a_method_twice_has_its_runs_names(tmp_path: Path) -> None:

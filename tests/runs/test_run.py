@@ -11,18 +11,19 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from helpers import silent
 
 import jaxkd
-from jaxkd import data, teachers
+from jaxkd import data, methods, teachers
 from jaxkd.config import DistillConfig, TrainConfig
 from jaxkd.files import records
 from jaxkd.progress import ProgressLines
@@ -297,6 +298,38 @@ def test_a_call_is_no_longer_than_the_way_to_a_log_point(
 def test_an_object_of_another_type_is_refused_by_name(argument: str, thing: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         jaxkd.distill(**{"teacher": "digits-resnet20", argument: thing})
+
+
+def test_options_that_an_own_optimizer_does_not_have_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="schedule, weight_decay would have no effect beside an own optimizer"
+    ):
+        jaxkd.train(
+            model="resnet8", data="digits", optimizer=optax.adam(1e-3), schedule="cosine", weight_decay=0.1
+        )
+
+
+def test_a_method_that_predicts_may_have_any_number(tmp_path: Path) -> None:
+    """As an option, beyond what a network's may be; a number that is no JSON is refused before training."""
+
+    class Wide(methods.Method):
+        hidden: float = 4096.0
+        reads: ClassVar = ()
+
+        def __call__(self, x: methods.Inputs) -> methods.Terms:
+            return methods.Terms({"ce": (methods.cross_entropy(x.student_logits, x.labels), 1.0)})
+
+        def predict(self, student: Any) -> jax.Array:
+            return student.logits
+
+    common = {"data": helpers.tiny_dataset(), "student": helpers.Tiny(), "epochs": 1, "say": silent}
+    jaxkd.distill(method=Wide(), run=tmp_path / "run", **common)
+    assert (tmp_path / "run" / "model" / "teacher.json").is_file()
+    with pytest.raises(
+        ValueError, match="method must be an object with the name and the options of a method"
+    ):
+        jaxkd.distill(method=Wide(float("inf")), run=tmp_path / "other", **common)
+    assert not (tmp_path / "other").exists()
 
 
 def test_paths_are_names(tmp_path: Path) -> None:

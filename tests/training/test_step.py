@@ -141,6 +141,13 @@ def test_labels_choose_the_optimiser_of_a_parameter() -> None:
         start(task(dataset, Watching(), optimizer=by_label({"student": sgd(0.01)})), dataset)
 
 
+def test_a_label_of_no_parameter_is_refused() -> None:
+    dataset = helpers.tiny_dataset()
+    chosen = {"student": sgd(0.01), "student/haed": optax.sgd(0.0)}
+    with pytest.raises(ValueError, match="no parameter begins with student/haed; correct the label"):
+        start(task(dataset, "labels", optimizer=by_label(chosen)), dataset)
+
+
 def test_the_average_of_the_parameters_is_what_is_evaluated() -> None:
     dataset = helpers.tiny_dataset()
     made = task(dataset, "labels", ema=0.5)
