@@ -5,6 +5,6 @@ jaxkd.distill(teacher="digits-resnet20", epochs=3)
 """
 
 from jaxkd.cache.options import CacheConfig
-from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
+from jaxkd.runs.config import DistillConfig, GeneratorConfig, RunConfig, TrainConfig
 
-__all__ = ["CacheConfig", "DistillConfig", "RunConfig", "TrainConfig"]
+__all__ = ["CacheConfig", "DistillConfig", "GeneratorConfig", "RunConfig", "TrainConfig"]

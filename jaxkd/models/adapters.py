@@ -30,7 +30,7 @@ Like: TypeAlias = "str | nn.Module | nnx.Module | Network"  # what `as_network` 
 Call = Callable[..., Any]
 
 # Names by which modules ask whether they are in training, and the value for each.
-_MODES: dict[str, Callable[[bool], bool]] = {
+MODES: dict[str, Callable[[bool], bool]] = {
     "train": lambda train: train,
     "training": lambda train: train,
     "is_training": lambda train: train,
@@ -90,7 +90,7 @@ class LinenForward:
             return self.call(module, images, train)
         kind: Any = type(module)
         known = _parameters(kind)
-        options: dict[str, Any] = {name: mode(train) for name, mode in _MODES.items() if name in known}
+        options: dict[str, Any] = {name: mode(train) for name, mode in MODES.items() if name in known}
         if "where" in known:
             options["where"] = where
         return module(images, **options)

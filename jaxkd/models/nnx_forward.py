@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd._names import describe_object
-from jaxkd.models.adapters import Call, outputs_of, require_last_axis, running_average
+from jaxkd.models.adapters import MODES, Call, outputs_of, require_last_axis, running_average
 from jaxkd.models.layers import Outputs, batch_statistics
 from jaxkd.models.network import Variables
 
@@ -92,9 +92,17 @@ class NNXForward:
         return outputs_of(result, {}), {"state": rest} if train and rest else {}
 
     def describe(self) -> dict[str, Any]:
-        """See `Forward`; the structure holds the module's options."""
-        structure = describe_object(self._template[0])
-        return {"module": "NNX", "structure": hashlib.sha256(structure.encode()).hexdigest()[:16]}
+        """See `Forward`; a hash of the numbers and texts in the module's attributes."""
+        graph, flat = self._template
+        # Not the modes, nor what is empty: Flax may add such attributes to its own modules.
+        options = [
+            f"{path} {name}={describe_object(value)}"
+            for path, part in nnx.iter_graph(nnx.merge(graph, nnx.from_flat_state(flat)))
+            if isinstance(part, nnx.Module)
+            for name, value in sorted(vars(part).items())
+            if value and isinstance(value, int | float | str | tuple) and name not in MODES and name[0] != "_"
+        ]
+        return {"module": "NNX", "options": hashlib.sha256("\n".join(options).encode()).hexdigest()[:16]}
 
     @functools.cached_property
     def _template(self) -> tuple[Any, list[tuple[Any, Any]]]:

@@ -139,12 +139,12 @@ def _is_method(value: Any) -> bool:
     )
 
 
-def _is_json(value: Any) -> bool:
-    """Whether it consists of texts, finite numbers, lists, and dictionaries by text."""
+def _is_json(value: Any, depth: int = 8) -> bool:
+    """Whether it consists of texts, finite numbers, and lists and dictionaries of them, up to a depth."""
     if isinstance(value, dict):
-        return all(isinstance(name, str) for name in value) and _is_json(list(value.values()))
+        return all(isinstance(name, str) for name in value) and _is_json(list(value.values()), depth)
     if isinstance(value, (list, tuple)):
-        return all(map(_is_json, value))
+        return depth > 0 and all(_is_json(part, depth - 1) for part in value)
     return value is None or isinstance(value, (bool, str)) or is_number(value)
 
 
