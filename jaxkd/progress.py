@@ -70,9 +70,10 @@ class ProgressLines:
         self._start = time.monotonic()
         self._said = {"train": self._start, "test": self._start}
 
-    def paused(self, seconds: float) -> None:
-        """Leaves out time that will not come again, such as a compilation's."""
+    def leave_out(self, seconds: float, steps: int) -> None:
+        """Leaves a call that compiled out of the time and of the steps: what is left takes none such."""
         self._start += seconds
+        self._first += steps
 
     def _is_due(self, kind: str) -> bool:
         now = time.monotonic()

@@ -67,12 +67,12 @@ def test_the_time_left_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch
     lines = ProgressLines(said.append)
     lines.begin(first_step=50, total_steps=1050)
     now += 40
-    lines.paused(40)
+    lines.leave_out(40, steps=25)
     now += 10
-    lines.trained("epoch 1/9", 150, {"loss": 2.5}, 640.0)
-    assert said == ["epoch 1/9  step 150/1050  loss 2.5  640 images/s  1:30 left"]
+    lines.trained("epoch 1/9", 175, {"loss": 2.5}, 640.0)
+    assert said == ["epoch 1/9  step 175/1050  loss 2.5  640 images/s  1:28 left"]
     now += 1
-    lines.trained("epoch 1/9", 160, {"loss": 2.4}, 640.0)
+    lines.trained("epoch 1/9", 185, {"loss": 2.4}, 640.0)
     assert len(said) == 1  # not due yet
     now += 1
     lines.evaluated("epoch 1/9", {"accuracy": 12.5, "ce": 2.0})

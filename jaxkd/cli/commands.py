@@ -160,7 +160,7 @@ def _load(config: ImportConfig, name: str, image_shape: tuple[int, int, int] | N
 def _description(config: ImportConfig) -> Any:
     """The description of an imported file: from the options, from the file itself, or from defaults."""
     from jaxkd import teachers
-    from jaxkd.data.named import FACTS, absolute
+    from jaxkd.data.named import absolute, facts_of
 
     known = teachers.described_in(config.file)
     data = absolute(config.data) if config.data else (known.data if known else "cifar100")
@@ -172,7 +172,7 @@ def _description(config: ImportConfig) -> Any:
     if config.model is None:
         raise ValueError(f"{config.file} does not say what it is; name its architecture with --model")
     own_size = config.image_size is None and not config.resized_crop
-    facts = (FACTS.get(data) if own_size else None) or _load(config, data, None)
+    facts = (facts_of(data) if own_size else None) or _load(config, data, None)
     return teachers.Description(
         model=config.model,
         num_classes=facts.num_classes,

@@ -51,6 +51,16 @@ FACTS = {
 }
 
 
+def without_version(name: str) -> str:
+    """The name of a data set of TFDS without its version: cifar100 of cifar100:3.0.2."""
+    return name.partition(":")[0]
+
+
+def facts_of(name: str) -> Facts | None:
+    """What is known of a data set before it is read; None if nothing."""
+    return FACTS.get(without_version(name))
+
+
 def names() -> tuple[str, ...]:
     """The built-in names; `load` also takes other TFDS names, folders and `.npz` files."""
     return tuple(FACTS)
@@ -151,10 +161,11 @@ def _open(name: str, data_dir: str | Path | None) -> Collection:
         except ValueError:
             require_known(name, data_dir)
             raise
-        if name.partition(":")[0] not in FACTS:
+        if facts_of(name) is None:
             return opened
         parts = dict(opened.parts)
-    known = FACTS[name.partition(":")[0]]  # without a version, such as cifar100:3.0.2
+    known = facts_of(name)
+    assert known is not None
     return Collection(
         name, parts, known.num_classes, known.image_shape, known.mean, known.std, known.augmentation,
         known.resized_crop,

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxkd.data.augment import Augmentation, CropFlip
 from jaxkd.data.collection import hold_out
 from jaxkd.data.datasets import Dataset
-from jaxkd.data.named import absolute, is_path, load, short_name
+from jaxkd.data.named import absolute, is_path, load, short_name, without_version
 from jaxkd.options import Options, option
 
 _EPOCHS = {"digits": 10, "cifar10": 240, "cifar100": 240, "imagenet2012": 100, "imagenet_resized/64x64": 100}
@@ -59,7 +59,7 @@ class DataOptions(Options):
     @property
     def default_epochs(self) -> int:
         """The number of epochs in the dataset's recipe."""
-        return _EPOCHS.get(self.data.partition(":")[0], _EPOCHS_ELSEWHERE)
+        return _EPOCHS.get(without_version(self.data), _EPOCHS_ELSEWHERE)
 
     def load(self, splits: Sequence[str] = ("train", "test"), *, given: Dataset | None = None) -> Dataset:
         """The dataset, or one that is given in its place; with its part for validation held out.

@@ -74,7 +74,7 @@ class SimKD(Feature):
         source = map_named(self.map, student, "student")
         if self.map == "last" and "stage1" in student.features:
             *_, stage = stages(student, "student").values()
-            return source if stage.shape[-1] == source.shape[-1] else stage
+            return stage if stage.shape[1:3] == source.shape[1:3] and stage.shape != source.shape else source
         return source
 
     @nn.compact

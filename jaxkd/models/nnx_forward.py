@@ -100,7 +100,7 @@ class NNXForward:
             for path, part in nnx.iter_graph(nnx.merge(graph, nnx.from_flat_state(flat)))
             if isinstance(part, nnx.Module)
             for name, value in sorted(vars(part).items())
-            if value and isinstance(value, int | float | str | tuple) and name not in MODES and name[0] != "_"
+            if isinstance(value, int | float | str | tuple) and value and name not in MODES and name[0] != "_"
         ]
         return {"module": "NNX", "options": hashlib.sha256("\n".join(options).encode()).hexdigest()[:16]}
 

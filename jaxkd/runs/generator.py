@@ -195,6 +195,7 @@ def train_generator(
         **options,
         "blocks": game.discriminator.blocks,
         "teacher_digest": known.digest,
+        **({"teacher_module": known.module} if known.module else {}),
         "data_digest": dataset.digest,
         "num_classes": dataset.num_classes,
         "image_shape": list(dataset.image_shape),

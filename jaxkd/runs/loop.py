@@ -216,7 +216,7 @@ class Loop:
             self._compiled.add(len(ids))
             release_memory()
             seconds = self.stopwatch.stop("compile")
-            self._lines.paused(seconds)
+            self._lines.leave_out(seconds, len(ids))
             self._say(f"compiled and ran the first call in {seconds:.1f} s")
         else:
             self.stopwatch.images += int((ids >= 0).sum())

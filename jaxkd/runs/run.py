@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ class Parts:
 
 def train(
     config: TrainConfig | None = None,
-    data: str | data.Dataset | None = None,
+    data: str | Path | data.Dataset | None = None,
     *,
     model: models.Like | None = None,
     optimizer: str | Optimizer | None = None,
@@ -80,7 +81,7 @@ def train(
 
     Args:
       config: the options; or pass them by keyword.
-      data: the name of a dataset, or a `Dataset`.
+      data: the name of a dataset, the path of an `.npz` file, or a `Dataset`.
       model: the name of a model, a Flax Linen module, an NNX module (or a function that creates one), or a
         `Network`.
       optimizer: the name of an optimiser, an optax transformation, several by label (see
@@ -115,7 +116,7 @@ def train(
 
 def distill(
     config: DistillConfig | None = None,
-    data: str | data.Dataset | None = None,
+    data: str | Path | data.Dataset | None = None,
     *,
     teacher: str | Path | teachers.Teacher | None = None,
     student: models.Like | None = None,
@@ -198,13 +199,15 @@ def evaluate(
 
 
 def names_and_objects(**arguments: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """Separates arguments that are names (or paths) from those that are objects.
+    """Separates arguments that are names, or paths of data and teachers, from those that are objects.
 
     Raises:
       TypeError: an object is of a type that the argument does not accept.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
-    named = {name: str(value) for name, value in given.items() if isinstance(value, str | Path)}
+    for name in given.keys() & {"data", "teacher"}:
+        given[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
+    named = {name: value for name, value in given.items() if isinstance(value, str)}
     objects = {name: value for name, value in given.items() if name not in named}
     for name, (kind, maker) in _MAKERS.items():
         if name in objects and not isinstance(objects[name], kind):
@@ -584,4 +587,5 @@ def _describe_student(task: Task, parts: Parts) -> teachers.Description:
         own=bool({"model", "student"} & set(parts.objects)),
         method=answers,
     )
-    return teachers.Description.from_json(dataclasses.asdict(described))
+    plain = json.dumps(dataclasses.asdict(described), default=float)  # NumPy's numbers are Python's there
+    return teachers.Description.from_json(json.loads(plain))

@@ -157,10 +157,16 @@ def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> opt
     """
     known = sorted(transformations, key=len, reverse=True)
 
+    def path_of(path: Any) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    def is_below(path: str, name: str) -> bool:
+        return path == name or path.startswith(f"{name}/")
+
     def label(path: Any, _: Any) -> str:
-        own = jax.tree_util.keystr(path, simple=True, separator="/")
+        own = path_of(path)
         for name in known:
-            if own == name or own.startswith(f"{name}/"):
+            if is_below(own, name):
                 return name
         raise ValueError(
             f"parameter {own} has no optimizer: the labels are {', '.join(transformations)}; "
@@ -168,11 +174,11 @@ def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> opt
         )
 
     def labels(params: Any) -> Any:
-        found = jax.tree_util.tree_map_with_path(label, params)
+        paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         # A method may have no parameters; a part of the student has some, or is misspelt.
-        unused = {name for name in known if name.startswith("student/")} - set(jax.tree.leaves(found))
-        if unused:
-            raise ValueError(f"no parameter begins with {', '.join(sorted(unused))}; correct the label")
-        return found
+        for name in known:
+            if name.startswith("student/") and not any(is_below(path, name) for path in paths):
+                raise ValueError(f"no parameter begins with {name}; correct the label")
+        return jax.tree_util.tree_map_with_path(label, params)
 
     return optax.multi_transform(dict(transformations), labels)

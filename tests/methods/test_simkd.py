@@ -83,6 +83,12 @@ def test_simkd_projects_a_students_last_stage_as_the_source(name: str, width: in
     assert source.shape[-1] == width
 
 
+def test_simkd_projects_the_last_map_of_a_network_that_names_an_early_stage() -> None:
+    features = {"stage1": jnp.zeros((2, 8, 8, 4)), "last": jnp.ones((2, 4, 4, 16))}
+    outputs = models.Outputs(jnp.zeros((2, 3)), features)
+    assert methods.create("simkd")._source(outputs).shape == (2, 4, 4, 16)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain_r2": {},
     "norm_r2": {"normalize": True},

@@ -268,6 +268,20 @@ def test_the_options_of_an_nnx_module_identify_it() -> None:
     assert models.from_nnx(part).name == "NNX"
 
 
+def test_an_nnx_module_may_have_a_number_as_variable() -> None:
+    class Scaled(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.head = nnx.Linear(64, 3, rngs=rngs)
+            self.scale = nnx.Param(jnp.ones(()))
+            self.window = np.hanning(8)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.scale * self.head(x.reshape(len(x), -1))
+
+    network = models.from_nnx(Scaled)
+    assert network.describe(network.init(0, SHAPE))["module"] == "NNX"
+
+
 def test_logits_in_bfloat16_become_float32() -> None:
     """A cross-entropy of 4.6 in bfloat16 would be a multiple of 0.03."""
 

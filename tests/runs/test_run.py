@@ -332,6 +332,14 @@ def test_a_method_that_predicts_may_have_any_number(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_normalisation_may_be_arrays(tmp_path: Path) -> None:
+    known = helpers.tiny_dataset()
+    parts = [(s.images, s.labels) for s in (known.splits["train"], known.splits["test"])]
+    dataset = data.from_arrays(*parts, mean=np.array([0.4]), std=np.array([0.3], np.float32))
+    jaxkd.train(model=helpers.Tiny(), data=dataset, run=tmp_path / "run", epochs=1, say=silent)
+    assert teachers.describe(tmp_path / "run").description.mean == (0.4,)
+
+
 def test_paths_are_names(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"mine\.npz"):
         jaxkd.train(data=tmp_path / "mine.npz", model="resnet8")

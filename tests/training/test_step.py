@@ -146,6 +146,9 @@ def test_a_label_of_no_parameter_is_refused() -> None:
     chosen = {"student": sgd(0.01), "student/haed": optax.sgd(0.0)}
     with pytest.raises(ValueError, match="no parameter begins with student/haed; correct the label"):
         start(task(dataset, "labels", optimizer=by_label(chosen)), dataset)
+    # Of "student/fc" nothing is left, but it is the beginning of both.
+    parts = ("student", "student/fc", "student/fc/kernel", "student/fc/bias")
+    start(task(dataset, "labels", optimizer=by_label(dict.fromkeys(parts, sgd(0.01)))), dataset)
 
 
 def test_the_average_of_the_parameters_is_what_is_evaluated() -> None:
