@@ -69,11 +69,10 @@ def cache_key(
       ValueError: the teacher has no pooled features.
     """
     known, split = teacher.description, cacheable_split(dataset)
+    options = (f"{name}={value}" for name, value in known.model_options.items())
     return CacheKey(
         teacher=teacher.digest,
-        model=" ".join(
-            [known.model, *(f"{k}={v}" for k, v in known.model_options.items()), teacher.module]
-        ).strip(),
+        model=" ".join(filter(None, (known.model, *options, teacher.module))),
         mean=known.mean,
         std=known.std,
         split=SPLIT,

@@ -90,9 +90,8 @@ class Logit(Method):
         if of_batch:
             arguments["where"] = seen.where
         values = self.loss(seen.student_logits, seen.teacher_logits, **arguments)
-        if (
-            self.loss is losses.dtkd and tau is not None
-        ):  # the teacher's temperature is watched, not the reference
+        if self.loss is losses.dtkd and tau is not None:
+            # The teacher's temperature is watched, not the reference.
             z = (standardize(s), standardize(t)) if arguments["standardize"] else (s, t)
             tau = tau * temperature.max_ratio(*z, reference=1.0)
         weight: jax.typing.ArrayLike = self.weight

@@ -247,10 +247,6 @@ def options_of_call(command: Any, config: Any, named: dict[str, Any], objects: M
     return dataclasses.replace(config, **both)
 
 
-def _default(config: Any, name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(config) if field.name == name)
-
-
 def _name(thing: Any) -> str:
     if isinstance(thing, Method):
         return methods.title(thing)
@@ -281,7 +277,7 @@ def _run(
     share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
     if objects.get("optimizer") is None:
         config.recipe(1, 1).transformation()  # reports unknown names before the data are read
-    elif unused := sorted(name for name in OF_RECIPE if getattr(config, name) != _default(config, name)):
+    elif unused := sorted(name for name in OF_RECIPE if getattr(config, name) != getattr(type(config), name)):
         raise ValueError(
             f"{', '.join(unused)} would have no effect beside an own optimizer; put it into that, and "
             "leave the option out"
