@@ -97,7 +97,7 @@ def test_a_recipe_trains_its_networks_and_reports_them(
     for again in (False, True):
         runpy.run_path(str(recipe), run_name="__main__")
         output = capsys.readouterr().out
-        assert output.count("is done already") == 3 * again
+        assert output.count("is done already") == 4 * again
     resumed = parsed("distill", "--config", tmp_path / "all" / "kd" / "config.json")
     assert (resumed.method, resumed.epochs, resumed.seed) == ("kd", 2, 0)
     report = (tmp_path / "all" / "report" / "report.md").read_text()
@@ -107,6 +107,7 @@ def test_a_recipe_trains_its_networks_and_reports_them(
         ["digits-resnet20", "resnet20", "pretrained"],
         ["alone", "resnet8", "labels"],
         ["kd", "resnet8", "kd"],
+        ["lskd", "resnet8", "lskd"],
         ["atkd", "resnet8", "atkd"],
     ]
     assert report.splitlines()[0] in output
