@@ -97,9 +97,7 @@ def why_not(task: Task, dataset: data.Dataset) -> str | None:
     return None
 
 
-def _with_rows(
-    usual: Path, key: CacheKey, before: str | None, checked: Callable[[TeacherCache], TeacherCache]
-) -> TeacherCache:
+def _with_rows(usual: Path, key: CacheKey, checked: Callable[[TeacherCache], TeacherCache]) -> TeacherCache:
     """The first cache with all rows of a run: the usual one, or one next to it that holds more."""
     try:
         return checked(TeacherCache(usual, key))
@@ -108,14 +106,13 @@ def _with_rows(
     start, others = usual.name.removesuffix(key.digest), []
     for folder in sorted(usual.parent.glob("*")):
         if folder.name.startswith(start):
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
                 others.append(TeacherCache(folder, key))
     for cache in others:
-        if before in (None, LIVE, cache.dtype):
-            try:
-                return checked(cache)
-            except ValueError as error:
-                reason = error if isinstance(reason, FileNotFoundError) else reason
+        try:
+            return checked(cache)
+        except ValueError as error:
+            reason = error if isinstance(reason, FileNotFoundError) else reason
     raise reason
 
 
@@ -153,26 +150,35 @@ def find_cache(
     """
     if where == "off" or (where == "auto" and (before == LIVE or jax.process_count() > 1)):
         return None  # several processes may not have the same caches: the user must name one
-    if where == "auto" and (
-        isinstance(dataset.splits[SPLIT], data.StreamedSplit) or teacher.forward is not None
-    ):
-        return None  # two functions of one name cannot be distinguished: the user must ask for a cache
+    # Two functions of one name cannot be distinguished, nor two versions of a class: the user must ask.
+    own = teacher.forward is not None or not type(augmentation).__module__.startswith("jaxkd.")
+    if where == "auto" and (own or isinstance(dataset.splits[SPLIT], data.StreamedSplit)):
+        return None
     key = cache_key(teacher, dataset, augmentation, pooled=pooled)
     usual = default_folder(key, teacher, dataset)
 
     def checked(cache: TeacherCache) -> TeacherCache:
+        if before not in (None, LIVE, cache.dtype):
+            raise ValueError(f"the run began with a {before} cache, and {cache.folder} holds {cache.dtype}")
         if len(cache) < key.num_examples * augmentation.count:
             cache.locate(wanted_codes(key.num_examples, augmentation, seeds=[seed], num_epochs=num_epochs))
         return cache
 
     if where == "fill":
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return _with_rows(usual, key, before, checked)
-        return TeacherCache.create(usual, key)
+        try:
+            cache = _with_rows(usual, key, checked)
+        except (FileNotFoundError, ValueError):
+            cache = TeacherCache.create(usual, key)
+        if own and len(cache):
+            say(
+                f"{cache.folder} has {len(cache):,} views already, of {teacher.name} and {augmentation}: if "
+                "their code has changed since, stop, and remove that folder"
+            )
+        return cache
     try:
         if where != "auto":
             return checked(TeacherCache(place(where), key))
-        return _with_rows(usual, key, before, checked)
+        return _with_rows(usual, key, checked)
     except (FileNotFoundError, ValueError) as error:
         if where != "auto" or before is not None:
             raise

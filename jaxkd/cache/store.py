@@ -149,6 +149,11 @@ class TeacherCache:
                         "or name another folder"
                     ) from None
                 records.set_aside(folder / _ABOUT)
+            if found is None and (others := _rows_without_lines(folder)):
+                raise ValueError(
+                    f"{folder} has {' and '.join(others)}, which are not of a teacher cache, or of one that "
+                    "has lost the files that describe it; move them away, or name another folder"
+                ) from None
             records.write(folder / _ABOUT, _SCHEMA, _about(key, found or dtype or DEFAULT_DTYPE))
             cache = cls(folder, key)
         if dtype not in (None, cache.dtype):
@@ -383,9 +388,10 @@ class TeacherCache:
         return sha.hexdigest()
 
     def _segment(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        there = (self._files / _CODES).stat().st_size // 8
+        if not 0 <= start <= start + count <= there:
+            raise ValueError(f"its rows are {start} to {start + count}, and there are {there}")
         codes = np.fromfile(self._files / _CODES, np.int64, count, offset=8 * start)
-        if len(codes) != count:
-            raise ValueError(f"it ends after {len(codes)} of {count} codes")
         shape = (count, self._width)
         return codes, np.memmap(self._files / _LOGITS, self.dtype, "r", start * self.row_bytes, shape)
 
@@ -403,8 +409,8 @@ class TeacherCache:
         return max((segment["start"] + segment["rows"] for segment in self._segments), default=0)
 
 
-# Reading a damaged segment may raise these.
-_DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowError)
+# Reading a damaged segment may raise these.  Another OSError says that it cannot be read now.
+_DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError, RecursionError, OverflowError)
 
 
 def _about(key: CacheKey, dtype: str) -> dict[str, Any]:
@@ -430,6 +436,13 @@ def _read_about(folder: Path) -> dict[str, Any]:
         raise DamagedError(
             f"{error}; `jaxkd cache` with this teacher, data and folder rebuilds it and keeps the rows"
         ) from None
+
+
+def _rows_without_lines(folder: Path) -> list[str]:
+    """The files of rows on a disk that no line of segments describes: they would be cut."""
+    if isinstance(folder, BucketPath):
+        return []
+    return [name for name in (_CODES, _LOGITS) if (folder / name).exists() and (folder / name).stat().st_size]
 
 
 def _lines(path: Path) -> list[str]:

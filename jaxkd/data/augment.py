@@ -91,10 +91,10 @@ class CropFlip:
         crop_key, flip_key = jax.random.split(key)
         index = jnp.zeros((), jnp.int32)
         if self.padding:
-            y, x = jax.random.randint(crop_key, (2,), 0, self.offsets)
+            y, x = jax.random.randint(crop_key, (2,), 0, self.offsets, jnp.int32)
             index = y * self.offsets + x
         if self.flip:
-            index = 2 * index + jax.random.bernoulli(flip_key).astype(jnp.int32)
+            index = 2 * index + jax.random.bernoulli(flip_key, jnp.float32(0.5)).astype(jnp.int32)
         return index
 
     def take(self, image: jax.Array, index: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ class CropFlip:
             pad = self.padding
             padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
             image = jax.lax.dynamic_slice(
-                padded, (corner // self.offsets, corner % self.offsets, 0), image.shape
+                padded, (corner // self.offsets, corner % self.offsets, jnp.zeros_like(corner)), image.shape
             )
         if self.flip:
             image = jnp.where(index % 2 == 1, image[:, ::-1], image)
@@ -238,6 +238,7 @@ def as_views(
     given: Any,
     views: tuple[str, ...],
     default: Augmentation,
+    image_shape: tuple[int, int, int],
     of_view: Callable[[str, Augmentation], Augmentation] = lambda _, main: main,
 ) -> dict[str, Augmentation]:
     """The augmentation of each view that a method wants.
@@ -246,20 +247,28 @@ def as_views(
       given: an augmentation for the view "main", or a mapping of view names to augmentations; None for none.
       views: the names of the views.
       default: for the view "main", if none is given.
+      image_shape: height, width, channels of the training images.
       of_view: gives that of another view without one, from its name and the augmentation of "main".
 
     Raises:
-      ValueError: one of a view that the method does not have.
+      ValueError: one of a view that the method does not have, or one that does not return what it must.
       TypeError: it is no augmentation.
     """
     named = dict(given) if isinstance(given, Mapping) else {} if given is None else {MAIN: given}
     if unknown := sorted(named.keys() - set(views)):
         raise ValueError(f"no view {', '.join(unknown)}: the method has the views {', '.join(views)}")
+    named = {MAIN: default, **named}
+    image = jax.ShapeDtypeStruct(image_shape, jnp.uint8)
     for name, augmentation in named.items():
         if not isinstance(augmentation, Augmentation):
             raise TypeError(
                 f"the augmentation of view {name} must be called as augmentation(key, image), "
                 f"got {type(augmentation).__name__}"
             )
-    main = named.get(MAIN, default)
-    return {view: named.get(view) or (main if view == MAIN else of_view(view, main)) for view in views}
+        made = jax.eval_shape(lambda image, one=augmentation: one(stream_key(0, "views"), image), image)
+        if [getattr(made, name, None) for name in ("shape", "dtype")] != [image_shape, jnp.uint8]:
+            raise ValueError(
+                f"the augmentation of view {name} must return an image like the one it gets, {image}, got "
+                f"{made}; end it with jnp.clip(image, 0, 255).astype(jnp.uint8)"
+            )
+    return {view: named.get(view) or of_view(view, named[MAIN]) for view in views}

@@ -141,8 +141,10 @@ def assemble(
             source = part.source if view is None else Viewed(part.source, view)
             digest = part.digest if view is None else f"{part.digest} {view}"
             made[name] = StreamedSplit(source, shape, digest)
-    if (mean := collection.mean) is None or (std := collection.std) is None:
-        mean, std = _measured(parts, made, shape, view)
+    mean, std = collection.mean, collection.std
+    if mean is None or std is None:
+        measured = _measured(parts, made, shape, view)
+        mean, std = mean or measured[0], std or measured[1]
     augmentation = collection.augmentation
     if resized_crop:
         augmentation = CropFlip(padding=0, flip=False)  # cropped and flipped on the host
@@ -166,16 +168,17 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
       A dataset with the held-out examples as "test"; their choice depends only on the number of examples.
 
     Raises:
-      ValueError: the training split has fewer than two examples.
+      ValueError: there is no training split, or it has fewer than two examples.
 
     >>> from jaxkd import data
     >>> digits = hold_out(data.load("digits"), 0.1)
     >>> len(digits.splits["train"]), len(digits.splits["test"])
     (1293, 144)
     """
-    train = dataset.splits["train"]
-    if len(train) < 2:
-        raise ValueError(f"no part of {dataset.name} can be held out: its training split has one example")
+    train = dataset.splits.get("train")
+    if train is None or len(train) < 2:
+        found = "it has no training split" if train is None else "its training split has one example"
+        raise ValueError(f"no part of {dataset.name} can be held out: {found}")
     splits: dict[str, Split | StreamedSplit] = {}
     for name, ids in zip(("train", "test"), _two_parts(len(train), fraction), strict=True):
         if isinstance(train, Split):

@@ -103,6 +103,23 @@ class Dataset:
                     f"{self.name}: mean and std need one value for each of {channels} channels, "
                     f"got {self.mean} and {self.std}"
                 )
+            if not all(
+                0 <= mean <= 1 and 0 < std <= 1 for mean, std in zip(self.mean, self.std, strict=True)
+            ):
+                raise ValueError(
+                    f"{self.name}: mean and std must be those of pixels in [0, 1], got {self.mean} and "
+                    f"{self.std}; divide those of pixels up to 255 by 255"
+                )
+        # The digest hashes their text, and NumPy's numbers have another one than Python's.
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+        bounded = {
+            name: dataclasses.replace(split, num_classes=self.num_classes)
+            if isinstance(split, StreamedSplit)
+            else split
+            for name, split in self.splits.items()
+        }
+        object.__setattr__(self, "splits", bounded)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -178,12 +195,14 @@ def count_classes(labels: Sequence[np.ndarray]) -> int:
     """The number of classes in the labels of all splits: the largest label plus one.
 
     Raises:
-      ValueError: a smaller class has no example, for example if labels start at 1.
+      ValueError: a label is negative; or a smaller class has no example, for example if labels start at 1.
 
     >>> count_classes([np.array([0, 2]), np.array([1])])
     3
     """
     found = np.unique(np.concatenate(labels))
+    if found[0] < 0:
+        raise ValueError(f"labels must be class numbers from 0, got {found[0]}")
     count = int(found[-1]) + 1
     if len(found) == count:
         return count

@@ -64,6 +64,10 @@ def from_examples(
     >>> dataset.num_classes, dataset.image_shape, len(dataset.splits["test"])
     (2, (8, 8, 1), 4)
     """
+    if not hasattr(splits, "items"):
+        raise TypeError(
+            f'splits must be a mapping, such as {{"train": ..., "test": ...}}, got {type(splits).__name__}'
+        )
     for key, source in splits.items():
         if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
             raise TypeError(
@@ -72,6 +76,11 @@ def from_examples(
             )
         if not len(source):
             raise ValueError(f"split {key!r} must hold at least one example, got none")
+        if not hasattr(one := source[0], "keys"):
+            raise TypeError(
+                f"examples must be mappings with an image and a label, got {type(one).__name__} in split "
+                f'{key!r}; of pairs, make [{{"image": x, "label": y}} for x, y in pairs]'
+            )
     if not splits:
         raise ValueError('splits must hold at least "train" or "test", got none')
     first = splits.get("train", next(iter(splits.values())))
@@ -84,7 +93,9 @@ def from_examples(
         num_classes = getattr(features.get(label), "num_classes", None)
     decoded = {key: Decoded(source, image, label, channels, num_classes) for key, source in splits.items()}
     if num_classes is None:
-        num_classes = count_classes([_labels(source) for source in decoded.values()])
+        labels = [_labels(source) for source in decoded.values()]
+        # Hidden labels (-1) are those of a split that is not used.
+        num_classes = count_classes([own for own in labels if own[0] >= 0] or labels)
     return assemble(
         Collection(
             name=name,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def open_folder(path: str | Path) -> Collection:
         parts={
             name: Part(
                 dataclasses.replace(each, channels=channels),
-                _digest(each, folders[name]),
-                files_digest([path for path, _ in each.files]),
+                digest := _digest(each, folders[name]),
+                f"{files_digest([path for path, _ in each.files])} {digest}",  # the classes' numbers too
             )
             for name, each in pictures.items()
         },
@@ -101,7 +102,7 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
     with _opened(path) as picture:
         try:
             return as_pixels(ImageOps.exif_transpose(picture), channels)
-        except OSError as error:
+        except (OSError, SyntaxError) as error:  # Pillow's for a broken PNG
             raise ValueError(f"{path} is damaged ({error}); replace or remove it") from None
         except ValueError as error:
             raise ValueError(f"{path} {error}") from None
@@ -146,9 +147,7 @@ def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
         raise ValueError(f"{folder} has classes that the training images have not: {', '.join(unknown[:8])}")
     found, others = [], []
     for name in _names(folder):
-        for path in sorted((folder / name).rglob("*")):
-            if path.name.startswith(".") or path.is_dir():
-                continue
+        for path in sorted(_visible(folder / name)):
             if path.suffix.lower() in _ENDINGS:
                 found.append((path, numbers[name]))
             elif path.suffix.lower() in _OTHER_PICTURES:
@@ -161,6 +160,18 @@ def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     if not found:
         raise ValueError(f"{folder} holds no {', '.join(_ENDINGS)} file in a class's folder")
     return found
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """The files below a folder, links followed; hidden ones and those in hidden folders are left out."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # a link to a folder that it lies in
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
 def _look(pictures: Pictures) -> tuple[int, tuple[int | None, int | None], str]:

@@ -1,6 +1,6 @@
 """What is done to large images on the host, one at a time, since they differ in size: crop and resize.
 
-Pure functions of (seed, epoch, example id), like the views that are made on the devices (`jaxkd.data.views`).
+Pure functions of (seed, epoch, example id), like the views that `jaxkd.data.augment` makes on devices.
 """
 
 from __future__ import annotations

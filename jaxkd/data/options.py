@@ -67,7 +67,18 @@ class DataOptions(Options):
         Args:
           splits: what to read.
           given: a dataset as an object.
+
+        Raises:
+          ValueError: there is no such dataset, or an option of reading comes with an object.
         """
+        of_reading = {"data_dir": None, "image_size": None, "resized_crop": False}
+        if given and (
+            without := [name for name, default in of_reading.items() if getattr(self, name) != default]
+        ):
+            raise ValueError(
+                f"{', '.join(without)}: only for data that are read by name, and data= is a Dataset; give "
+                "them to the function that makes it (data.load, data.from_examples)"
+            )
         dataset = given or load(
             self.data,
             data_dir=self.data_dir,

@@ -56,8 +56,8 @@ class RandAugment:
         values = image.astype(jnp.float32)
         for own in keys[1:]:
             which, magnitude = jax.random.split(own)
-            number = jax.random.randint(which, (), 0, len(NAMES))
-            values = operate(values, number, jax.random.uniform(magnitude))
+            number = jax.random.randint(which, (), 0, len(NAMES), jnp.int32)
+            values = operate(values, number, jax.random.uniform(magnitude, dtype=jnp.float32))
         if self.hole:
             values = _cut(keys[0], values, self.hole)
         return values.astype(jnp.uint8)
@@ -175,9 +175,9 @@ def _cut(key: jax.Array, image: jax.Array, largest: float) -> jax.Array:
     """Fills a square with one colour; its centre is anywhere, so a part of it may be outside the image."""
     height, width, channels = image.shape
     of_side, of_x, of_y = jax.random.split(key, 3)
-    side = jax.random.uniform(of_side, maxval=largest) * width
-    left = jnp.floor(jnp.maximum(jax.random.uniform(of_x, maxval=width) - side / 2, 0))
-    top = jnp.floor(jnp.maximum(jax.random.uniform(of_y, maxval=height) - side / 2, 0))
+    side = jax.random.uniform(of_side, (), jnp.float32, maxval=largest) * width
+    left = jnp.floor(jnp.maximum(jax.random.uniform(of_x, (), jnp.float32, maxval=width) - side / 2, 0))
+    top = jnp.floor(jnp.maximum(jax.random.uniform(of_y, (), jnp.float32, maxval=height) - side / 2, 0))
     x, y = jnp.arange(width), jnp.arange(height)[:, None]
     hole = (x >= left) & (x <= left + side) & (y >= top) & (y <= top + side)
     color = jnp.array(_HOLE if channels == len(_HOLE) else (_GREY,) * channels)

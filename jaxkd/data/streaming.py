@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import functools
 import multiprocessing
+import operator
 import re
 import signal
 import sys
@@ -50,6 +51,7 @@ class StreamedSplit:
       eval_view: `image -> image`, the same for evaluation.
       workers: processes that read; 0 for threads of this one, which is enough where decoding releases
         Python's lock, as Pillow does.
+      num_classes: bounds the labels; its dataset sets it.
     """
 
     source: Source
@@ -58,6 +60,7 @@ class StreamedSplit:
     train_view: Callable[..., np.ndarray] | None = None
     eval_view: Callable[[np.ndarray], np.ndarray] | None = None
     workers: int = 0
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         if not len(self.source):
@@ -155,10 +158,15 @@ class _Examples:
                 f"example {example_id} is {image.dtype} {list(image.shape)}, and the split's images are "
                 f"uint8 {list(self.split.image_shape)}; give the split a view that makes them so"
             )
-        if (label := int(example["label"])) < 0:
+        most = 2**31 if self.split.num_classes is None else self.split.num_classes
+        try:
+            label = operator.index(example["label"])
+        except TypeError:
+            label = -1
+        if not 0 <= label < most:
             raise ValueError(
-                f"the label of example {example_id} is {label}, and class numbers begin with 0; where labels "
-                "are hidden (-1), take another split"
+                f"the label of example {example_id} is {example['label']!r:.60}, and accepted are the class "
+                f"numbers from 0 to {most - 1}; where labels are hidden (-1), take another split"
             )
         return {"image": image, "label": np.int32(label)}
 

@@ -56,7 +56,7 @@ def place(path: str | os.PathLike[str]) -> Path:
             f"{scheme}://{rest.lstrip('/')} is in a store that jaxkd does not know; accepted are folders of "
             "this machine (a bucket may be mounted there) and gs://BUCKET/FOLDER"
         )
-    return Path(path)
+    return Path(path).expanduser() if text == "~" or text.startswith("~/") else Path(path)
 
 
 def is_remote(path: object) -> bool:

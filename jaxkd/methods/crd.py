@@ -136,7 +136,9 @@ def contrast(
     order = jax.random.permutation(shuffling, size)
     # A window of the shuffled examples, with room for those of the same class, which do not count.
     width = min(size, negatives + 2 * -(-size // num_classes))
-    start = jax.vmap(lambda one: jax.random.randint(jax.random.fold_in(starting, one), (), 0, size))(ids)
+    start = jax.vmap(
+        lambda one: jax.random.randint(jax.random.fold_in(starting, one), (), 0, size, jnp.int32)
+    )(ids)
     drawn = order[(start[:, None] + jnp.arange(width)) % size]
     other = all_labels[drawn] != labels[:, None]
     keep = other & (jnp.cumsum(other, axis=1) <= negatives)

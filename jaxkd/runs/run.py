@@ -486,7 +486,8 @@ def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
     elif not isinstance(optimizer, optax.GradientTransformation):
         own = optimizer.transformation if isinstance(optimizer, Named) else optimizer
         optimizer = by_label(own) if isinstance(own, Mapping) else own
-    views = as_views(parts.augmentation, method.views, config.augmentation(dataset), method.augmentation)
+    own = config.augmentation(dataset)
+    views = as_views(parts.augmentation, method.views, own, dataset.image_shape, method.augmentation)
     network = parts.network.normalized(dataset.mean, dataset.std)
     task = Task(
         student=network.on_axis(AXIS if config.batch_norm == "global" else None),

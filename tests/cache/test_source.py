@@ -266,6 +266,53 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path, dataset: data.Data
     assert len(said) == 1  # where there is no cache, there is nothing to say
 
 
+@dataclasses.dataclass(frozen=True)
+class Darker:
+    """An own augmentation, whose code may change from one run to the next."""
+
+    count: int = 2
+
+    def index(self, key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(key).astype(int)
+
+    def take(self, image: jax.Array, index: jax.Array) -> jax.Array:
+        return image // (1 + index).astype(image.dtype)
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        return self.take(image, self.index(key))
+
+
+def test_rows_of_code_that_may_have_changed_are_not_taken_without_a_word(
+    tmp_path: Path, dataset: data.Dataset, teacher: Path
+) -> None:
+    darker = dataclasses.replace(dataset, augmentation=Darker())
+    said: list[str] = []
+    for where, note in (("fill", False), ("fill", True), ("auto", False)):
+        said.clear()
+        distill(config(tmp_path / f"{where} {note}", teacher, cache=where), darker, say=said.append)
+        assert any("if their code has changed since" in line for line in said) == note
+    assert source(tmp_path / "auto False") == "live"
+
+
+def test_a_file_beside_the_caches_is_no_cache(tmp_path: Path, dataset: data.Dataset, teacher: Path) -> None:
+    cache = build_cache(CacheConfig(teacher=str(teacher), epochs=1), dataset, say=silent)
+    cache.folder.with_name(cache.folder.name[:-12] + "0123456789ab.tar.gz").write_bytes(b"")
+    options = {"seed": 0, "num_epochs": 2, "before": None, "say": silent}
+    assert find_cache("auto", teachers.load(teacher), dataset, dataset.augmentation, **options) is None
+
+
+def test_a_run_goes_on_with_the_precision_that_it_began_with(
+    tmp_path: Path, dataset: data.Dataset, teacher: Path
+) -> None:
+    pooled = CacheConfig(teacher=str(teacher), epochs=2, pooled=True, dtype="float32")
+    build_cache(pooled, dataset, say=silent)
+    with pytest.raises(Stopped):
+        distill(config(tmp_path / "cut", teacher), dataset, say=StopWhen("compiling"))
+    build_cache(CacheConfig(teacher=str(teacher), epochs=2), dataset, say=silent)
+    distill(config(tmp_path / "cut", teacher), dataset)
+    assert source(tmp_path / "cut") == "float32"
+
+
 def test_filling_while_training_is_training_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: data.Dataset, teacher: Path
 ) -> None:

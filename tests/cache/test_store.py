@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +145,37 @@ def test_a_damaged_segment_is_named_left_out_and_replaced(
     for whole in (cache, TeacherCache(tmp_path, KEY)):
         np.testing.assert_array_equal(whole.logits(whole.locate(np.arange(1, 7))), rows_of(np.arange(1, 7)))
     assert not caplog.text
+
+
+def test_files_of_someone_else_are_not_cut(tmp_path: Path) -> None:
+    for name in ("codes.bin", "logits.bin"):
+        (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"codes\.bin and logits\.bin, which are not of a teacher cache"):
+        TeacherCache.create(tmp_path, KEY)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "codes.bin": b"precious", "logits.bin": b"precious"
+    }  # fmt: skip
+
+
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = filled(tmp_path, [1, 2, 3])
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "fromfile", fail)
+        with pytest.raises(OSError, match="too many open files"), cache.writing():
+            pass
+    assert len(TeacherCache(tmp_path, KEY)) == 3
+
+
+def test_a_line_with_more_rows_than_there_are_is_left_out(tmp_path: Path) -> None:
+    filled(tmp_path, [1, 2, 3], [4])
+    lines = (tmp_path / "segments.jsonl").read_text().splitlines()
+    many = {**json.loads(lines[1]), "rows": 4_000_000_000_000}
+    (tmp_path / "segments.jsonl").write_text(f"{lines[0]}\n{json.dumps(many)}\n")
+    assert len(TeacherCache(tmp_path, KEY)) == 3
 
 
 @pytest.mark.parametrize("lost", ["line", "rows and line", "half of the rows, though the line is there"])

@@ -50,6 +50,13 @@ def test_other_stores_are_refused_by_name(address: str) -> None:
         as_type("--run", Path(address), Path | None)
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [place(path) for path in ("~/runs/a", "~", "a/~", "~a")] == [
+        tmp_path / "runs" / "a", tmp_path, Path("a/~"), Path("~a")
+    ]  # fmt: skip
+
+
 def test_a_bucket_has_to_be_named() -> None:
     with pytest.raises(ValueError, match=r"--run: gs:// names no bucket; accepted is gs://BUCKET/FOLDER"):
         as_type("--run", "gs://", Path | None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,8 +124,37 @@ def test_augmentations_follow_one_another_and_anybodys_function_is_one() -> None
     assert not is_numbered(darker)
     assert not is_numbered(data.Compose((CROP, darker)))
     assert is_numbered(data.Identity())
-    assert as_views(darker, ("main", "strong"), CROP) == {"main": darker, "strong": darker}
+    shape = (8, 8, 1)
+    assert as_views(darker, ("main", "strong"), CROP, shape) == {"main": darker, "strong": darker}
     with pytest.raises(ValueError, match="no view weak: the method has the views main"):
-        as_views({"weak": CROP}, ("main",), CROP)
+        as_views({"weak": CROP}, ("main",), CROP, shape)
     with pytest.raises(TypeError, match=r"must be called as augmentation\(key, image\), got int"):
-        as_views(3, ("main",), CROP)
+        as_views(3, ("main",), CROP, shape)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda key, image: image / 255,
+        lambda key, image: image + jax.random.normal(key, image.shape),
+        lambda key, image: image.astype(jnp.int32) + 7,
+        lambda key, image: image[:6, :6],
+        lambda key, image: (image, key),
+    ],
+)
+def test_what_is_no_image_of_eight_bits_and_the_same_shape_is_no_view(wrong: Any) -> None:
+    for given, default in ((wrong, CROP), (None, wrong)):
+        with pytest.raises(ValueError, match=r"view main must return an image like .*uint8.* got .*; end it"):
+            as_views(given, ("main",), default, (8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "augmentation", [CROP, data.RandAugment(hole=0.5)], ids=lambda one: type(one).__name__
+)
+def test_views_do_not_depend_on_the_processs_precision(augmentation: data.Augmentation) -> None:
+    def drawn() -> np.ndarray:
+        return np.asarray(data.augment(augmentation, IMAGES, IDS, seed=1, epoch=2))
+
+    usual = drawn()
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(drawn(), usual)

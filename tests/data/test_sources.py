@@ -240,6 +240,29 @@ def test_folders_without_a_test_split_have_a_fifth_held_out(tmp_path: Path) -> N
     assert data.load(f"folder:{root}").digest == dataset.digest
 
 
+def test_kept_copies_have_the_numbers_of_todays_classes(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "pets", {"train/cat": 2, "train/dog": 2, "test/dog": 2})
+    assert in_memory(data.load(f"folder:{root}"), "test").labels.tolist() == [1, 1]
+    write_folder(root, {"train/bird": 2})
+    assert in_memory(data.load(f"folder:{root}"), "test").labels.tolist() == [2, 2]
+
+
+def test_links_within_a_class_are_followed_and_hidden_folders_are_not_read(tmp_path: Path) -> None:
+    root = write_folder(
+        tmp_path / "pets", {"train/cat": 2, "train/dog": 1, "train/dog/.ipynb_checkpoints": 3}
+    )
+    more = write_folder(tmp_path / "more", {"dogs": 4})
+    (root / "train" / "dog" / "more").symlink_to(more / "dogs")
+    (more / "dogs" / "around").symlink_to(root / "train" / "dog")
+    dataset = data.load(f"folder:{root}", splits=("train",))
+    counts = [
+        np.bincount(in_memory(data.load(f"folder:{root}"), name).labels, minlength=2)
+        for name in ("train", "test")
+    ]
+    assert sum(counts).tolist() == [2, 5]
+    assert list(dataset.splits) == ["train"]
+
+
 def test_pictures_of_many_kinds_become_colour_of_one_size(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "mixed", {"train/a": 3, "train/b": 3, "test/a": 2}, side=None)
     rng = np.random.default_rng(0)
@@ -280,6 +303,13 @@ def test_folders_that_do_not_fit_say_why(tmp_path: Path) -> None:
     damaged = write_folder(tmp_path / "damaged", {"a": 2, "b": 2})
     whole = (damaged / "a" / "0.png").read_bytes()
     (damaged / "a" / "0.png").write_bytes(whole[:200])
+    with pytest.raises(ValueError, match=r"0\.png is damaged .*replace or remove it"):
+        data.load(f"folder:{damaged}")
+    pixels = whole.index(b"IDAT")  # their chunk is cut, and what follows is none
+    cut = (20).to_bytes(4, "big") + whole[pixels : pixels + 24]
+    (damaged / "a" / "0.png").write_bytes(
+        whole[: pixels - 4] + cut + bytes([0] * 7 + [4, 200, 1, 2, 3] + [0] * 9)
+    )
     with pytest.raises(ValueError, match=r"0\.png is damaged .*replace or remove it"):
         data.load(f"folder:{damaged}")
     (damaged / "a" / "0.png").write_bytes(b"<html>")
@@ -454,8 +484,43 @@ def test_objects_that_do_not_fit_say_why() -> None:
     ):
         with pytest.raises(error, match=message):
             data.from_examples(bad)
+    pairs = [(row["image"], row["label"]) for row in rows]
+    for wrong, message in (
+        (rows, "must be a mapping, such as"),
+        ({"train": pairs}, "must be mappings with an"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            data.from_examples(wrong)
     with pytest.raises(ValueError, match=r"label of example 2 is 2, and num_classes=2 admits 0 to 1"):
         data.from_examples({"train": rows, "test": rows}, num_classes=2)
+
+
+def test_a_mean_or_a_deviation_alone_is_taken() -> None:
+    splits = {"train": pictures(6), "test": pictures(3)}
+    measured = data.from_examples(splits)
+    half = (0.5, 0.5, 0.5)
+    with_mean, with_std = data.from_examples(splits, mean=half), data.from_examples(splits, std=half)
+    assert (with_mean.mean, with_mean.std) == (half, measured.std)
+    assert (with_std.mean, with_std.std) == (measured.mean, half)
+    assert data.from_examples(splits, mean=np.array(half), std=half).digest == (
+        data.from_examples(splits, mean=half, std=half).digest
+    )
+    with pytest.raises(ValueError, match=r"must be those of pixels in \[0, 1\].*divide those"):
+        data.from_examples(splits, mean=(125, 124, 123), std=(60, 60, 60))
+
+
+def test_hidden_labels_of_a_split_are_not_counted() -> None:
+    hidden = [{**row, "label": -1} for row in pictures(3)]
+    dataset = data.from_examples({"train": pictures(6), "validation": pictures(4), "test": hidden})
+    assert (dataset.num_classes, len(dataset.splits["test"])) == (3, 4)
+    with pytest.raises(ValueError, match="labels must be class numbers from 0, got -1"):
+        data.from_examples({"train": hidden})
+
+
+def test_options_of_reading_are_refused_with_data_that_are_read() -> None:
+    dataset = data.from_examples({"train": pictures(6), "test": pictures(3)})
+    with pytest.raises(ValueError, match=r"image_size, resized_crop: only for data that are read by name"):
+        TrainConfig(image_size=16, resized_crop=True).load(given=dataset)
 
 
 def test_a_streamed_object_is_identified_by_what_it_says_or_holds(monkeypatch: pytest.MonkeyPatch) -> None:

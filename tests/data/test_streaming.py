@@ -125,6 +125,14 @@ def test_images_of_another_shape_are_refused() -> None:
         list(split.batches(np.array([[0]])))
 
 
+@pytest.mark.parametrize("label", [3, -1, 1.5, 2**31])
+def test_labels_that_are_no_class_are_refused(label: Any) -> None:
+    split = StreamedSplit([{"image": picture(8, 8), "label": label}], (8, 8, 3), digest="")
+    train = data.Dataset("own", {"train": split}, 3, (0.5,) * 3, (0.5,) * 3, data.Identity()).splits["train"]
+    with pytest.raises(ValueError, match=rf"label of example 0 is {label}, and accepted are .* from 0 to 2;"):
+        list(train.batches(np.array([[0]])))
+
+
 KILLING = """
 import dataclasses, multiprocessing, os, signal
 import numpy as np
