@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import sys
 import types
 import typing
@@ -117,12 +118,12 @@ def _fit(value: Any, hint: Any) -> Any:
         return _fit_tuple(value, arguments)
     if hint is type(None):
         return None if value is None else _MISFIT
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's too
     if hint is float:
-        exact = number and (isinstance(value, float) or abs(value) <= sys.float_info.max)
+        exact = number and (not isinstance(value, int) or abs(value) <= sys.float_info.max)
         return float(value) if exact else _MISFIT
     if hint is int:
-        exact = number and (isinstance(value, int) or value.is_integer())
+        exact = number and (isinstance(value, numbers.Integral) or float(value).is_integer())
         return int(value) if exact else _MISFIT
     if hint is Path:
         return place(value) if isinstance(value, str | Path) else _MISFIT

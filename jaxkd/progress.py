@@ -87,13 +87,15 @@ class ProgressLines:
         if not self._is_due("train"):
             return
         spent, done = time.monotonic() - self._start, step - self._first
-        left = spent / max(done, 1) * (self._total - step)
         words = [
             where,
             f"step {step}/{self._total}",
             *(f"{name} {metric}" for name, metric in metrics.items()),
         ]
-        self._say("  ".join([*words, f"{rate:.0f} images/s", f"{duration(left)} left"]))
+        if done > 0 and rate:
+            left = spent / done * (self._total - step)
+            words += [f"{rate:.0f} images/s", f"{duration(left)} left"]
+        self._say("  ".join(words))
 
     def evaluated(self, where: str, scores: dict[str, float]) -> None:
         """A line on evaluation, if one is due."""

@@ -404,6 +404,14 @@ def test_an_error_of_no_known_kind_does_not_wait_for_other_processes(
     monkeypatch.setattr(cli, "is_joint", lambda: joint)
     left: list[int] = []
     monkeypatch.setattr(cli, "leave", lambda code, **_: left.append(code))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "keep_compiled_programs", interrupted)
+        cli.run(lambda: None)
+    assert left.pop() == 130
     with contextlib.nullcontext() if joint else pytest.raises(RuntimeError, match="no memory"):
         cli.run(lambda: None)
     assert left == ([1] if joint else [])
@@ -534,6 +542,12 @@ def test_every_mistake_has_its_message(
         ([*distill, "--batch-size", 12], 1, "a batch of 12 cannot be shared equally by 8 devices"),
         ([*distill, "--method.temperature", "hot"], 2, "temperature must be a positive number, max_logit"),
         ([*distill, "--method", "ttm", "--method.temperature", 3], 2, "method ttm has no option temperature"),
+        (["evaluate", teacher, "--data", "nodata"], 2, 'unknown data set "nodata"'),
+        (["models", "nope"], 2, 'unknown model "nope"'),
+        (["methods", "nope"], 2, 'unknown method "nope"'),
+        (["train", "--seed", 2**32 - 1, "--seeds", 2], 2, "reach 2**32"),
+        (["train", "--epochs", 1, "--warmup-epochs", 5], 2, "must be less than the number of epochs, 1"),
+        (["train", "--data", tiny, "--workers", 4], 1, "leave it out, or stream them with --stream"),
         (["train", "--optimizer", "adam"], 2, 'unknown optimizer "adam"; did you mean "adamw"'),
         ([*distill, "--method", "kdd"], 2, 'unknown method "kdd"; did you mean "kd"'),
         (["distill", "--teacher", "nobody"], 1, 'no teacher "nobody"'),
@@ -558,7 +572,7 @@ def test_every_mistake_has_its_message(
     ):
         run = (
             []
-            if arguments[0] in ("evaluate", "import", "report", "distil")
+            if arguments[0] in ("evaluate", "import", "report", "distil", "models", "methods")
             else ["--run", tmp_path / "never"]
         )
         with pytest.raises(SystemExit) as caught:

@@ -101,7 +101,7 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     assert code == 1
     assert "does not say what it is; name its architecture with --model" in errors
     code, _, errors = call_jaxkd("import", tmp_path / "weights.npz", "--model", "resnet8", "--data", "mnistt")
-    assert code == 1
+    assert code == 2
     assert 'unknown data set "mnistt"; did you mean "mnist"? Accepted: digits' in errors
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\x00\x00\x00")
     code, _, errors = call_jaxkd("import", tmp_path / "broken.safetensors", "--model", "resnet8")
@@ -165,6 +165,11 @@ def test_an_import_replaces_no_other_teacher_by_itself(
     # "tiny" is a name of Python's side alone: it is imported all the same, and not evaluated.
     cli.main(["import", files[0], "--out", str(tmp_path / "kept")])
     assert teachers.load(tmp_path / "kept").description.data == "tiny"
+    with pytest.raises(SystemExit):
+        cli.main(["import", files[1], "--out", str(tmp_path / "kept")])
+    assert teachers.load(tmp_path / "kept").digest == teachers.load(tmp_path / "t1").digest
+    cli.main(["import", files[1], "--out", str(tmp_path / "large"), "--image-size", "16"])
+    assert teachers.load(tmp_path / "large").description.image_shape == (16, 16, 1)
     for _ in range(2):
         cli.main(["import", files[0], "--data", npz])
     with pytest.raises(SystemExit):

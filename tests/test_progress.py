@@ -74,6 +74,11 @@ def test_the_time_left_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch
     now += 1
     lines.trained("epoch 1/9", 185, {"loss": 2.4}, 640.0)
     assert len(said) == 1  # not due yet
+    lines.begin(first_step=0, total_steps=100)
+    lines.leave_out(0.5, steps=1)
+    now += 3
+    lines.trained("epoch 1/100", 1, {"loss": 2.5}, 0.0)  # the call that compiled was all so far
+    assert said.pop() == "epoch 1/100  step 1/100  loss 2.5"
     now += 1
     lines.evaluated("epoch 1/9", {"accuracy": 12.5, "ce": 2.0})
     assert said[1:] == ["epoch 1/9  test acc 12.50 %  test ce 2.0000"]

@@ -48,7 +48,11 @@ def main(small: bool = False, seeds: int | None = None, out: Path | None = None)
       out: folder for the runs, the table and the figures; by default runs/digits, or runs/digits-small.
     """
     out = out or Path("runs/digits-small" if small else "runs/digits")
-    options = {**RECIPE, "seeds": seeds or (1 if small else 3), **({"epochs": 2} if small else {})}
+    options = {
+        **RECIPE,
+        "seeds": seeds if seeds is not None else 1 if small else 3,
+        **({"epochs": 2} if small else {}),
+    }
     table = grid(out, pairs=[("digits-resnet20", "resnet8")], methods=METHODS, **options)
     print(f"\n{table}\ntable and figures: {out / 'report'}")
 

@@ -50,31 +50,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(command: Callable[[], object]) -> None:
     """Runs a function as a command, with its settings, messages and exit codes; also for scripts."""
-    try:
-        with exit_when_stopped():
+    with exit_when_stopped():
+        try:
             tune_cpu()
             keep_compiled_programs()
             command()
-    except Stopped as stopped:
-        sys.exit(report(stopped))
-    except KeyboardInterrupt as interrupt:
-        code = report(interrupt)
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-        code = EXIT_OUTPUT_CLOSED
-    except PeerLostError as error:
-        _failed(error)
-        code = EXIT_PEER_LOST
-    except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
-        code = _failed(error)
-    except Exception:
-        if not is_joint():
-            raise
-        traceback.print_exc()  # Python's usual exit would wait for the other processes, and they for this one
-        code = EXIT_FAILED
-    else:
-        return
-    leave(code)
+        except Stopped as stopped:
+            sys.exit(report(stopped))
+        except KeyboardInterrupt as interrupt:
+            code = report(interrupt)
+        except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+            code = EXIT_OUTPUT_CLOSED
+        except PeerLostError as error:
+            _failed(error)
+            code = EXIT_PEER_LOST
+        except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
+            code = _failed(error)
+        except Exception:
+            if not is_joint():
+                raise
+            # Python's usual exit would wait for the other processes, and they for this one.
+            traceback.print_exc()
+            code = EXIT_FAILED
+        else:
+            return
+        leave(code)
 
 
 def keep_compiled_programs() -> None:

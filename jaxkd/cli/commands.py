@@ -37,7 +37,14 @@ def check_names(options: Options) -> None:
         if isinstance(options, DistillConfig):
             models.create(options.student)
             methods.create(options.method, **options.method_options)
-        if isinstance(options, RunConfig | CacheConfig):
+        for name in options.names if isinstance(options, ModelsConfig) else ():
+            models.create(name)
+        for name in options.names if isinstance(options, MethodsConfig) else ():
+            methods.accepted(name)
+        if isinstance(options, ImportConfig) and options.model is not None:
+            models.create(options.model)
+        with_data = RunConfig | CacheConfig | GeneratorConfig | EvaluateConfig | ImportConfig
+        if isinstance(options, with_data) and options.data is not None:
             data.require_known(options.data, options.data_dir)
     except ValueError as error:
         wrong(str(error))
@@ -128,8 +135,7 @@ def _import(config: ImportConfig) -> None:
             **description.model_options,
         )
     folder = config.out or teachers.zoo() / f"{data.short_name(description.data)}-{description.model}"
-    taken = config.out is None and (folder / "teacher.json").is_file()
-    if taken and teachers.describe(folder).digest != tree_digest(variables):
+    if (folder / "teacher.json").is_file() and teachers.describe(folder).digest != tree_digest(variables):
         raise ValueError(f"{folder} holds another teacher; name another folder with --out")
     teachers.save(folder, variables, description)
     print_line(f"{config.file} imported as {description.model} into {folder}")
@@ -168,6 +174,8 @@ def _description(config: ImportConfig) -> Any:
     if known is not None:
         given: dict[str, Any] = {"model": config.model, "data": data, "mean": config.mean, "std": config.std}
         given["model_options"] = options or None
+        if config.image_size is not None:
+            given["image_shape"] = (config.image_size, config.image_size, known.image_shape[2])
         return dataclasses.replace(known, **{name: value for name, value in given.items() if value})
     if config.model is None:
         raise ValueError(f"{config.file} does not say what it is; name its architecture with --model")

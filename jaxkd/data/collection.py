@@ -33,6 +33,7 @@ from jaxkd.files import whole
 IN_MEMORY_BYTES = 1 << 30
 # Without a test split, this fraction of the training examples is held out.
 TEST_FRACTION = 0.2
+HELD_OUT = "-holdout"  # ends the name of data without a part of their training images
 TEST_NAMES = ("test", "validation", "val", "valid")
 _MEASURED = 1024
 _BLOCK = 4096  # number of examples read at a time, by threads
@@ -187,7 +188,7 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
             subset = Subset(train.source, ids)
             digest = f"{train.digest} {name} of {fraction}"
             splits[name] = dataclasses.replace(train, source=subset, digest=digest)
-    return dataclasses.replace(dataset, name=f"{dataset.name}-holdout", splits=splits)
+    return dataclasses.replace(dataset, name=f"{dataset.name}{HELD_OUT}", splits=splits)
 
 
 def _two_parts(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:

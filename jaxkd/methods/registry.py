@@ -19,6 +19,7 @@ from jaxkd.methods.review import ReviewKD
 from jaxkd.methods.simkd import CATKD, SimKD
 from jaxkd.methods.sums import Sum
 from jaxkd.methods.two_views import MLKD
+from jaxkd.options import as_type
 
 
 class Row(NamedTuple):
@@ -207,7 +208,7 @@ def create(name: str, **options: Any) -> Method:
       A Flax Linen module, `method(inputs) -> terms`.
 
     Raises:
-      ValueError: the name is unknown, or the method has no such option.
+      ValueError: the name is unknown, the method has no such option, or a value is of another type.
 
     >>> from jaxkd import methods
     >>> methods.options(methods.create("atkd", weight=6.0))["weight"]
@@ -218,7 +219,8 @@ def create(name: str, **options: Any) -> Method:
         raise ValueError(
             f"method {name} has no option {', '.join(others)}; it has {', '.join(known) or 'none'}"
         )
-    values = {option: options.get(option, known[option].default) for option in known}
+    typed = {option: _typed(option, options[option], known[option]) for option in options}
+    values = {option: typed.get(option, known[option].default) for option in known}
     if "+" in name:
         return _create_sum(name, values)
     row = _find(name)
@@ -229,6 +231,13 @@ def create(name: str, **options: Any) -> Method:
         values |= {"loss": row.loss, "options": of_loss}
     made: Method = row.make(**values)
     return made
+
+
+def _typed(name: str, value: Any, option: Option) -> Any:
+    """A value from a file or a command line in its option's type; functions and other objects stay."""
+    if option.kind is type(None) or not isinstance(value, str | int | float):
+        return value
+    return as_type(name, value, option.kind)
 
 
 def _create_sum(name: str, values: Mapping[str, Any]) -> Method:

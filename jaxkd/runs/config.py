@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from jaxkd.data.named import absolute
 from jaxkd.data.options import DataOptions
 from jaxkd.files import records
 from jaxkd.files.places import is_remote, place
@@ -26,6 +27,17 @@ class RunConfig(DataOptions, TrainingOptions, DeviceOptions, OutputOptions):
     def check(self) -> None:
         """See `Options`."""
         super().check()
+        if self.seed + self.seeds > 2**32:
+            raise ValueError(
+                f"--seeds {self.seeds} from --seed {self.seed} reach 2**32, the range of random keys"
+            )
+        if self.warmup_epochs >= self.num_epochs:
+            raise ValueError(
+                f"--warmup-epochs {self.warmup_epochs} must be less than the number of epochs, "
+                f"{self.num_epochs}"
+            )
+        if self.seeds > 1 and self.run is not None and not self.run.name:
+            raise ValueError(f"--run {self.run} has no name that a seed could be added to; name a folder")
         if self.steps_per_call is not None and self.steps_per_call > self.log_every:
             raise ValueError(
                 f"--steps-per-call {self.steps_per_call} would never be reached, since a call ends after "
@@ -122,9 +134,9 @@ class DistillConfig(RunConfig):
         """See `Options`; the folder of a teacher is absolute."""
         fields = super().as_dict()
         for name in ("teacher", "cache"):
-            path = place(getattr(self, name))
-            if is_remote(path) or path.is_dir():
-                fields[name] = str(path.absolute())
+            fields[name] = _absolute_folder(getattr(self, name))
+        if isinstance(generator := self.method_options.get("generator"), str | Path):
+            fields["method_options"] = {**self.method_options, "generator": _absolute_folder(generator)}
         return fields
 
     @property
@@ -175,6 +187,18 @@ class GeneratorConfig(Options):
         self.require(0, "seed", "learning_rate", "weight")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"--fraction must be above 0 and at most 1, got {self.fraction}")
+
+    def as_dict(self) -> dict[str, object]:
+        """See `Options`; the folder of a teacher and files of images are absolute."""
+        return {
+            **super().as_dict(), "teacher": _absolute_folder(self.teacher), "data": absolute(self.data)
+        }  # fmt: skip
+
+
+def _absolute_folder(name: str | Path) -> str:
+    """A name, or the absolute path of a folder."""
+    path = place(name)
+    return str(path.absolute() if is_remote(path) or path.is_dir() else name)
 
 
 def from_file(command: type[C], path: Path) -> C:

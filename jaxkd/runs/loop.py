@@ -99,8 +99,8 @@ class Loop:
         self._config = config
         self._devices = devices
         # A call ends at a log point and at the end of an epoch.
-        longest = min(default_steps_per_call(devices), config.log_every, task.steps_per_epoch)
-        self._steps_per_call = config.steps_per_call or longest
+        wanted = config.steps_per_call or min(default_steps_per_call(devices), config.log_every)
+        self._steps_per_call = min(wanted, task.steps_per_epoch)
         if config.debug:
             self._steps_per_call = 1
         self._record = record
@@ -230,7 +230,9 @@ class Loop:
         step, speed = int(state.step), self.stopwatch.images_per_second()
         rate = {} if self._rate is None else {"learning_rate": self._rate(step - 1)}
         averages = metrics.numbers(tally.all)
-        self._record.write("train", step, epoch, **averages, **rate, images_per_second=round(speed, 1))
+        if speed:  # not if only the first call, which compiles, has ended
+            rate["images_per_second"] = round(speed, 1)
+        self._record.write("train", step, epoch, **averages, **rate)
         self._lines.trained(f"epoch {epoch}/{self._task.num_epochs}", step, tally.all, speed)
 
     def _check(self, state: TrainState, look_again: Callable[[], list[str]] | None = None) -> None:

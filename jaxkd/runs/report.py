@@ -17,7 +17,11 @@ from jaxkd.runs.summary import Pretrained, RunRecord, Summary, read, summarise
 
 
 def report(
-    runs: Sequence[str | Path], out: str | Path, baseline: str | None = None, *, by_name: bool = False
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    baseline: str | None = None,
+    *,
+    by_name: bool = False,
 ) -> str:
     """Writes `report.md`, the table as `table.tex` and `table.csv`, and each figure as PNG and PDF.
 
@@ -32,11 +36,16 @@ def report(
       The Markdown tables: methods by pairs of networks, then all runs.
 
     Raises:
-      ValueError: no run is named, or none uses the baseline.
+      ValueError: no run is named, none uses the baseline, or `out` has a report.md of someone else.
       FileNotFoundError: a folder is neither a run nor a teacher.
     """
     records = read(runs)
     summary = summarise(records, baseline, by_name=by_name)
+    earlier = place(out) / "report.md"
+    if earlier.is_file() and not (place(out) / "table.csv").is_file():
+        raise ValueError(
+            f"{earlier} is not of an earlier report (it has no table.csv beside it); name another folder"
+        )
     with filling(place(out)) as folder:
         return _write(records, summary, folder)
 
@@ -82,7 +91,10 @@ _OF_RUNS = (
 
 def _notes(summary: Summary) -> list[str]:
     """Notes on the meaning and the limits of the table's numbers."""
-    notes = ["Accuracy: top-1 on the whole test split, in percent, after the last epoch."]
+    held_out = {bool(run.config.get("holdout")) for cell in summary.cells.values() for run in cell.runs}
+    images = {True: "the training images that were held out", False: "the whole test split"}
+    where = " or, of some runs, ".join(images[one] for one in sorted(held_out)) or images[False]
+    notes = [f"Accuracy: top-1 on {where}, in percent, after the last epoch."]
     counts = sorted({cell.spread.number for cell in summary.cells.values() if cell.spread})
     if counts[-1:] > [1]:
         notes.append(

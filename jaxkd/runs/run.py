@@ -20,7 +20,8 @@ from jaxkd import data, methods, metrics, models, teachers
 from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
 from jaxkd.cpu import release_memory
-from jaxkd.data.augment import Augmentation, as_views
+from jaxkd.data.augment import MAIN, Augmentation, as_views
+from jaxkd.data.collection import HELD_OUT
 from jaxkd.devices import choose_devices, share
 from jaxkd.files.places import is_remote
 from jaxkd.methods import Method
@@ -152,6 +153,11 @@ def distill(
         teacher=teacher, student=student, data=data, method=method, optimizer=optimizer
     )
     config = options_of_call(DistillConfig, config, {**named, **options}, objects)
+    if "method" in objects and config.method_options:
+        raise ValueError(
+            f"method_options={config.method_options} would have no effect beside a method that is made; give "
+            "them to methods.create"
+        )
     processes.join(config, say)
     made = objects.get("method") or methods.create(config.method, **config.method_options)
     known = objects.get("teacher") or (teachers.load(config.teacher) if made.reads else None)
@@ -192,6 +198,10 @@ def evaluate(
     Raises:
       ValueError: the network does not fit the data.
     """
+    if split not in dataset.splits:
+        raise ValueError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     teacher.require_fit(dataset)
     network, variables = teacher.frozen
     evaluator = Evaluator(network, None, dataset.splits[split], batch_size, choose_devices(devices))
@@ -282,12 +292,24 @@ def _run(
             f"{', '.join(unused)} would have no effect beside an own optimizer; put it into that, and "
             "leave the option out"
         )
+    own = augmentation is not None and (not isinstance(augmentation, Mapping) or MAIN in augmentation)
+    changes = [name for name in ("crop_padding", "flip") if getattr(config, name) is not None]
+    if changes and (own or MAIN not in method.views):
+        raise ValueError(
+            f"{', '.join(changes)} would have no effect, since the data's own augmentation is not used; "
+            "leave it out"
+        )
     if isinstance(network, str):
         models.create(network)
     dataset = config.load(given=objects.get("data"))
+    if config.workers and not config.stream and isinstance(dataset.splits["train"], data.Split):
+        raise ValueError(
+            f"--workers {config.workers} read images that are streamed, and those of {dataset.name} are in "
+            "memory; leave it out, or stream them with --stream"
+        )
     if teacher is not None:
         teacher.require_fit(dataset)
-    own = (*objects, *(["augmentation"] if augmentation is not None else []))
+    passed = (*objects, *(["augmentation"] if augmentation is not None else []))
     parts = Parts(
         network=models.as_network(network, dataset.num_classes, dtype=jnp.dtype(config.precision)),
         method=method,
@@ -296,7 +318,7 @@ def _run(
         optimizer=objects.get("optimizer"),
         augmentation=augmentation,
         on_log=on_log,
-        objects=own,
+        objects=passed,
     )
     runs = [_fit(each, parts, devices, say) for each in config.each_seed()]
     return runs[0] if config.seeds == 1 else _of_seeds(runs, say)
@@ -406,7 +428,8 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
 
         tests = record.lines("test")
         if processes.is_first():
-            saved_as = dataclasses.replace(saved_as, test_accuracy=tests[-1]["accuracy"])
+            if config.holdout is None:  # otherwise it is not that of the test split
+                saved_as = dataclasses.replace(saved_as, test_accuracy=tests[-1]["accuracy"])
             _save_student(folder / "model", state, frozen, task, saved_as)
         best = max(tests, key=lambda line: line["accuracy"])
         result = Result(
@@ -579,7 +602,7 @@ def _describe_student(task: Task, parts: Parts) -> teachers.Description:
         image_shape=parts.dataset.image_shape,
         mean=mean,
         std=std,
-        data=parts.dataset.name,
+        data=parts.dataset.name.removesuffix(HELD_OUT),
         source=source,
         own=bool({"model", "student"} & set(parts.objects)),
         method=answers,

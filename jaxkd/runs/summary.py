@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -94,18 +95,23 @@ class Pretrained:
     accuracy: float | None
 
 
-def read(folders: Sequence[str | Path]) -> list[RunRecord | Pretrained]:
+def read(folders: str | Path | Sequence[str | Path]) -> list[RunRecord | Pretrained]:
     """The records in some folders: of runs or pretrained teachers, or folders that contain several of these.
 
     A generator (the first stage of MEKD) among them has no accuracy, and is skipped.
 
     Raises:
-      ValueError: no folder is named.
+      ValueError: no folder is named, or none has a run or a teacher.
       FileNotFoundError: a folder is neither a run nor a teacher.
     """
+    folders = [folders] if isinstance(folders, str | Path) else list(folders)
     if not folders:
         raise ValueError("no run is named; name the folders of one or more runs")
     found = [_read(one) for folder in folders for one in _folders(place(folder))]
+    if not found:
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: an earlier report, and no runs; name their folders"
+        )
     return [one for one in found if isinstance(one, Pretrained) or "stage" not in one.identity]
 
 
@@ -113,9 +119,9 @@ def _folders(folder: Path) -> list[Path]:
     """The folder itself, if it is a run or a teacher; otherwise the runs and teachers in it."""
     if _is_one(folder) or not folder.is_dir():
         return [folder]
-    if (folder / "report.md").is_file():
-        return []  # an earlier report, matched by `runs/*`
-    return sorted(inner for inner in folder.iterdir() if _is_one(inner)) or [folder]
+    if found := sorted(inner for inner in folder.iterdir() if _is_one(inner)):
+        return found
+    return [] if (folder / "report.md").is_file() else [folder]  # an earlier report, matched by `runs/*`
 
 
 def _is_one(folder: Path) -> bool:
@@ -288,15 +294,20 @@ def summarise(
             known[run.seed] = run
     cells = [Cell(tuple(group.values())) for group in groups.values()]
     pairs = tuple(dict.fromkeys(_pair(cell) for cell in cells if _pair(cell).teacher is not None))
-    labels = _labels(cells, by_name)
-    table: dict[tuple[str, Pair], Cell] = {}
-    for cell, label in zip(cells, labels, strict=True):
+    columns = []
+    for cell in cells:
         own = _pair(cell)
         # A student alone is in the column of each of its teachers.
         alike = [pair for pair in pairs if dataclasses.replace(pair, teacher=None) == own]
-        for pair in [own] if own.teacher is not None else alike or [own]:
-            table[label, pair] = cell
-    methods = sorted(dict.fromkeys(labels), key=lambda label: label != ALONE)
+        columns.append([own] if own.teacher is not None else alike or [own])
+    labels = _labels(cells, columns, by_name)
+    table = {
+        (label, pair): cell
+        for cell, own_columns, label in zip(cells, columns, labels, strict=True)
+        for pair in own_columns
+    }
+    alone = {label for cell, label in zip(cells, labels, strict=True) if _method(cell) == ALONE}
+    methods = sorted(dict.fromkeys(labels), key=lambda label: label not in alone)
     compared = [name for name in (baseline, "kd", ALONE) if name in methods]
     if baseline is not None and baseline not in methods:
         raise ValueError(f"no run uses the baseline {baseline}; available: {', '.join(methods) or 'none'}")
@@ -321,22 +332,33 @@ def _pair(cell: Cell) -> Pair:
     return Pair(run.teacher, run.student, run.data, run.epochs)
 
 
-def _labels(cells: Sequence[Cell], by_name: bool) -> list[str]:
-    """The name of each cell's row: its method, or its runs' name if a pair has the method twice."""
-    plain = [ALONE if cell.runs[0].method == "labels" else cell.runs[0].method for cell in cells]
-    places = list(zip(plain, map(_pair, cells), strict=True))
+def _method(cell: Cell) -> str:
+    method = cell.runs[0].method
+    return ALONE if method == "labels" else method
+
+
+def _labels(cells: Sequence[Cell], columns: Sequence[Sequence[Pair]], by_name: bool) -> list[str]:
+    """The name of each cell's row: its method, or its runs' name if a column has the method twice."""
+    places = collections.Counter(
+        (_method(cell), pair) for cell, own in zip(cells, columns, strict=True) for pair in own
+    )
+    twice = {method for (method, _), count in places.items() if count > 1}
+    known = {method for method, _ in places}
     taken: set[tuple[str, Pair]] = set()
     labels = []
-    for cell, (method, pair) in zip(cells, places, strict=True):
-        several = sum(1 for label, _ in places if label == method) > len(
-            {p for m, p in places if m == method}
-        )
-        label = _run_name(cell.runs[0], pair) if several or (by_name and method != ALONE) else method
-        number = 1
-        while (label, pair) in taken:
+    for cell, own in zip(cells, columns, strict=True):
+        method = label = _method(cell)
+        if method in twice or (by_name and method != ALONE):
+            label = _run_name(cell.runs[0], _pair(cell))
+            if method == ALONE and label != ALONE:
+                label = f"{ALONE} ({label})"
+            elif label in known - {method}:
+                label = f"{label} ({method})"  # not to be taken for a run of that other method
+        plain, number = label, 1
+        while any((label, pair) in taken for pair in own):
             number += 1
-            label = f"{label.removesuffix(f' ({number - 1})')} ({number})"
-        taken.add((label, pair))
+            label = f"{plain} ({number})"
+        taken |= {(label, pair) for pair in own}
         labels.append(label)
     return labels
 

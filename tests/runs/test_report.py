@@ -198,6 +198,58 @@ def test_pairs_are_columns_and_a_method_twice_has_its_runs_names(tmp_path: Path)
     }  # fmt: skip
 
 
+def test_no_row_takes_the_place_of_another(tmp_path: Path) -> None:
+    def write(name: str, method: str, accuracy: float, batch: int) -> Path:
+        teacher = {} if method == "labels" else {"teacher": "big"}
+        identity = {"method": method, "student": "small", "data": "d", "epochs": 1, "batch_size": batch}
+        return write_run(
+            tmp_path / name,
+            [accuracy],
+            {"last_accuracy": accuracy, "test_examples": 100, **teacher},
+            identity={**identity, **teacher},
+            config={"student": "small", "method": method, **teacher},
+        )
+
+    runs = [write(f"a{batch}", "kd", batch + 1.0, batch) for batch in (32, 64)]
+    (tmp_path / "alone").mkdir()
+    runs += [write(f"alone/a{batch}", "labels", batch + 2.0, batch) for batch in (32, 64)]
+    summary = summarise(read(runs))
+    assert {method: cell.accuracies for (method, _), cell in summary.cells.items()} == {
+        "a32": {0: 33.0}, "a64": {0: 65.0}, "alone (a32)": {0: 34.0}, "alone (a64)": {0: 66.0}
+    }  # fmt: skip
+    assert summary.methods == ("alone (a32)", "alone (a64)", "a32", "a64")
+
+    # A run of one method that is called like another method.
+    (tmp_path / "names").mkdir()
+    named = [write(f"names/{name}", method, accuracy, 8 * number) for number, (name, method, accuracy) in
+             enumerate([("kd", "atkd", 1.0), ("other", "atkd", 2.0), ("first", "kd", 3.0)])]  # fmt: skip
+    summary = summarise(read(named))
+    assert {method: cell.accuracies[0] for (method, _), cell in summary.cells.items()} == {
+        "kd (atkd)": 1.0, "other": 2.0, "kd": 3.0
+    }  # fmt: skip
+    assert summary.baseline == "kd"
+
+
+def test_a_report_beside_its_runs_hides_none_and_replaces_nobodys(tmp_path: Path) -> None:
+    write_grid(tmp_path / "runs", {"kd": [1.0, 2.0]})
+    for _ in range(2):
+        assert len(table(report(tmp_path / "runs", tmp_path / "runs"))) == 2
+    report(str(tmp_path / "runs"), tmp_path / "out")
+    with pytest.raises(ValueError, match="an earlier report, and no runs"):
+        read([tmp_path / "out"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.md").write_text("hello")
+    with pytest.raises(ValueError, match=r"report\.md is not of an earlier report"):
+        report(tmp_path / "runs", tmp_path / "mine")
+    assert (tmp_path / "mine" / "report.md").read_text() == "hello"
+
+
+def test_the_images_of_an_accuracy_are_told(tmp_path: Path) -> None:
+    config = {"student": "resnet8", "method": "atkd", "teacher": "big", "holdout": 0.1}
+    report([write_run(tmp_path / "run", [50.0], RESULT, config=config)], tmp_path / "out")
+    assert "top-1 on the training images that were held out," in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_run_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     write_grid(tmp_path / "a", {"kd": [1.0, 2.0]})
     write_grid(tmp_path / "b", {"kd": [1.0]})

@@ -29,6 +29,7 @@ from jaxkd.files import records
 from jaxkd.progress import ProgressLines
 from jaxkd.runs import NonFiniteError, Stopped, evaluate
 from jaxkd.runs.checkpoint import saved_steps
+from jaxkd.runs.config import GeneratorConfig
 from jaxkd.runs.loop import _chunks, _pieces
 from jaxkd.runs.record import CONFIG
 from jaxkd.training.mapped import mapped_train_step
@@ -432,3 +433,53 @@ def test_seeds_are_the_runs_that_each_would_be_alone(tmp_path: Path) -> None:
     assert [line for line in said if "many-seed3" in line and "is done already" in line]
     assert "resuming at step 9 of 9" in said
     assert again["last_accuracy"] == several["last_accuracy"]
+
+
+def test_options_that_objects_leave_without_effect_are_refused(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    teacher = teachers.load(helpers.untrained_teacher(tmp_path / "teacher", dataset))
+    for options, message in (
+        (
+            {"method": methods.create("kd"), "method_options": {"temperature": 9.0}},
+            "beside a method that is made",
+        ),
+        ({"augmentation": data.Identity(), "flip": True}, "flip would have no effect"),
+        ({"image_size": 16}, "image_size: only for data that are read by name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jaxkd.distill(
+                teacher=teacher,
+                data=dataset,
+                student=helpers.Tiny(),
+                epochs=1,
+                run=tmp_path / "run",
+                say=silent,
+                **options,
+            )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="tiny has no split 'val'; it has train, test"):
+        jaxkd.evaluate(teacher, dataset, split="val")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        jaxkd.evaluate(teacher, dataset, batch_size=0)
+
+
+def test_what_is_saved_does_not_call_held_out_images_a_test(tmp_path: Path) -> None:
+    options = {"epochs": np.int64(1), "batch_size": 8, "devices": 1, "holdout": 0.25, "say": silent}
+    jaxkd.train(data=helpers.tiny_dataset(), model=helpers.Tiny(), run=tmp_path / "run", **options)
+    known = teachers.describe(tmp_path / "run" / "model").description
+    assert (known.data, known.test_accuracy) == ("tiny", None)
+
+
+def test_folders_are_recorded_by_their_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big").mkdir()
+    recorded = GeneratorConfig(teacher="big", data="mine.npz").as_dict()
+    assert [recorded[name] for name in ("teacher", "data")] == [
+        str(tmp_path / "big"),
+        str(tmp_path / "mine.npz"),
+    ]
+    assert GeneratorConfig(teacher="digits-resnet20").as_dict()["teacher"] == "digits-resnet20"
+    mekd = DistillConfig(teacher="digits-resnet20", method="mekd", method_options={"generator": "big"})
+    assert mekd.as_dict()["method_options"] == {"generator": str(tmp_path / "big")}
