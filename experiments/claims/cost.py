@@ -146,7 +146,11 @@ def of_losses(size: tuple[int, int]) -> dict[str, Program]:
 
 
 def task_of(
-    method: methods.Method, student: models.Network, teacher: models.Network | None, main: CropFlip
+    method: methods.Method,
+    student: models.Network,
+    teacher: models.Network | None,
+    main: CropFlip,
+    shape: tuple[int, int, int],
 ) -> Task:
     """The task of a training step: SGD as in the recipe, each view with the augmentation of a run."""
     recipe = Recipe("sgd", 0.05, "steps", 0, momentum=0.9, weight_decay=5e-4, total_steps=1000)
@@ -155,7 +159,7 @@ def task_of(
         teacher=teacher,
         method=method,
         optimizer=recipe.transformation(),
-        augmentations=tuple(as_views(None, method.views, main, method.augmentation).items()),
+        augmentations=tuple(as_views(None, method.views, main, shape, method.augmentation).items()),
         seed=0,
         num_epochs=1,
         steps_per_epoch=1000,
@@ -184,7 +188,7 @@ def of_steps(
     variables = networks[teacher].init(0, shape)
     for name, (method, options) in chosen.items():
         made = methods.create(method, **options)
-        task = task_of(made, networks[student], networks[teacher], CropFlip(padding=4, flip=True))
+        task = task_of(made, networks[student], networks[teacher], CropFlip(padding=4, flip=True), shape)
         state = jax.tree.map(lambda leaf: leaf[None], initial_state(task, shape, teacher=variables))
         step = functools.partial(train_step, task)
         programs[name] = Program(step, state, Frozen(None, {}), seen, mapped=True)

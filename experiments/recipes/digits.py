@@ -1,6 +1,6 @@
 """Digits: a ResNet-8 alone, with two fixed temperatures, and with the adaptive temperature.
 
-    python experiments/recipes/digits.py            # three seeds; two minutes on two CPU cores
+    python experiments/recipes/digits.py            # three seeds; a minute and a half on two CPU cores
     python experiments/recipes/digits.py --small    # one seed, two epochs, to see that it works
     python experiments/recipes/digits.py --seeds 5  # a narrower interval
 

@@ -152,7 +152,8 @@ def find_cache(
         return None  # several processes may not have the same caches: the user must name one
     # Two functions of one name cannot be distinguished, nor two versions of a class: the user must ask.
     own = teacher.forward is not None or not type(augmentation).__module__.startswith("jaxkd.")
-    if where == "auto" and (own or isinstance(dataset.splits[SPLIT], data.StreamedSplit)):
+    streamed = isinstance(dataset.splits[SPLIT], data.StreamedSplit)
+    if where == "auto" and (streamed or (own and before is None)):
         return None
     key = cache_key(teacher, dataset, augmentation, pooled=pooled)
     usual = default_folder(key, teacher, dataset)
@@ -179,7 +180,7 @@ def find_cache(
         if where != "auto":
             return checked(TeacherCache(place(where), key))
         return _with_rows(usual, key, checked)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if where != "auto" or before is not None:
             raise
         if not isinstance(error, FileNotFoundError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -113,13 +114,16 @@ class Dataset:
         # The digest hashes their text, and NumPy's numbers have another one than Python's.
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
         object.__setattr__(self, "std", tuple(map(float, self.std)))
-        bounded = {
-            name: dataclasses.replace(split, num_classes=self.num_classes)
-            if isinstance(split, StreamedSplit)
-            else split
-            for name, split in self.splits.items()
-        }
+        bounded = {name: self._bounded(split) for name, split in self.splits.items()}
         object.__setattr__(self, "splits", bounded)
+
+    def _bounded(self, split: Split | StreamedSplit) -> Split | StreamedSplit:
+        """A split whose labels are held against the number of classes as they are read."""
+        if isinstance(split, Split):
+            return split
+        own = copy.copy(split)
+        object.__setattr__(own, "num_classes", self.num_classes)
+        return own
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

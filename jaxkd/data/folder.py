@@ -164,13 +164,14 @@ def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
 
 def _visible(folder: Path) -> Iterator[Path]:
     """The files below a folder, links followed; hidden ones and those in hidden folders are left out."""
-    seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()  # a link to a folder that it lies in
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        above = {os.path.realpath(one) for one in (Path(place), *Path(place).parents)}
+        folders[:] = [
+            name
+            for name in folders
+            # A link to a folder that it lies in would have no end.
+            if not name.startswith(".") and os.path.realpath(Path(place, name)) not in above
+        ]
         yield from (Path(place, name) for name in files if not name.startswith("."))
 
 

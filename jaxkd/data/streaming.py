@@ -158,15 +158,16 @@ class _Examples:
                 f"example {example_id} is {image.dtype} {list(image.shape)}, and the split's images are "
                 f"uint8 {list(self.split.image_shape)}; give the split a view that makes them so"
             )
-        most = 2**31 if self.split.num_classes is None else self.split.num_classes
+        given, most = example["label"], self.split.num_classes or 2**31
         try:
-            label = operator.index(example["label"])
+            label = operator.index(given.item() if isinstance(given, np.generic) else given)
         except TypeError:
-            label = -1
-        if not 0 <= label < most:
+            label = None
+        if label is None or not 0 <= label < most:
+            hidden = "; where labels are hidden (-1), take another split" if label == -1 else ""
             raise ValueError(
-                f"the label of example {example_id} is {example['label']!r:.60}, and accepted are the class "
-                f"numbers from 0 to {most - 1}; where labels are hidden (-1), take another split"
+                f"the label of example {example_id} must be a whole number from 0 to {most - 1}, "
+                f"got {given!r:.60}{hidden}"
             )
         return {"image": image, "label": np.int32(label)}
 

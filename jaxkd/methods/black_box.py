@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
-from jaxkd.files.places import place
+from jaxkd.files.places import is_remote, place
 from jaxkd.methods.base import NOT_NEGATIVE, POSITIVE, Inputs, Method, Range, Terms
 from jaxkd.metrics import Percentage
 from jaxkd.models.dcgan import Generator
@@ -78,6 +79,12 @@ class MEKD(Method):
         "temperature": POSITIVE,
         "generator_temperature": POSITIVE,
     }
+
+    def __post_init__(self) -> None:
+        if self.generator and isinstance(self.generator, str | Path):
+            path = place(self.generator)  # absolute: a run may be resumed from another folder
+            self.generator = str(path if is_remote(path) else path.absolute())
+        super().__post_init__()
 
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
         """The generator's images."""

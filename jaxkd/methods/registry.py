@@ -7,6 +7,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxkd import losses
 from jaxkd._names import unknown
 from jaxkd.methods.base import Labels, Method
@@ -235,6 +237,7 @@ def create(name: str, **options: Any) -> Method:
 
 def _typed(name: str, value: Any, option: Option) -> Any:
     """A value from a file or a command line in its option's type; functions and other objects stay."""
+    value = value.item() if isinstance(value, np.generic) else value
     if option.kind is type(None) or not isinstance(value, str | int | float):
         return value
     return as_type(name, value, option.kind)

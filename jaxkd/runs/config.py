@@ -135,8 +135,12 @@ class DistillConfig(RunConfig):
         fields = super().as_dict()
         for name in ("teacher", "cache"):
             fields[name] = _absolute_folder(getattr(self, name))
-        if isinstance(generator := self.method_options.get("generator"), str | Path):
-            fields["method_options"] = {**self.method_options, "generator": _absolute_folder(generator)}
+        folders = {
+            name: _absolute_folder(value)
+            for name, value in self.method_options.items()
+            if name.endswith("generator") and isinstance(value, str | Path)
+        }
+        fields["method_options"] = {**self.method_options, **folders}
         return fields
 
     @property

@@ -53,7 +53,6 @@ def identify(
     decisive = config.decisive()
     for name in (*_OF_DATA, "method", "method_options", "model", "student", *OF_RECIPE):
         decisive.pop(name, None)
-    of_method = methods.options(task.method)  # which generator, the augmentation says; its folder may move
     identity = {
         **decisive,
         **_prefixed("student", task.student.describe(student)),
@@ -61,7 +60,7 @@ def identify(
         "data_digest": dataset.digest,
         **{f"augmentation.{view}": describe_object(shown) for view, shown in task.augmentations},
         "method": methods.title(task.method),
-        **{f"method.{key}": as_json(value) for key, value in of_method.items() if key != "generator"},
+        **{f"method.{key}": as_json(value) for key, value in methods.options(task.method).items()},
         **_describe_optimizer(optimizer, task, student),
     }
     if config.batch_norm == "device":  # then, and only then, the number of devices decides on the result

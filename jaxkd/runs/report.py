@@ -39,13 +39,11 @@ def report(
       ValueError: no run is named, none uses the baseline, or `out` has a report.md of someone else.
       FileNotFoundError: a folder is neither a run nor a teacher.
     """
+    earlier = place(out) / "report.md"
+    if earlier.is_file() and "| run " not in earlier.read_text(errors="replace"):
+        raise ValueError(f"{earlier} is not an earlier report; name another folder")
     records = read(runs)
     summary = summarise(records, baseline, by_name=by_name)
-    earlier = place(out) / "report.md"
-    if earlier.is_file() and not (place(out) / "table.csv").is_file():
-        raise ValueError(
-            f"{earlier} is not of an earlier report (it has no table.csv beside it); name another folder"
-        )
     with filling(place(out)) as folder:
         return _write(records, summary, folder)
 
@@ -60,7 +58,12 @@ def _write(records: Sequence[RunRecord | Pretrained], summary: Summary, out: Pat
         f"![{name}]({name}.png)\n\n{_CAPTIONS.get(name, _OF_DISTRIBUTION)}\n" for name in pictures
     )
     notes = "\n".join(f"- {note}" for note in _notes(summary))
-    (out / "report.md").write_text(f"{overview}{notes}\n\n{runs_table(records)}\n{_OF_RUNS}\n\n{shown}\n")
+    below = f"{_OF_RUNS}\n\n{shown}"
+    if all(one.config.get("holdout") for one in records if isinstance(one, RunRecord)):
+        for test in ("the test split itself", "the test images"):
+            notes, below = notes.replace(test, "these images"), below.replace(test, "these images")
+        below = below.replace("Test accuracy", "Accuracy")
+    (out / "report.md").write_text(f"{overview}{notes}\n\n{runs_table(records)}\n{below}\n")
     (out / "table.tex").write_text(tables.latex(summary))
     (out / "table.csv").write_text(tables.as_csv(summary))
     return text

@@ -352,7 +352,7 @@ def _labels(cells: Sequence[Cell], columns: Sequence[Sequence[Pair]], by_name: b
             label = _run_name(cell.runs[0], _pair(cell))
             if method == ALONE and label != ALONE:
                 label = f"{ALONE} ({label})"
-            elif label in known - {method}:
+            elif not by_name and label in known - {method}:
                 label = f"{label} ({method})"  # not to be taken for a run of that other method
         plain, number = label, 1
         while any((label, pair) in taken for pair in own):

@@ -181,6 +181,7 @@ def test_a_method_knows_its_name_and_options() -> None:
         ("kd", {"standardize": "false"}, "standardize must be true or false, got 'false'"),
         ("kd", {"weight": "9"}, "weight must be a number, got '9'"),
         ("kd", {"temperature": True}, "temperature must be a number or text, got True"),
+        ("dkd", {"warmup_epochs": np.float32(2.5)}, "warmup_epochs must be a whole number, got 2.5"),
         ("dkd", {"warmup_epochs": 2.5}, "warmup_epochs must be a whole number, got 2.5"),
         ("kd+dist", {"kd_weight": "9"}, "kd_weight must be a number, got '9'"),
         ("kd", {"heat": 3}, "method kd has no option heat; it has weight, ce_weight"),

@@ -483,3 +483,9 @@ def test_folders_are_recorded_by_their_absolute_paths(
     assert GeneratorConfig(teacher="digits-resnet20").as_dict()["teacher"] == "digits-resnet20"
     mekd = DistillConfig(teacher="digits-resnet20", method="mekd", method_options={"generator": "big"})
     assert mekd.as_dict()["method_options"] == {"generator": str(tmp_path / "big")}
+    found = methods.create("kd+mekd", mekd_generator="big")
+    assert methods.options(found)["mekd_generator"] == str(tmp_path / "big")
+    both = DistillConfig(
+        teacher="digits-resnet20", method="kd+mekd", method_options={"mekd_generator": "big"}
+    )
+    assert both.as_dict()["method_options"] == {"mekd_generator": str(tmp_path / "big")}
