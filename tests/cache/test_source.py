@@ -292,6 +292,8 @@ def test_rows_of_code_that_may_have_changed_are_not_taken_without_a_word(
         distill(config(tmp_path / f"{where} {note}", teacher, cache=where), darker, say=said.append)
         assert any("if their code has changed since" in line for line in said) == note
     assert source(tmp_path / "auto False") == "live"
+    options = {"seed": 0, "num_epochs": 2, "before": "float16", "say": silent}  # a run that began with it
+    assert find_cache("auto", teachers.load(teacher), darker, Darker(), **options) is not None
 
 
 def test_a_file_beside_the_caches_is_no_cache(tmp_path: Path, dataset: data.Dataset, teacher: Path) -> None:
