@@ -17,8 +17,8 @@ The teacher is made of a published PyTorch file, and is found by its name:
 
 Its logits on the views of a seed are computed once, by the first run of the seed that needs them.  Finished
 runs leave their records in `experiments/results/claims/better_students`, and are not made again on any
-machine that has them.  Two CPU cores take ten to twenty
-minutes a run, and 45 for the logits of a seed.
+machine that has them.  Two CPU cores that do nothing else take six to ten minutes a run, and fifteen for the
+logits of a seed.
 """
 
 from __future__ import annotations
