@@ -37,10 +37,12 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Ends the trace, if there is one."""
+        """Ends the trace, if there is one; says if there should have been one."""
+        if self._left > 0 and not self._running:
+            self._say("--profile: no trace, since no step came after those that compiled; raise --epochs")
+        self._left = 0
         if self._running:
             self._running = False
-            self._left = 0
             jax.profiler.stop_trace()
             self._say(f"trace in {self._folder}; view it with TensorBoard's profile plugin or XProf")
 

@@ -15,6 +15,7 @@ import pytest
 
 import jaxkd
 from jaxkd.config import DistillConfig, TrainConfig
+from jaxkd.runs.watching import Profiler
 
 
 class FakeWandb(types.ModuleType):
@@ -84,3 +85,13 @@ def test_stores_other_than_cloud_storage_are_refused(field: str) -> None:
         TrainConfig(**options)
     with pytest.raises(ValueError, match="--teacher: s3://bucket/teacher is in a store that"):
         DistillConfig(teacher="s3://bucket/teacher")
+
+
+def test_a_trace_of_no_step_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    for wanted in (None, 3):
+        profiler = Profiler(tmp_path, wanted, said.append)
+        for _ in range(2):
+            profiler.close()
+    assert len(said) == 1
+    assert said[0].startswith("--profile: no trace, since no step came")
