@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import losses
-from jaxkd.files.places import is_remote, place
+from jaxkd.files.places import place
 from jaxkd.methods.base import NOT_NEGATIVE, POSITIVE, Inputs, Method, Range, Terms
 from jaxkd.metrics import Percentage
 from jaxkd.models.dcgan import Generator
@@ -82,8 +82,7 @@ class MEKD(Method):
 
     def __post_init__(self) -> None:
         if self.generator and isinstance(self.generator, str | Path):
-            path = place(self.generator)  # absolute: a run may be resumed from another folder
-            self.generator = str(path if is_remote(path) else path.absolute())
+            self.generator = str(place(self.generator).absolute())  # a run may resume from another folder
         super().__post_init__()
 
     def augmentation(self, view: str, main: Augmentation) -> Augmentation:
