@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
 import jaxlib
 import pytest
 
@@ -91,8 +92,9 @@ def test_the_measurements_for_a_gpu_run_here_too(tmp_path: Path) -> None:
     """So that a mistake costs no time on a card."""
     script = Path(__file__).parents[1] / "experiments" / "speed" / "gpu.py"
     command = [sys.executable, str(script), "--small", "--no-torch", "--out", str(tmp_path)]
-    one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    done = subprocess.run(command, env=one, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        command, env=helpers.environment(), capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert [row["what"] for row in rows] == ["device", *["step"] * 4, *["loss"] * 2], done.stderr

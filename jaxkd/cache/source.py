@@ -67,15 +67,11 @@ class CachedLogits:
                 return
         self._rows = self.cache.locate(codes)
 
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """The logits `[..., K]`, in the cache's precision, for the views of `ids` `[...]` in this epoch.
+    def of_batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The cache's entries for a `Batch` of the views of `ids` `[...]` in this epoch, in its precision.
 
         An id of -1 (padding) gets the logits of another example.
         """
-        return self.cache.logits(self._rows[ids])
-
-    def of_batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """The cache's entries for a `Batch`."""
         logits, pooled = self.cache.fetch(self._rows[ids])
         return {"teacher_logits": logits, **({"teacher_pooled": pooled} if self._pooled else {})}
 

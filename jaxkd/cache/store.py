@@ -233,10 +233,6 @@ class TeacherCache:
         logits, pooled = np.split(self._logits[rows], [self._num_classes], axis=-1)
         return logits, pooled
 
-    def logits(self, rows: np.ndarray) -> np.ndarray:
-        """The logits of some rows, `[..., K]` in the stored precision."""
-        return self.fetch(rows)[0]
-
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Locks out other writers; drops everything after the last good segment.

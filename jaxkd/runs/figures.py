@@ -101,7 +101,7 @@ def accuracy(summary: Summary) -> Figure | None:
         for method, curve in upper.items():
             _band(grid[0, column], curve, looks[method], method, banded)
         _zoom(grid[0, column], upper)
-        grid[0, column].set(ylabel="test accuracy (%)")
+        grid[0, column].set(ylabel=f"{summary.images} accuracy (%)")
         if compared:
             lower, base = grid[1, column], cells.get(summary.baseline or "")
             curves = {}

@@ -55,14 +55,11 @@ def _write(records: Sequence[RunRecord | Pretrained], summary: Summary, out: Pat
     overview = f"{tables.markdown(summary)}\n" if summary.cells else ""
     text = f"{overview}{runs_table(records)}"
     shown = "\n".join(
-        f"![{name}]({name}.png)\n\n{_CAPTIONS.get(name, _OF_DISTRIBUTION)}\n" for name in pictures
+        f"![{name}]({name}.png)\n\n{_CAPTIONS.get(name, _OF_DISTRIBUTION).format(images=summary.images)}\n"
+        for name in pictures
     )
     notes = "\n".join(f"- {note}" for note in _notes(summary))
-    below = f"{_OF_RUNS}\n\n{shown}"
-    if all(one.config.get("holdout") for one in records if isinstance(one, RunRecord)):
-        for test in ("the test split itself", "the test images"):
-            notes, below = notes.replace(test, "these images"), below.replace(test, "these images")
-        below = below.replace("Test accuracy", "Accuracy")
+    below = f"{_OF_RUNS.format(images=summary.images)}\n\n{shown}"
     (out / "report.md").write_text(f"{overview}{notes}\n\n{runs_table(records)}\n{below}\n")
     (out / "table.tex").write_text(tables.latex(summary))
     (out / "table.csv").write_text(tables.as_csv(summary))
@@ -71,13 +68,13 @@ def _write(records: Sequence[RunRecord | Pretrained], summary: Summary, out: Pat
 
 _CAPTIONS = {
     "accuracy": (
-        "Test accuracy by epoch, and its difference from the baseline: means over the seeds; for few "
-        "methods, bands from the lowest to the highest seed. The vertical range is that of the later half of "
-        "the epochs; methods that end far from all others are written at the edge."
+        "Accuracy on the {images} images by epoch, and its difference from the baseline: means over the "
+        "seeds; for few methods, bands from the lowest to the highest seed. The vertical range is that of "
+        "the later half of the epochs; methods that end far from all others are written at the edge."
     ),
     "differences": (
         "Difference from the baseline after the last epoch: dots are seeds, bars mean and 95 % interval. "
-        "Grey: the range expected from the sampling of the test images alone, if the networks erred "
+        "Grey: the range expected from the sampling of the {images} images alone, if the networks erred "
         "independently. Methods far from all others are written at the edge."
     ),
 }
@@ -86,9 +83,10 @@ _OF_DISTRIBUTION = (
     "and 5 to 95 % of the images, shaded."
 )
 _OF_RUNS = (
-    "The best epoch, chosen on the test split itself, is given for comparison only. The method's metrics "
-    "(temperature, correlation of student and teacher logits, ...) are means over the last epoch's training "
-    "images, with 5 and 95 % quantiles if they vary. images/s: training, without compilation and evaluation."
+    "The best epoch, chosen on the {images} images themselves, is given for comparison only. The method's "
+    "metrics (temperature, correlation of student and teacher logits, ...) are means over the last epoch's "
+    "training images, with 5 and 95 % quantiles if they vary. images/s: training, without compilation and "
+    "evaluation."
 )
 
 
@@ -109,8 +107,8 @@ def _notes(summary: Summary) -> list[str]:
         about += f", {pair.epochs} epochs" if pair.epochs else ""
         if (error := summary.sampling_error(pair)) is not None:
             notes.append(
-                f"{about}: one standard error of an accuracy, from the sampling of the test images, is "
-                f"{error:.2f} points."
+                f"{about}: one standard error of an accuracy, from the sampling of the {summary.images} "
+                f"images, is {error:.2f} points."
             )
         if unlike := summary.unlike(pair):
             words = (f"{name} ({'; '.join(f'{value!s:.40}' for value in unlike[name])})" for name in unlike)

@@ -213,6 +213,13 @@ class Summary:
     baseline: str | None
     repeated: tuple[str, ...] = ()
 
+    @property
+    def images(self) -> str:
+        """What the accuracies are of: "test" images, or "held-out" ones of the training split, or both."""
+        runs = [run for cell in self.cells.values() for run in cell.runs]
+        words = {"held-out" if run.config.get("holdout") else "test" for run in runs}
+        return " or ".join(sorted(words)) or "test"
+
     def difference(self, method: str, pair: Pair) -> Difference | None:
         """A method's accuracy minus the baseline's, over their common seeds; None if there are none."""
         if self.baseline is None or method == self.baseline:
@@ -261,8 +268,8 @@ class Summary:
             else:
                 verdict = "higher" if difference.mean > 0 else "lower"
                 if abs(difference.mean) < within:
-                    verdict += f", by less than the {within:.1f} points that the sampling of the test images "
-                    verdict += "explains"
+                    verdict += f", by less than the {within:.1f} points that the sampling of the "
+                    verdict += f"{self.images} images explains"
             found.setdefault(verdict, []).append(method)
         return found
 

@@ -100,7 +100,7 @@ def test_rows_are_the_teachers_logits(
     for number in (0, 7, 17):
         shown = jax.vmap(dataset.augmentation.take)(images, np.full(40, number))
         rows = cache.locate(np.arange(40) * 18 + number)
-        np.testing.assert_allclose(cache.logits(rows), network.logits(shown), atol=2e-5)
+        np.testing.assert_allclose(cache.fetch(rows)[0], network.logits(shown), atol=2e-5)
     assert len((cache.folder / "segments.jsonl").read_text().splitlines()) == {1: 8, 8: 7}[devices]
 
 
@@ -133,7 +133,7 @@ class ByEpoch:
         if self._calls % 3 == 0:
             self._cached.start_epoch(self._calls // 3 + 1, stop=lambda: False)
         self._calls += steps
-        return self._cached(ids)
+        return self._cached.of_batch(ids)["teacher_logits"]
 
 
 @pytest.mark.parametrize(

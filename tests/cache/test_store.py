@@ -39,7 +39,7 @@ def test_rows_come_back(tmp_path: Path, dtype: str) -> None:
         assert cache.dtype == dtype
         assert cache.num_bytes == 5 * 3 * np.dtype(dtype).itemsize
         wanted = np.array([[7, 100], [2, 7]])
-        np.testing.assert_array_equal(cache.logits(cache.locate(wanted)), rows_of(wanted, dtype))
+        np.testing.assert_array_equal(cache.fetch(cache.locate(wanted))[0], rows_of(wanted, dtype))
         assert cache.missing(np.array([8, 5, 1, 8])).tolist() == [1, 8]
         with pytest.raises(ValueError, match="lacks 2 of 3 views"):
             cache.locate(np.array([1, 5, 8]))
@@ -111,7 +111,7 @@ def test_a_lost_or_damaged_cache_json_is_made_again(
     assert "it was rebuilt" in caplog.text
     assert (len(cache), cache.dtype) == (4, dtype)
     wanted = np.array([7, 5])
-    np.testing.assert_array_equal(cache.logits(cache.locate(wanted)), rows_of(wanted, dtype))
+    np.testing.assert_array_equal(cache.fetch(cache.locate(wanted))[0], rows_of(wanted, dtype))
     assert len(TeacherCache(tmp_path, KEY)) == 4
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_segment_is_named_left_out_and_replaced(
         cache.append(lost, rows_of(lost))
     caplog.clear()
     for whole in (cache, TeacherCache(tmp_path, KEY)):
-        np.testing.assert_array_equal(whole.logits(whole.locate(np.arange(1, 7))), rows_of(np.arange(1, 7)))
+        np.testing.assert_array_equal(whole.fetch(whole.locate(np.arange(1, 7)))[0], rows_of(np.arange(1, 7)))
     assert not caplog.text
 
 
@@ -194,7 +194,7 @@ def test_what_a_killed_writer_left_behind_does_not_count(tmp_path: Path, lost: s
     filled(tmp_path, [5, 4, 6])
     cache = TeacherCache(tmp_path, KEY)
     assert len(cache) == 6
-    np.testing.assert_array_equal(cache.logits(cache.locate(np.arange(1, 7))), rows_of(np.arange(1, 7)))
+    np.testing.assert_array_equal(cache.fetch(cache.locate(np.arange(1, 7)))[0], rows_of(np.arange(1, 7)))
 
 
 def test_only_one_process_writes_and_rows_must_fit(tmp_path: Path) -> None:

@@ -250,6 +250,7 @@ def test_the_images_of_an_accuracy_are_told(tmp_path: Path) -> None:
     report([write_run(tmp_path / "run", [50.0], RESULT, config=config)], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "top-1 on the training images that were held out," in text
+    assert "The best epoch, chosen on the held-out images themselves," in text
     assert "test" not in text.lower()
 
 
