@@ -70,6 +70,15 @@ FORMULAS = {
         r" \mathrm{KL}(\tilde p_i \,\Vert\,"
         r" \tilde q_i), \qquad b = (\max p, 1 - \max p), \quad b' = (q_y, 1 - q_y)"
     ),
+    "losses.gdkd": (
+        r"L_i = T_i^2 \left[ \alpha\, \mathrm{KL}(b_i \,\Vert\, b'_i) + \beta\,"
+        r" \mathrm{KL}(\hat p_i \,\Vert\, \hat q_i) + \gamma\, \mathrm{KL}(\tilde p_i \,\Vert\,"
+        r" \tilde q_i) \right], \qquad b = (p_S, 1 - p_S), \quad b' = (q_S, 1 - q_S)"
+    ),
+    "losses.skd": (
+        r"L = m_1\, \mathrm{KD}_T + m_2\, \frac{1}{B} \sum_i"
+        r" \sqrt{d_i^\top (\mathrm{cov}(D) + \lambda I)^{-1} d_i}, \qquad D = (S S^\top - U U^\top) / K"
+    ),
     "losses.dist": r"L = \beta\, \frac{1}{B} \sum_i \mathrm{inter}_i + \gamma\, \mathrm{intra}",
     "losses.dist_inter": r"L_i = T_i^2 \big(1 - \rho_k(p_i, q_i)\big)",
     "losses.dist_intra": (

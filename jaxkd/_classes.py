@@ -115,6 +115,15 @@ def is_first_largest(x: jax.Array, axis_name: AxisName = None) -> jax.Array:
     return jnp.expand_dims(index, range(x.ndim - 1)) == first
 
 
+def are_largest(x: jax.Array, count: int, axis_name: AxisName = None) -> jax.Array:
+    """Where the `count` largest entries of the last axis are, as a boolean array; of equal ones the first."""
+
+    def add(_: int, found: jax.Array) -> jax.Array:
+        return found | is_first_largest(jnp.where(found, -jnp.inf, x), axis_name)
+
+    return jax.lax.fori_loop(1, count, add, is_first_largest(x, axis_name))
+
+
 def take(x: jax.Array, indices: jax.Array, axis_name: AxisName = None) -> jax.Array:
     """The entries of the classes `indices`, `[..., k]`, of `[..., K]`; where there is none, not a number."""
     if axis_name is None:

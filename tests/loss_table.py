@@ -55,6 +55,13 @@ def _labelled(loss, **fixed):
     return lambda s, t, y, **options: loss(s, t, y, **(fixed | options))
 
 
+def _gdkd(**fixed):
+    def call(s, t, y, axis=-1, **options):
+        return losses.gdkd(s, t, top_k=min(2, s.shape[axis] - 1), axis=axis, **(fixed | options))
+
+    return call
+
+
 def _views(loss, **fixed):
     # The second view is a weaker contrast of the first; z-scores, and so adaptive temperatures, are the same.
     return lambda s, t, y, **options: loss(s, t, s * 0.75, t * 0.75, **(fixed | options))
@@ -190,6 +197,16 @@ def _rows():
             **z,
         ),
     )
+    yield "gdkd", Row(_gdkd(), lambda s, t, y: ref.gdkd(s, t, top_k=2))
+    yield (
+        "gdkd adaptive",
+        Row(
+            _gdkd(**ADAPTIVE),
+            lambda s, t, y: ref.gdkd(s, t, ref.adaptive, True, top_k=2),
+            variant=True,
+            **z,
+        ),
+    )
     yield "normdkd", Row(_labelled(losses.normdkd), ref.normdkd, zero="close")
     yield "rld", Row(_labelled(losses.rld), ref.rld, zero=None)
     yield (
@@ -210,6 +227,23 @@ def _rows():
             _plain(losses.dist, **ADAPTIVE),
             lambda s, t, y: ref.dist(s, t, ref.adaptive, standardize=True),
             zero="close",
+            variant=True,
+            **batch,
+            **z,
+        ),
+    )
+    yield (
+        "skd",
+        Row(
+            _plain(losses.skd), lambda s, t, y: ref.skd(s, t), shift=False, gram=True, excludes=False, **batch
+        ),
+    )
+    yield (
+        "skd adaptive",
+        Row(
+            _plain(losses.skd, **ADAPTIVE),
+            lambda s, t, y: ref.skd(s, t, ref.adaptive, True),
+            gram=True,
             variant=True,
             **batch,
             **z,

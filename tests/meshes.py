@@ -23,7 +23,7 @@ from reference import relative
 SHAPE = (8, 8, 128)
 DEVICES = 8
 # All classes in one place, whatever the axis_name.
-WITHOUT_AXIS_NAME = {name for name in ROWS if name.startswith(("mlkd", "class_correlation"))}
+WITHOUT_AXIS_NAME = {name for name in ROWS if name.startswith(("mlkd", "skd", "class_correlation"))}
 QUICK = {"xla_backend_optimization_level": 0}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 

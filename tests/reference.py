@@ -90,6 +90,19 @@ def dkd(s, t, y, tau=4.0, standardize=False, alpha=1.0, beta=8.0):
     return tau[..., 0] ** 2 * _decoupled(s / tau, t / tau, y, alpha, beta)
 
 
+def gdkd(s, t, tau=4.0, standardize=False, top_k=5, alpha=1.0, beta=8.0, gamma=8.0):
+    if standardize:
+        s, t = zscore(s), zscore(t)
+    tau, rows = _temperature(s, t, tau), []
+    for s_i, t_i, tau_i in zip(s, t, tau[..., 0], strict=True):
+        p, q = softmax(t_i / tau_i), softmax(s_i / tau_i)
+        top = np.isin(np.arange(len(t_i)), np.argsort(-t_i, kind="stable")[:top_k])
+        ends = [np.array([a[top].sum(), a[~top].sum()]) for a in (p, q)]
+        inside, outside = (kl(p[k] / p[k].sum(), q[k] / q[k].sum()) for k in (top, ~top))
+        rows.append(tau_i**2 * (alpha * kl(*ends) + beta * inside + gamma * outside))
+    return np.array(rows)
+
+
 def normdkd(s, t, y, scale=2.0, alpha=1.0, beta=8.0):
     tau_t, tau_s = scale * t.std(-1, ddof=1, keepdims=True), scale * s.std(-1, ddof=1, keepdims=True)
     return tau_t[..., 0] ** 2 * _decoupled(s / tau_s, t / tau_t, y, alpha, beta)
@@ -166,6 +179,19 @@ def class_correlation(s, t, tau=4.0, standardize=False):
 def batch_correlation(s, t, tau=4.0, standardize=False):
     p, q, _ = _soft(s, t, tau, standardize)
     return np.sum((p @ p.T - q @ q.T) ** 2) / p.shape[0]
+
+
+def skd(s, t, tau=4.0, standardize=False, ridge=0.1):
+    if standardize:
+        s, t = zscore(s), zscore(t)
+    p = softmax(t)
+    examples = p.max(1) <= np.percentile(p.max(1), 50)
+    classes = p.sum(0) <= np.percentile(p.sum(0), 50)
+    s_unit, t_unit = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (s, t))
+    d = (s_unit @ s_unit.T - t_unit @ t_unit.T) / s.shape[1]
+    inverse = np.linalg.inv(np.cov(d.T) + ridge * np.eye(len(d)))
+    distance = np.sqrt(np.einsum("bi,ij,bj->b", d, inverse, d))
+    return examples.mean() * kd(s, t, tau).mean() + classes.mean() * distance.mean()
 
 
 def mlkd(s, t, s_strong, t_strong, tau=4.0, standardize=False, true_mask=False):

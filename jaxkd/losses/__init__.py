@@ -35,10 +35,10 @@ axis_name
 float32, or float64 for float64 logits.  The loss includes the factor T^2, which makes the size of the
 gradient independent of T.  The caller reduces; published numbers use the mean over the batch.
 
-**Losses on a whole batch** (`dist`, `dist_intra`, `mlkd`, `class_correlation`, `batch_correlation`) return a
-scalar.  All leading axes count as one batch, without masked examples; they take no example weights.  Under
-`jax.shard_map` and `jax.pmap` each device computes its own loss, unless the caller gathers the logits first;
-under `jax.jit` the loss is that of the whole batch.
+**Losses on a whole batch** (`dist`, `dist_intra`, `mlkd`, `skd`, `class_correlation`, `batch_correlation`)
+return a scalar.  All leading axes count as one batch, without masked examples; they take no example weights.
+Under `jax.shard_map` and `jax.pmap` each device computes its own loss, unless the caller gathers the logits
+first; under `jax.jit` the loss is that of the whole batch.
 
 **Raises**: TypeError for logits that are not floating and for a floating class mask; ValueError for shapes
 that differ, fewer than two classes, a temperature that is not positive or does not fit, a mask that does not
@@ -58,7 +58,7 @@ whole batch, the others give one value per example.  `nce` takes scores.
 """
 
 from jaxkd.losses.contrastive import nce
-from jaxkd.losses.decoupled import dkd, normdkd, rld
+from jaxkd.losses.decoupled import dkd, gdkd, normdkd, rld
 from jaxkd.losses.feature import (
     attention,
     cc,
@@ -91,7 +91,7 @@ from jaxkd.losses.logit import (
     ttm,
     wttm,
 )
-from jaxkd.losses.multi_level import batch_correlation, class_correlation, mlkd
+from jaxkd.losses.multi_level import batch_correlation, class_correlation, mlkd, skd
 from jaxkd.losses.relational import dist, dist_inter, dist_intra
 from jaxkd.losses.top_k import kd_top_k
 from jaxkd.losses.transport import wkd
@@ -111,6 +111,7 @@ __all__ = [
     "dkd",
     "dtkd",
     "entropy_weights",
+    "gdkd",
     "hcl",
     "hint",
     "in_chunks",
@@ -133,6 +134,7 @@ __all__ = [
     "reverse_kl",
     "rkd",
     "rld",
+    "skd",
     "soft_cross_entropy",
     "sp",
     "ttm",

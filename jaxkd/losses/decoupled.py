@@ -1,6 +1,6 @@
-"""Decoupled distillation: separate weights for the target class and the other classes.
+"""Decoupled distillation: separate weights for some classes, the label or the likeliest, and the others.
 
-One value per example; the labels are the third argument.  `jaxkd.losses` documents the shared arguments.
+One value per example; labels are the third argument.  `jaxkd.losses` documents the shared arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxkd import _classes
 from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
 from jaxkd._classes import AxisName
-from jaxkd.losses._inputs import Pair, prepare_labelled
+from jaxkd.losses._inputs import Pair, prepare, prepare_labelled
 from jaxkd.losses.logit import norm_temperatures
 
 
@@ -61,6 +61,62 @@ def dkd(
     x = x.standardized() if standardize else x
     tau = x.temperature(temperature, standardize)
     return _decoupled(x.over(tau, tau), is_target, tau, alpha, beta)
+
+
+def gdkd(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    temperature: _temperature.Temperature = 4.0,
+    standardize: bool = False,
+    top_k: int = 5,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    gamma: float = 8.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """Generalised decoupled KD: the teacher's likeliest classes and the rest, each part with its weight.
+
+    `L_i = T_i^2 [alpha KL(b || b') + beta KL(p^ || q^) + gamma KL(p~ || q~)]`, with S the `top_k` classes of
+    the teacher's largest logits, `b = (p_S, 1 - p_S)` the probability of S and of the rest, b' the same of q,
+    p^ and q^ the softmaxes over S, and p~ and q~ those over the rest.  For alpha = 1, beta = p_S and
+    gamma = 1 - p_S this is `kd`.  Of equal logits, those of the first classes are the larger ones.
+
+    Args:
+      top_k: the size of S, from 1 to K - 1.
+      alpha: weight of the probability of S.
+      beta: weight of the classes in S.
+      gamma: weight of the rest.
+
+    Raises:
+      ValueError: `top_k` leaves no class for the rest.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student, teacher = jnp.array([[1.0, 2.0, 3.0, 0.0]]), jnp.array([[3.0, 2.0, 1.0, 2.0]])
+    >>> print(f"{losses.gdkd(student, teacher, top_k=2).mean():.3f}")
+    19.929
+
+    Source: Zheng and Cheng 2025 (arXiv 2512.04625), the authors' code, where the loss is multiplied by
+    min(epoch / 20, 1), which is left to the caller.
+    """
+    x = prepare(student, teacher, axis, where, axis_name)
+    num_classes = _classes.number(x.student, axis_name=axis_name)
+    if not 1 <= top_k < num_classes:
+        raise ValueError(f"top_k must be from 1 to {num_classes - 1} with {num_classes} classes, got {top_k}")
+    seen = x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
+    likeliest = _classes.are_largest(seen, top_k, axis_name)
+    x = x.standardized() if standardize else x
+    tau = x.temperature(temperature, standardize)
+    scaled = x.over(tau, tau)
+    parts = (
+        alpha * _of_two(scaled, likeliest, likeliest, several=True),
+        beta * _of_some(scaled, likeliest),
+        gamma * _of_some(scaled, ~likeliest),
+    )
+    return x.masked(tau[..., 0] ** 2 * sum(parts))
 
 
 def normdkd(
@@ -156,10 +212,11 @@ def _decoupled(x: Pair, is_target: jax.Array, tau: jax.Array, alpha: float, beta
     return x.masked(tau[..., 0] ** 2 * (alpha * target + beta * rest))
 
 
-def _of_two(x: Pair, of_teacher: jax.Array, of_student: jax.Array) -> jax.Array:
-    """KL divergence between (a class, all others) of the teacher, and the same of the student."""
+def _of_two(x: Pair, of_teacher: jax.Array, of_student: jax.Array, *, several: bool = False) -> jax.Array:
+    """KL divergence between (a class or several, all others) of the teacher, and the same of the student."""
     x = x.without_infinities()
-    log_p, log_q = _one_or_not(x.teacher, of_teacher, x), _one_or_not(x.student, of_student, x)
+    log_p = _in_or_not(x.teacher, of_teacher, x, several)
+    log_q = _in_or_not(x.student, of_student, x, several)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
@@ -175,12 +232,15 @@ def _of_some(x: Pair, chosen: jax.Array) -> jax.Array:
     return x.total(jnp.exp(log_p) * jnp.where(possible, log_p - log_q, 0.0))
 
 
-def _one_or_not(logits: jax.Array, is_it: jax.Array, x: Pair) -> jax.Array:
-    """Returns `(log p_y, log(1 - p_y))`, shape `[..., 2]`, without a 1 - p that rounds to 0."""
-    kept, others = is_it, ~is_it
+def _in_or_not(logits: jax.Array, chosen: jax.Array, x: Pair, several: bool) -> jax.Array:
+    """Returns `(log p, log(1 - p))` of a class or several, `[..., 2]`, without a 1 - p that rounds to 0."""
+    kept, others = chosen, ~chosen
     if x.classes is not None:
         kept, others = kept & x.classes, others & x.classes
-    target = x.total(jnp.where(kept, logits, 0.0))
+    if several:
+        target = _classes.log_sum_exp(jnp.where(kept, logits, _logits.MASKED_LOGIT), x.axis_name)
+    else:
+        target = x.total(jnp.where(kept, logits, 0.0))
     if x.classes is not None:  # a target that is masked out has probability 0 in both networks
         target = jnp.where(x.total(kept) > 0, target, _logits.MASKED_LOGIT)
     rest = _classes.log_sum_exp(jnp.where(others, logits, _logits.MASKED_LOGIT), x.axis_name)

@@ -1,6 +1,7 @@
 """Multi-level logit distillation (MLKD): predictions, their class correlations and their batch correlations.
 
-`jaxkd.losses` documents the shared arguments, and losses on a whole batch.
+Streamlined distillation (SKD), whose masks are those of MLKD, is here too.  `jaxkd.losses` documents the
+shared arguments, and losses on a whole batch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
 from jaxkd._classes import AxisName
 from jaxkd._meshes import on_auto_axes
@@ -175,6 +177,83 @@ def batch_correlation(
     """
     x, _ = softened(prepare_batch(student, teacher, axis, where, axis_name), temperature, standardize)
     return on_auto_axes(_between_examples, x) if axis_name is None else _between_examples(x)
+
+
+def skd(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    temperature: _temperature.Temperature = 4.0,
+    standardize: bool = False,
+    ridge: float = 0.1,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Streamlined KD, a scalar for the whole batch: KD, and a Mahalanobis distance of the batch's cosines.
+
+    `L = m1 KD_T + m2 mean_i sqrt(d_i^T (cov(D) + ridge I)^-1 d_i)`, with `D = (S S^T - U U^T) / K`, S and U
+    the B x K logits of student and teacher, each row divided by its norm, d_i the rows of D, and cov(D) the
+    B x B covariance of its columns over the batch (division by B - 1).  KD_T is the batch mean of `kd`.  As
+    in `mlkd`, and in the authors' code, the masks of confident examples and classes act as their means: m1
+    and m2 are the fractions of examples and of classes whose teacher confidence is at most the batch's
+    median, both about 1/2.  It takes memory for B x B numbers.
+
+    Args:
+      ridge: added to the variances; positive.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> student = jnp.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    >>> teacher = jnp.array([[3.0, 2.0, 2.0], [2.0, 3.0, 1.0]])
+    >>> print(f"{losses.skd(student, teacher):.3f}")
+    0.426
+
+    Source: the authors' code of "Streamlined Knowledge Distillation" (CVPR 2026).
+    """
+    x = prepare_batch(student, teacher, axis, where)
+    _logits.positive("ridge", ridge)
+    x = x.standardized() if standardize else x
+    tau = x.temperature(temperature, standardize)
+    return on_auto_axes(functools.partial(_skd, ridge=ridge), x, tau)
+
+
+def _skd(x: Pair, tau: jax.Array, *, ridge: float) -> jax.Array:
+    examples, classes = _low_confidence(x)
+    of_examples = _fraction(examples, x.examples).astype(tau.dtype)
+    of_classes = _fraction(classes, _classes_in_use(x)).astype(tau.dtype)
+    return of_examples * _mean_kd(x, tau, None) + of_classes * _mean_distance(x, ridge)
+
+
+def _mean_distance(x: Pair, ridge: float) -> jax.Array:
+    keep = None if x.examples is None else x.examples.ravel()
+    of_student, of_teacher = (_cosines(logits) for logits in (x.student, x.teacher))
+    classes = _classes_in_use(x)
+    number = (
+        x.student.shape[-1] if classes is None else jnp.maximum(jnp.sum(classes), 1).astype(x.student.dtype)
+    )
+    # Rows and columns of masked examples are 0, so that they change neither a row nor its variances.
+    rows = (of_student - of_teacher) / number
+    of_batch = _count(keep, jnp.sum(rows, axis=-1))
+    centred = rows - jnp.sum(rows, axis=0, keepdims=True) / of_batch
+    centred = centred if keep is None else jnp.where(keep[:, None], centred, 0.0)
+    products = jnp.matmul(centred.T, centred, precision="highest")
+    covariance = products / jnp.maximum(of_batch - 1, 1) + ridge * jnp.eye(len(rows), dtype=rows.dtype)
+    solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(covariance), rows.T)
+    squared = jnp.sum(rows * solved.T, axis=-1)
+    # What rounding alone makes of equal cosines has distance 0, and a gradient of 0; NaN stays.
+    rounding = jnp.square(4 * jnp.finfo(rows.dtype).eps / number) * of_batch / ridge
+    equal = squared <= rounding
+    return jnp.sum(jnp.where(equal, 0.0, jnp.sqrt(jnp.where(equal, 1.0, squared)))) / of_batch
+
+
+def _cosines(logits: jax.Array) -> jax.Array:
+    """The cosines of all pairs of examples, `[B, B]`; 0 for logits that are all 0."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
+    rows = rows / jnp.where(largest == 0, 1.0, largest)
+    norm = jnp.sqrt(jnp.where(largest == 0, 1.0, jnp.sum(rows**2, axis=-1, keepdims=True)))
+    rows = rows / norm
+    return jnp.matmul(rows, rows.T, precision="highest")
 
 
 def _probabilities(x: Pair) -> tuple[jax.Array, jax.Array]:

@@ -32,10 +32,10 @@ RULES: dict[str, temperature.Rule] = {
         student, teacher, of="teacher", **options
     ),
 }
-_OF_BATCH = (losses.dist,)  # a scalar of the whole batch
+_OF_BATCH = (losses.dist, losses.skd)  # a scalar of the whole batch
 # The valid numbers for the losses' own options.
 _OF_LOSSES = dict.fromkeys(("alpha", "beta", "gamma"), NOT_NEGATIVE)
-_OF_LOSSES |= dict.fromkeys(("exponent", "scale", "confidence_temperature"), POSITIVE)
+_OF_LOSSES |= dict.fromkeys(("exponent", "scale", "confidence_temperature", "ridge", "top_k"), POSITIVE)
 
 
 class Logit(Method):

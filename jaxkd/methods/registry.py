@@ -64,6 +64,10 @@ _METHODS: dict[str, Row] = {
     "rld": _logit(
         losses.rld, "teacher's confidence, and its order below the label (Sun et al. 2024)", warmup_epochs=20
     ),
+    "gdkd": _logit(
+        losses.gdkd, "DKD with the teacher's likeliest classes in the label's place (Zheng and Cheng 2025)",
+        warmup_epochs=20,
+    ),
     "mlkd": _row(
         MLKD, "predictions, class and batch correlations of two views (Jin et al. 2023)",
     ),
@@ -82,6 +86,10 @@ _METHODS: dict[str, Row] = {
     "dist": _logit(
         losses.dist, "correlation over classes and over the batch (Huang et al. 2022)",
         weight=1.0, ce_weight=1.0,
+    ),
+    "skd": _logit(
+        losses.skd, "KD, and a Mahalanobis distance of the batch's cosines (StreamLined, CVPR 2026)",
+        weight=0.9, ce_weight=0.1,
     ),
     "normkd": _logit(
         losses.normkd, "KD, temperature 2 x standard deviation of the logits (Chi et al. 2023)",

@@ -149,10 +149,10 @@ OWN = {
 }
 GENERATOR = Generator((8, 8, 1), 8)
 GENERATED = Generated("of the test", GENERATOR, 3, GENERATOR.init(jax.random.key(5), jnp.zeros((1, 3))))
-OPTIONS: dict[str, Any] = {"mekd": {"generator": GENERATED}}
+OPTIONS: dict[str, Any] = {"mekd": {"generator": GENERATED}, "gdkd": {"top_k": 2}}  # of three classes
 ALL = {**{name: methods.create(name, **OPTIONS.get(name, {})) for name in methods.names()}, **OWN}
 # What a micro-batch gives depends on the others: a loss or a norm over the whole batch, or a state.
-OF_BATCH = {"dist", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
+OF_BATCH = {"dist", "skd", "mlkd", "atkd_mlkd", "sum", "memory", "statistics", "adapter"}
 OF_BATCH |= {"fitnet", "ofd", "reviewkd", "rkd", "pkt", "sp", "cc", "itrd", "crd", "simkd"}
 OF_BATCH |= {"methods of the batch"}
 
