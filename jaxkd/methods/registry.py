@@ -193,6 +193,8 @@ def _kind(hint: Any, field: Any) -> Any:
 _HELP = {
     "temperature": "a positive number, max_logit (the adaptive temperature) or max_logit_teacher",
     "standardize": "whether to use z-scores of the logits in the softmax",
+    "top_k": "how many of the teacher's likeliest classes are apart",
+    "ridge": "what is added to the variances",
 }
 
 

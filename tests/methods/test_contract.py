@@ -284,7 +284,7 @@ def test_an_update_is_that_of_all_real_examples_and_of_nothing_else(name: str, d
     made, ids = task(dataset, ALL[name]), first_epoch()[:1, :12]
     nobody = np.full_like(ids[:, :4], -1)
     two = steps(made, dataset, np.concatenate([ids, nobody], axis=1), num_devices=2)
-    if name in KINDS | OF_BATCH:
+    if name in OF_BATCH | {"kd"}:
         other = steps(made, dataset, ids)
     else:  # the same program again, with the other device's places empty
         other = steps(made, dataset, np.concatenate([nobody, ids], axis=1), num_devices=2)
@@ -327,7 +327,7 @@ def test_metrics_of_every_kind_are_of_all_examples(name: str, whole: TrainState)
 @each(
     [name for name in ALL if name != "kinds"],
     # The methods of the batch have finite losses and counts to show, as CRD does.
-    (KINDS - {"simkd", "adapter", "sum"}) | {"logit methods", "feature methods"},
+    (KINDS - {"simkd", "adapter", "sum", "kd", "labels"}) | {"logit methods", "feature methods"},
 )
 def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: TrainState) -> None:
     """To the same update, unless the method sees the batch as a whole."""
@@ -339,7 +339,7 @@ def test_micro_batches_add_up(name: str, dataset: data.Dataset, whole: TrainStat
     assert counts == {40.0}
 
 
-@each(ALL, TOGETHER | {"kinds", "mekd", "labels", "function"})
+@each(ALL, TOGETHER | {"kinds", "mekd"})
 def test_activations_of_sixteen_bits_leave_everything_else_alone(name: str, dataset: data.Dataset) -> None:
     state = steps(task(dataset, ALL[name], dtype=jnp.bfloat16), dataset, first_epoch())
     assert int(state.tally.nonfinite_step) == -1
@@ -361,7 +361,10 @@ def start_run(folder: Path, dataset: data.Dataset, name: str, **options: Any) ->
 
 
 # The others hold, save and read what one of these does.
-@each([name for name in ALL if name not in ADDED], (KINDS - {"adapter", "two views", "sum"}) | {"mlkd"})
+@each(
+    [name for name in ALL if name not in ADDED],
+    (KINDS - {"adapter", "two views", "sum", "labels"}) | {"mlkd"},
+)
 def test_runs_stop_resume_and_take_logits_from_a_cache(
     name: str, dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
