@@ -110,7 +110,7 @@ def cache_row(folder: Path, views: int) -> Row:
 
     def look_up(count: int) -> None:
         for codes in batches[:count]:
-            cache.logits(cache.locate(codes))
+            cache.fetch(cache.locate(codes))
 
     return {
         "MiB": cache.num_bytes / 2**20,
