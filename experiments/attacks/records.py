@@ -98,7 +98,7 @@ def scene(folder: Path) -> list[Target]:
         opened = TeacherCache(folder / "cache", KEY)
         if not len(opened):
             raise ValueError(f"rows in {folder / 'cache'} are left out")  # which was logged
-        return opened.dtype, opened.logits(opened.locate(np.arange(3))).tolist()
+        return opened.dtype, opened.fetch(opened.locate(np.arange(3)))[0].tolist()
 
     def lines() -> Any:
         found = read_metrics(run)
