@@ -106,8 +106,7 @@ def gdkd(
     num_classes = _classes.number(x.student, axis_name=axis_name)
     if not 1 <= top_k < num_classes:
         raise ValueError(f"top_k must be from 1 to {num_classes - 1} with {num_classes} classes, got {top_k}")
-    seen = x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
-    likeliest = _classes.are_largest(seen, top_k, axis_name)
+    likeliest = _classes.are_largest(_in_use(x), top_k, axis_name)
     x = x.standardized() if standardize else x
     tau = x.temperature(temperature, standardize)
     scaled = x.over(tau, tau)
@@ -197,8 +196,7 @@ def rld(
     x, is_target = prepare_labelled(student, teacher, labels, axis, where, ignore_index, axis_name)
     # Order the original logits: z-scores may be computed twice, and rounded differently.
     below = x.teacher < x.total(jnp.where(is_target, x.teacher, 0.0))[..., None]
-    seen = x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
-    is_largest = _classes.is_first_largest(seen, axis_name)
+    is_largest = _classes.is_first_largest(_in_use(x), axis_name)
     x = x.standardized() if standardize else x
     tau = x.temperature(temperature, standardize)
     tau_c = _logits.per_example("confidence_temperature", confidence_temperature, x.student)
@@ -210,6 +208,11 @@ def rld(
 def _decoupled(x: Pair, is_target: jax.Array, tau: jax.Array, alpha: float, beta: float) -> jax.Array:
     target, rest = _of_two(x, is_target, is_target), _of_some(x, ~is_target)
     return x.masked(tau[..., 0] ** 2 * (alpha * target + beta * rest))
+
+
+def _in_use(x: Pair) -> jax.Array:
+    """The teacher's logits; -inf for masked classes, which are never among the largest."""
+    return x.teacher if x.classes is None else jnp.where(x.classes, x.teacher, -jnp.inf)
 
 
 def _of_two(x: Pair, of_teacher: jax.Array, of_student: jax.Array, *, several: bool = False) -> jax.Array:

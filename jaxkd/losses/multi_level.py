@@ -110,8 +110,7 @@ def _mlkd(
         example_factor = class_factor = jnp.ones((), base_weak.dtype)
         chosen_examples, chosen_classes = confident, classes
     else:
-        example_factor = _fraction(confident, weak.examples).astype(base_weak.dtype)
-        class_factor = _fraction(classes, _classes_in_use(weak)).astype(base_weak.dtype)
+        example_factor, class_factor = _mask_means(weak, confident, classes)
 
     total = jnp.zeros((), base_weak.dtype)
     for tau in (base_weak, *fixed.values()):
@@ -218,22 +217,17 @@ def skd(
 
 
 def _skd(x: Pair, tau: jax.Array, *, ridge: float) -> jax.Array:
-    examples, classes = _low_confidence(x)
-    of_examples = _fraction(examples, x.examples).astype(tau.dtype)
-    of_classes = _fraction(classes, _classes_in_use(x)).astype(tau.dtype)
+    of_examples, of_classes = _mask_means(x, *_low_confidence(x))
     return of_examples * _mean_kd(x, tau, None) + of_classes * _mean_distance(x, ridge)
 
 
 def _mean_distance(x: Pair, ridge: float) -> jax.Array:
     keep = None if x.examples is None else x.examples.ravel()
     of_student, of_teacher = (_cosines(logits) for logits in (x.student, x.teacher))
-    classes = _classes_in_use(x)
-    number = (
-        x.student.shape[-1] if classes is None else jnp.maximum(jnp.sum(classes), 1).astype(x.student.dtype)
-    )
+    of_batch = _count(x.examples, x.student[..., 0])
+    number = _count(_classes_in_use(x), jnp.zeros_like(x.student, shape=x.student.shape[-1:]))
     # Rows and columns of masked examples are 0, so that they change neither a row nor its variances.
     rows = (of_student - of_teacher) / number
-    of_batch = _count(keep, jnp.sum(rows, axis=-1))
     centred = rows - jnp.sum(rows, axis=0, keepdims=True) / of_batch
     centred = centred if keep is None else jnp.where(keep[:, None], centred, 0.0)
     products = jnp.matmul(centred.T, centred, precision="highest")
@@ -323,6 +317,11 @@ def _count(keep: jax.Array | None, like: jax.Array) -> jax.Array:
     return jnp.maximum(count, 1).astype(like.dtype)
 
 
-def _fraction(chosen: jax.Array, keep: jax.Array | None) -> jax.Array:
-    of = chosen.astype(jnp.result_type(float))
-    return jnp.sum(of) / _count(keep, of)
+def _mask_means(x: Pair, examples: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The means of a mask of the examples and of one of the classes, over those that count."""
+
+    def fraction(chosen: jax.Array, keep: jax.Array | None) -> jax.Array:
+        of = chosen.astype(jnp.result_type(float))
+        return (jnp.sum(of) / _count(keep, of)).astype(x.student.dtype)
+
+    return fraction(examples, x.examples), fraction(classes, _classes_in_use(x))
