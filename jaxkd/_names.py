@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Collection
 from typing import Any
@@ -28,6 +29,17 @@ def unknown(
     return ValueError(
         f'unknown {what} "{name}"; {hint}: {", ".join(known if shown is None else shown)}{also}'
     )
+
+
+def kind(thing: Any) -> str:
+    """What a refused object is, in words.
+
+    >>> kind(3), kind(len), kind(dict)
+    ('int', 'the function len', 'the class dict instead of an instance, dict(...)')
+    """
+    if isinstance(thing, type):
+        return f"the class {thing.__name__} instead of an instance, {thing.__name__}(...)"
+    return f"the function {thing.__name__}" if inspect.isroutine(thing) else type(thing).__name__
 
 
 def describe_object(thing: Any) -> str:

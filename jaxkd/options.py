@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, dataclass_transform
 from jaxkd.files.places import place
 
 
-def option(default: Any = dataclasses.MISSING, *, main: bool = False, free: bool = False) -> Any:
+def option(*, default: Any = dataclasses.MISSING, main: bool = False, free: bool = False) -> Any:
     """A field of options.
 
     Args:

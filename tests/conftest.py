@@ -8,12 +8,13 @@ import os
 import tempfile
 from pathlib import Path
 
-# Many tests run the same training step, in this process and in children: compile it once.
+# Many tests run the same training step, in this process and in children, and all the same small operations:
+# compile each once.
 CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes of pytest-xdist share their parent's
     CACHE = tempfile.TemporaryDirectory(prefix="jaxkd-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Most of the tests' time is compilation.  Code that is not optimised, not from MLIR's emitters and in one
 # piece takes a quarter of it.  Later versions have no other emitters, and XLA aborts at an unknown flag.
 FLAGS = ["--xla_backend_optimization_level=0"]

@@ -47,7 +47,7 @@ RECIPE = {
 }
 Z = {"standardize": True}
 FULL = 240  # epochs; the warm-ups and the decay below are of this schedule, and are squeezed with it
-METHODS = {
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "kd": ("kd", {"temperature": 4.0, "weight": 0.9, "ce_weight": 0.1}),
     "atkd": ("atkd", {"temperature": "max_logit", "weight": 9.0, "ce_weight": 0.1}),
     "lskd": ("lskd", {"temperature": 2.0, "weight": 9.0, "ce_weight": 0.1}),

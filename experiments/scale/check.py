@@ -97,7 +97,7 @@ def main() -> None:
         evaluate = f"evaluate digits-resnet20 --data {folder}/many.npz"
         whole = finish(start(f"{evaluate} --batch-size 10000", 1))
         cut = finish(start(f"{evaluate} --batch-size 96", 8))
-        accuracies = [re.search(r"accuracy [\d.]+ %", text).group() for text in (whole, cut)]  # type: ignore[union-attr]
+        accuracies = [re.search(r"accuracy [\d.]+ %", text).group() for text in (whole, cut)]
         rows.append(("evaluation of 10,000 images, batch 96 on 8 devices, against one batch on 1",
                      " and ".join(accuracies)))  # fmt: skip
 

@@ -335,8 +335,9 @@ class Torch(Side):
 
     def network(self, name: str) -> Any:
         """RepDistiller's resnetN or wrn_D_W, for 32x32 images and 100 classes."""
-        torch = self._torch
-        nn, F = torch.nn, torch.nn.functional
+        torch: Any = self._torch
+        nn: Any = torch.nn
+        F = nn.functional
 
         def conv(i: int, o: int, size: int, stride: int) -> Any:
             return nn.Conv2d(i, o, size, stride, size // 2, bias=False)

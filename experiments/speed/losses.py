@@ -309,14 +309,14 @@ def main() -> None:
         result = description | {"torch_version": None, "load": {}, "jaxkd": [], "torch": []}
     args.out.mkdir(parents=True, exist_ok=True)
     for size in args.sizes:
-        rows = {"jaxkd": measure_jax(size, args.repeats, args.seconds), "torch": []}
+        measured = {"jaxkd": measure_jax(size, args.repeats, args.seconds), "torch": []}
         if not args.no_torch:
-            result["torch_version"], rows["torch"] = torch_in(
+            result["torch_version"], measured["torch"] = torch_in(
                 args.torch_python, size, args.repeats, args.seconds
             )
         # What else was running, as the operating system's load average at the end.
         result["load"][size] = os.getloadavg()[0]
-        for key, new in rows.items():
+        for key, new in measured.items():
             kept = [row for row in result[key] if row["size"] != size]
             result[key] = sorted(kept + new, key=lambda row: SIZES.index(row["size"]))
         file.write_text(json.dumps(result, indent=1) + "\n")

@@ -21,13 +21,13 @@ class CacheConfig(DataOptions):
     """Teacher: its folder, the folder of the run that trained it, or a name in the zoo."""
     teacher_size: int | None = None
     """Resize the teacher's images to this height and width, in pixels, as for training."""
-    epochs: int | None = option(None, main=True)
+    epochs: int | None = option(default=None, main=True)
     """Only the views of runs with this many epochs. Default: all views."""
-    seed: int = option(0, main=True)
+    seed: int = option(default=0, main=True)
     """Seed of the run, if --epochs is given."""
-    seeds: int = option(1, main=True)
+    seeds: int = option(default=1, main=True)
     """Number of runs, with seeds --seed, --seed + 1 and so on, if --epochs is given."""
-    out: Path | None = option(None, main=True)
+    out: Path | None = option(default=None, main=True)
     """Folder of the cache. Default: where training looks for it, in ~/.cache/jaxkd/logits."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Precision of the stored logits. Default: that of the existing cache, or float16."""

@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jaxkd._names import kind
+
 MAIN = "main"
 
 
@@ -260,12 +262,14 @@ def as_views(
     named = {MAIN: default, **named}
     image = jax.ShapeDtypeStruct(image_shape, jnp.uint8)
     for name, augmentation in named.items():
-        if not isinstance(augmentation, Augmentation):
-            raise TypeError(
-                f"the augmentation of view {name} must be called as augmentation(key, image), "
-                f"got {type(augmentation).__name__}"
-            )
-        made = jax.eval_shape(lambda image, one=augmentation: one(stream_key(0, "views"), image), image)
+        called_as = f"the augmentation of view {name} must be called as augmentation(key, image)"
+        if isinstance(augmentation, type) or not isinstance(augmentation, Augmentation):
+            raise TypeError(f"{called_as}, got {kind(augmentation)}")
+        try:
+            made = jax.eval_shape(lambda image, one=augmentation: one(stream_key(0, "views"), image), image)
+        except TypeError as error:
+            error.add_note(called_as)
+            raise
         if [getattr(made, name, None) for name in ("shape", "dtype")] != [image_shape, jnp.uint8]:
             raise ValueError(
                 f"the augmentation of view {name} must return an image like the one it gets, {image}, got "

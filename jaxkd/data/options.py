@@ -20,11 +20,11 @@ _EPOCHS_ELSEWHERE = 30
 class DataOptions(Options):
     """Images"""
 
-    data: str = option("digits", main=True)
+    data: str = option(default="digits", main=True)
     """Dataset: digits (no download), cifar10, cifar100, imagenet2012; any other TensorFlow Datasets image
     classification dataset by name, such as svhn_cropped; folder:PATH, with one folder of PNG or JPEG images
     per class; or the path of an .npz file with train_images, train_labels, test_images, test_labels."""
-    data_dir: Path | None = option(None, free=True)
+    data_dir: Path | None = option(default=None, free=True)
     """Folder of prepared TensorFlow Datasets (array_record), or of CIFAR's own archive. Default:
     ~/tensorflow_datasets."""
     image_size: int | None = None

@@ -182,8 +182,8 @@ def ofd(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> jax.Array:
     s, t = _same(student, teacher)
     m = jnp.asarray(margin).astype(s.dtype)
     target = jnp.maximum(t, m)
-    counts = jnp.where(t > 0, True, s > target)
-    return jnp.sum(jnp.where(counts, jnp.square(s - target), 0.0).reshape(len(s), -1), axis=-1)
+    left_out = (t <= 0) & (s <= target)
+    return jnp.sum(jnp.where(left_out, 0.0, jnp.square(s - target)).reshape(len(s), -1), axis=-1)
 
 
 def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> np.ndarray:
@@ -566,4 +566,5 @@ def _norm(rows: jax.Array) -> jax.Array:
 def unit(rows: jax.Array) -> jax.Array:
     """Rows of length 1 along the last axis; zeros stay, with a gradient of 0."""
     norm = _norm(rows)
-    return jnp.where(norm > 0, rows, 0.0) / jnp.where(norm > 0, jnp.maximum(norm, _EPS), 1.0)
+    zero = norm == 0
+    return jnp.where(zero, 0.0, rows) / jnp.where(zero, 1.0, jnp.maximum(norm, _EPS))

@@ -18,6 +18,7 @@ from jaxkd import temperature as _temperature
 from jaxkd._classes import AxisName
 from jaxkd._meshes import on_auto_axes
 from jaxkd.losses._inputs import Pair, prepare_batch
+from jaxkd.losses.feature import unit
 from jaxkd.losses.logit import softened
 
 # The published temperatures besides the base one: all four on the weak view, the first two on the strong
@@ -244,9 +245,7 @@ def _cosines(logits: jax.Array) -> jax.Array:
     """The cosines of all pairs of examples, `[B, B]`; 0 for logits that are all 0."""
     rows = logits.reshape(-1, logits.shape[-1])
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
-    rows = rows / jnp.where(largest == 0, 1.0, largest)
-    norm = jnp.sqrt(jnp.where(largest == 0, 1.0, jnp.sum(rows**2, axis=-1, keepdims=True)))
-    rows = rows / norm
+    rows = unit(rows / jnp.where(largest == 0, 1.0, largest))  # squares of the largest logits would overflow
     return jnp.matmul(rows, rows.T, precision="highest")
 
 

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd._names import describe_object
+from jaxkd._names import describe_object, kind
 from jaxkd.models.layers import Classifier, Outputs, batch_statistics
 from jaxkd.models.network import Network, Variables
 from jaxkd.models.registry import create, initialize
@@ -25,7 +25,9 @@ from jaxkd.models.registry import create, initialize
 if TYPE_CHECKING:
     from flax import nnx  # takes half a second to import
 
-Like: TypeAlias = "str | nn.Module | nnx.Module | Network"  # what `as_network` takes
+Like: TypeAlias = (
+    "str | nn.Module | nnx.Module | Callable[[nnx.Rngs], nnx.Module] | Network"  # what `as_network` takes
+)
 
 Call = Callable[..., Any]
 
@@ -297,9 +299,10 @@ def as_network(thing: Like, num_classes: int, *, dtype: Any = jnp.float32) -> Ne
     if isinstance(thing, nn.Module):
         return from_linen(thing)
     nnx_or_none = sys.modules.get("flax.nnx")  # where it was not imported, there is no module of it
-    if callable(thing) or (nnx_or_none and isinstance(thing, nnx_or_none.Module)):
+    is_linen = isinstance(thing, type) and issubclass(thing, nn.Module)
+    if (callable(thing) and not is_linen) or (nnx_or_none and isinstance(thing, nnx_or_none.Module)):
         return from_nnx(thing)
     raise TypeError(
-        "a student must be the name of a model, a Flax Linen module, an NNX module or a Network, "
-        f"got {type(thing).__name__}"
+        "a student must be the name of a model, a Flax Linen module, an NNX module, a function that makes "
+        f"one, or a Network, got {kind(thing)}"
     )

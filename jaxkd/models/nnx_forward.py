@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd._names import describe_object
+from jaxkd._names import describe_object, kind
 from jaxkd.models.adapters import MODES, Call, outputs_of, require_last_axis, running_average
 from jaxkd.models.layers import Outputs, batch_statistics
 from jaxkd.models.network import Variables
@@ -53,7 +53,7 @@ class NNXForward:
 
     def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         """See `Forward`."""
-        module = self.make(nnx.Rngs(seed))
+        module = self._made(seed)
         params, rest = self._split(nnx.state(module))
         return {"params": params, **({"state": rest} if rest else {})}
 
@@ -104,11 +104,22 @@ class NNXForward:
         ]
         return {"module": "NNX", "options": hashlib.sha256("\n".join(options).encode()).hexdigest()[:16]}
 
+    def _made(self, seed: int) -> nnx.Module:
+        called_as = "a function that is given as a network is called with nnx.Rngs and makes an NNX module"
+        try:
+            module = self.make(nnx.Rngs(seed))
+        except TypeError as error:
+            error.add_note(called_as)
+            raise
+        if not isinstance(module, nnx.Module):
+            raise TypeError(f"{called_as}, got {kind(module)}")
+        return module
+
     @functools.cached_property
     def _template(self) -> tuple[Any, list[tuple[Any, Any]]]:
         """The module's structure, with placeholder arrays only for its random keys."""
         with jax.ensure_compile_time_eval():
-            graph, state = nnx.split(self.make(nnx.Rngs(0)))
+            graph, state = nnx.split(self._made(0))
             return graph, list(nnx.to_flat_state(state))
 
     @staticmethod

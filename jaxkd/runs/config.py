@@ -90,7 +90,7 @@ class RunConfig(DataOptions, TrainingOptions, DeviceOptions, OutputOptions):
 class TrainConfig(RunConfig):
     """Train a network on labels only: a teacher, or a baseline student."""
 
-    model: str = option("resnet20", main=True)
+    model: str = option(default="resnet20", main=True)
     """Architecture; `jaxkd models` lists them."""
 
     @property
@@ -105,16 +105,16 @@ class DistillConfig(RunConfig):
     teacher: str = option(main=True, free=True)
     """Teacher: its folder, the folder of the run that trained it, or a name in the zoo; `jaxkd teachers`
     lists the names."""
-    student: str = option("resnet8", main=True)
+    student: str = option(default="resnet8", main=True)
     """Architecture of the student; `jaxkd models` lists them."""
-    method: str = option("atkd", main=True)
+    method: str = option(default="atkd", main=True)
     """Distillation method; `jaxkd methods` lists them. Its own options are --method.NAME."""
     teacher_size: int | None = None
     """Resize the teacher's images to this height and width, in pixels. Default: the teacher sees the
     student's images unchanged."""
     method_options: Any = dataclasses.field(default_factory=dict)
     """The method's options, by name."""
-    cache: str = option("auto", free=True)
+    cache: str = option(default="auto", free=True)
     """Source of the teacher's logits. auto: a matching cache from `jaxkd cache`, otherwise the teacher in
     every step. fill: the teacher runs ahead, one epoch at a time, and its logits are stored for later runs.
     off: the teacher in every step. Or the folder of a cache, which must match."""
@@ -158,17 +158,17 @@ class GeneratorConfig(Options):
     teacher: str = option(main=True)
     """Teacher: its folder, the folder of the run that trained it, or a name in the zoo. Only its answers are
     used."""
-    data: str = option("digits", main=True)
+    data: str = option(default="digits", main=True)
     """Dataset, as for training; a part of its training images is used."""
-    data_dir: Path | None = option(None, free=True)
+    data_dir: Path | None = option(default=None, free=True)
     """Folder of prepared TensorFlow Datasets (array_record)."""
-    out: Path = option(Path("runs/generator"), main=True)
+    out: Path = option(default=Path("runs/generator"), main=True)
     """Output folder of the generator."""
-    epochs: int = option(200, main=True)
+    epochs: int = option(default=200, main=True)
     """Passes over the selected images."""
-    fraction: float = option(0.1, main=True)
+    fraction: float = option(default=0.1, main=True)
     """Fraction of the training images to use."""
-    seed: int = option(0, main=True)
+    seed: int = option(default=0, main=True)
     """Random seed."""
     width: int = 128
     """Channels of the generator's smallest map."""

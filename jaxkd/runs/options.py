@@ -13,27 +13,27 @@ from jaxkd.options import Options, option
 class OutputOptions(Options):
     """Output"""
 
-    run: Path | None = option(None, main=True, free=True)
+    run: Path | None = option(default=None, main=True, free=True)
     """Folder of the run, local or gs://BUCKET/FOLDER: records, checkpoints, result and model. Default: under
     runs/, named after data, networks, method and seed."""
-    seeds: int = option(1, main=True, free=True)
+    seeds: int = option(default=1, main=True, free=True)
     """Number of runs, with seeds --seed, --seed + 1 and so on, in folders that end in -seed0 and so on, with
     mean and standard deviation at the end."""
-    log_every: int = option(100, free=True)
+    log_every: int = option(default=100, free=True)
     """Steps between lines in metrics.jsonl."""
-    checkpoint_seconds: float = option(60.0, free=True)
+    checkpoint_seconds: float = option(default=60.0, free=True)
     """Minimum number of seconds between checkpoints; one is always saved at the end."""
-    eval_batch_size: int = option(256, free=True)
+    eval_batch_size: int = option(default=256, free=True)
     """Images per evaluation step, over all devices."""
-    fork: Path | None = option(None, free=True)
+    fork: Path | None = option(default=None, free=True)
     """Folder of another run: start from its newest checkpoint (networks, optimiser and step), with other
     options. Student, data and --batch-size must be the same."""
-    debug: bool = option(False, free=True)
+    debug: bool = option(default=False, free=True)
     """Check every step; repeat a step that gives NaN or infinity, operation by operation, and show where it
     arises. Slower, with the same numbers."""
-    profile: int | None = option(None, free=True)
+    profile: int | None = option(default=None, free=True)
     """Number of steps to trace with JAX's profiler, into the run's folder."""
-    wandb: str | None = option(None, free=True)
+    wandb: str | None = option(default=None, free=True)
     """Weights & Biases project to log the metrics to; needs wandb."""
 
     def check(self) -> None:
@@ -47,28 +47,28 @@ class OutputOptions(Options):
 class DeviceOptions(Options):
     """Devices"""
 
-    devices: int | None = option(None, free=True)
+    devices: int | None = option(default=None, free=True)
     """Number of local devices per process. Default: all."""
-    steps_per_call: int | None = option(None, free=True)
+    steps_per_call: int | None = option(default=None, free=True)
     """Training steps per call of the compiled program. Default: 1 on CPU, 25 on GPU and TPU."""
-    mapping: Literal["pmap", "shard_map"] = option("pmap", free=True)
+    mapping: Literal["pmap", "shard_map"] = option(default="pmap", free=True)
     """How to map a step over the devices: jax.pmap, or its successor, jax.jit of jax.shard_map. The bits are
     the same."""
-    stream: bool = option(False, free=True)
+    stream: bool = option(default=False, free=True)
     """Transfer every batch from the host, for images that do not fit on a device, such as ImageNet's."""
-    workers: int = option(0, free=True)
+    workers: int = option(default=0, free=True)
     """Processes that read and decode streamed images. Default: threads."""
-    distributed: bool = option(False, free=True)
+    distributed: bool = option(default=False, free=True)
     """Join several processes described by the environment (Cloud TPU, SLURM, Open MPI); start the same
     command in all of them."""
-    coordinator: str | None = option(None, free=True)
+    coordinator: str | None = option(default=None, free=True)
     """HOST:PORT of the process with rank 0, if the environment does not describe the processes; needs
     --num-processes and --process-id."""
-    num_processes: int | None = option(None, free=True)
+    num_processes: int | None = option(default=None, free=True)
     """Number of processes."""
-    process_id: int | None = option(None, free=True)
+    process_id: int | None = option(default=None, free=True)
     """Process rank, from 0. Only rank 0 reads and writes the run's folder."""
-    peer_timeout: int = option(60, free=True)
+    peer_timeout: int = option(default=60, free=True)
     """Heartbeat timeout in seconds: a process exits if it hears nothing from a peer for this long."""
 
     def check(self) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jaxkd import data, methods, metrics, models, teachers
+from jaxkd._names import kind
 from jaxkd.cache.compute import Filler, FillProgress, cacheable_split
 from jaxkd.cache.source import LIVE, CachedLogits, find_cache, why_not
 from jaxkd.cpu import release_memory
@@ -37,7 +38,8 @@ from jaxkd.runs.loop import Evaluator, Loop
 from jaxkd.runs.record import Result
 from jaxkd.runs.watching import Log, log_to_wandb
 from jaxkd.signals import Stopped, StopRequest
-from jaxkd.training import Frozen, Named, Recipe, Task, TrainState, by_label, initial_state
+from jaxkd.training import Frozen, Named, Recipe, Task, TrainState, initial_state
+from jaxkd.training.optimizers import as_transformation
 
 Optimizer: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation] | Named
 
@@ -219,11 +221,10 @@ def names_and_objects(**arguments: Any) -> tuple[dict[str, str], dict[str, Any]]
         given[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
     named = {name: value for name, value in given.items() if isinstance(value, str)}
     objects = {name: value for name, value in given.items() if name not in named}
-    for name, (kind, maker) in _MAKERS.items():
-        if name in objects and not isinstance(objects[name], kind):
+    for name, (wanted, maker) in _MAKERS.items():
+        if name in objects and not isinstance(objects[name], wanted):
             raise TypeError(
-                f"{name} must be a name or a {kind.__name__}, got {type(objects[name]).__name__}; "
-                f"{maker} makes one"
+                f"{name} must be a name or a {wanted.__name__}, got {kind(objects[name])}; {maker} makes one"
             )
     return named, objects
 
@@ -276,6 +277,9 @@ def _run(
     say: Say,
 ) -> Result:
     """One run or several, after checking what all of them need."""
+    for name, called in {"on_log": on_log, "say": say}.items():
+        if called is not None and not callable(called):
+            raise TypeError(f"{name} must be a function, got {type(called).__name__}")
     processes.join(config, say)
     if not processes.is_first():
         say = lambda _: None  # noqa: E731
@@ -502,13 +506,12 @@ def make_task(config: RunConfig, parts: Parts) -> tuple[Task, Recipe | None]:
     """
     dataset, teacher, method = parts.dataset, parts.teacher, parts.method
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
-    recipe, optimizer = None, parts.optimizer
-    if optimizer is None:
+    recipe = None
+    if parts.optimizer is None:
         recipe = config.recipe(config.num_epochs, steps_per_epoch)
         optimizer = recipe.transformation()
-    elif not isinstance(optimizer, optax.GradientTransformation):
-        own = optimizer.transformation if isinstance(optimizer, Named) else optimizer
-        optimizer = by_label(own) if isinstance(own, Mapping) else own
+    else:
+        optimizer = as_transformation(parts.optimizer)
     own = config.augmentation(dataset)
     views = as_views(parts.augmentation, method.views, own, dataset.image_shape, method.augmentation)
     network = parts.network.normalized(dataset.mean, dataset.std)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxkd._names import unknown
+from jaxkd._names import kind, unknown
 
 # The literature's: in 240 epochs, the rate drops to a tenth after 150, 180 and 210.
 _MILESTONES = (150 / 240, 180 / 240, 210 / 240)
@@ -135,6 +135,22 @@ class Named(NamedTuple):
 
     name: str
     transformation: Any
+
+
+def as_transformation(optimizer: Any) -> optax.GradientTransformation:
+    """A user's optimiser: a transformation, one for each label, or one of these in `Named`.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    own = optimizer.transformation if isinstance(optimizer, Named) else optimizer
+    for one in own.values() if isinstance(own, Mapping) else [own]:
+        if not all(callable(getattr(one, name, None)) for name in ("init", "update")):
+            raise TypeError(
+                "an optimizer must be a name or an optax transformation, such as optax.adamw(1e-3), "
+                f"got {kind(one)}"
+            )
+    return by_label(own) if isinstance(own, Mapping) else own
 
 
 def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:

@@ -16,10 +16,10 @@ _WEIGHT_DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lion": 0.5}
 class TrainingOptions(Options):
     """Optimisation"""
 
-    epochs: int | None = option(None, main=True)
+    epochs: int | None = option(default=None, main=True)
     """Passes over the training images; the learning rate schedule scales with it. Default: the literature's
     240 for CIFAR and 100 for ImageNet, 10 for digits, 30 for other data."""
-    seed: int = option(0, main=True)
+    seed: int = option(default=0, main=True)
     """Random seed of initialisation, order and augmentation."""
     batch_size: int = 64
     """Images per update, over all devices."""

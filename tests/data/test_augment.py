@@ -19,16 +19,19 @@ IDS = jnp.arange(100, 132)
 CROP = data.CropFlip(padding=2, flip=True)
 
 
-def views(images: jax.Array, ids: jax.Array, seed: int = 1, epoch: int = 1) -> jax.Array:
+def eager(images: jax.Array, ids: jax.Array, seed: int = 1, epoch: int = 1) -> jax.Array:
     return data.augment(CROP, images, ids, seed=seed, epoch=epoch)
 
 
+views = jax.jit(eager)
+
+
 def test_a_view_does_not_depend_on_batch_jit_or_devices() -> None:
-    whole = views(IMAGES, IDS)
+    whole = eager(IMAGES, IDS)
     shuffled = jnp.array([5, 3, 31, 0])
     np.testing.assert_array_equal(views(IMAGES[shuffled], IDS[shuffled]), whole[shuffled])
-    np.testing.assert_array_equal(jax.jit(views)(IMAGES, IDS), whole)
-    shared = jax.pmap(views)(IMAGES.reshape(8, 4, 8, 8, 3), IDS.reshape(8, 4))
+    np.testing.assert_array_equal(views(IMAGES, IDS), whole)
+    shared = jax.pmap(eager)(IMAGES.reshape(8, 4, 8, 8, 3), IDS.reshape(8, 4))
     np.testing.assert_array_equal(shared.reshape(whole.shape), whole)
 
 
@@ -51,7 +54,7 @@ def test_every_view_is_a_crop_of_the_padded_image_and_all_of_them_occur() -> Non
     crops = {padded[y : y + 8, x : x + 8].tobytes(): (y, x, 0) for y in range(5) for x in range(5)}
     crops |= {padded[y : y + 8, x : x + 8][:, ::-1].tobytes(): (y, x, 1) for y in range(5) for x in range(5)}
     count = 4000
-    many = jax.jit(views)(jnp.broadcast_to(IMAGES[0], (count, 8, 8, 3)), jnp.arange(count))
+    many = views(jnp.broadcast_to(IMAGES[0], (count, 8, 8, 3)), jnp.arange(count))
     seen = np.array([crops[np.asarray(view).tobytes()] for view in many])
     counts = np.unique(seen, axis=0, return_counts=True)[1]
     # 50 equally likely views: 80 of each expected, standard deviation 9.
@@ -153,7 +156,9 @@ def test_what_is_no_image_of_eight_bits_and_the_same_shape_is_no_view(wrong: Any
 )
 def test_views_do_not_depend_on_the_processs_precision(augmentation: data.Augmentation) -> None:
     def drawn() -> np.ndarray:
-        return np.asarray(data.augment(augmentation, IMAGES, IDS, seed=1, epoch=2))
+        return np.asarray(
+            jax.jit(functools.partial(data.augment, augmentation, seed=1, epoch=2))(IMAGES, IDS)
+        )
 
     usual = drawn()
     with jax.enable_x64(True):

@@ -51,7 +51,7 @@ def test_each_operation_has_pillows_pixels(name: str, channels: int) -> None:
     image = picture(channels)
     magnitudes = np.linspace(0.01, 0.99, 6)
     number = NAMES.index(name)
-    ours = jax.vmap(lambda m: operate(jnp.float32(image), number, m))(jnp.float32(magnitudes))
+    ours = jax.jit(jax.vmap(lambda m: operate(jnp.float32(image), number, m)))(np.float32(magnitudes))
     for mine, m in zip(np.asarray(ours), magnitudes, strict=True):
         theirs = np.asarray(pillow(name, Image.fromarray(image.squeeze()), m)).reshape(image.shape)
         difference = np.abs(mine - theirs)
@@ -63,14 +63,14 @@ def test_each_operation_has_pillows_pixels(name: str, channels: int) -> None:
 def test_it_is_a_function_of_the_key_and_moves_every_operation() -> None:
     image = jnp.asarray(picture(3))
     keys = jax.random.split(jax.random.key(0), 200)
-    views = np.asarray(jax.vmap(data.RandAugment(), in_axes=(0, None))(keys, image))
+    views = np.asarray(jax.jit(jax.vmap(data.RandAugment(), in_axes=(0, None)))(keys, image))
     assert views.dtype == np.uint8
-    np.testing.assert_array_equal(views[7], data.RandAugment()(keys[7], image))
+    np.testing.assert_array_equal(views[7], jax.jit(data.RandAugment())(keys[7], image))
     assert len(np.unique(views.reshape(200, -1), axis=0)) > 190
     hole = (views == (125, 123, 114)).all(-1).reshape(200, -1)
     assert hole.sum(1).max() <= 17**2
     assert (hole.sum(1) > 0).mean() > 0.9
-    same = jax.vmap(data.RandAugment(operations=0, hole=0.0), in_axes=(0, None))(keys[:2], image)
+    same = jax.jit(jax.vmap(data.RandAugment(operations=0, hole=0.0), in_axes=(0, None)))(keys[:2], image)
     np.testing.assert_array_equal(same[0], image)
 
 

@@ -182,6 +182,19 @@ def test_values_and_gradients_are_finite(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*EXAMPLE, *BATCH])
+def test_non_finite_features_give_a_non_finite_loss(name: str) -> None:
+    loss, maps = EXAMPLE[name] if name in EXAMPLE else (BATCH[name], False)
+    run = jax.jit(lambda s, t: jnp.mean(loss(s, t)))
+    for of in (0, 1):
+        for value in (np.nan, np.inf, -np.inf):
+            if name == "ofd" and value == -np.inf:
+                continue  # far below the margin: what OFD leaves out
+            features = pair(maps)
+            features[of][2, ..., 1] = value
+            assert not np.isfinite(run(*features)), (of, value)
+
+
+@pytest.mark.parametrize("name", [*EXAMPLE, *BATCH])
 def test_the_teacher_gets_no_gradient(name: str) -> None:
     """But in `cc`, where both sides are embedded by layers that are trained."""
     loss, maps = EXAMPLE[name] if name in EXAMPLE else (BATCH[name], False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -97,20 +98,18 @@ def test_the_first_stage_is_that_of_the_source(double: None, off: Callable) -> N
     )
     z, z2 = draw("mekd.z", (4, 10)), draw("mekd.z2", (4, 10))
     real, key = np.tanh(draw("mekd.real", (4, 3, 32, 32))), jax.random.key(0)
-    fake, after = GENERATOR.apply(made, z, train=True, mutable=["batch_stats"])
+    fake, after = jax.jit(functools.partial(GENERATOR.apply, train=True, mutable=["batch_stats"]))(made, z)
     stats = {"batch_stats": judge["batch_stats"]}
     game = Game(GENERATOR, DISCRIMINATOR, 10, optax.adam(2e-4), 0.5, "probability")
-    (loss, _), gradient = jax.value_and_grad(game.discriminator_loss, has_aux=True)(
-        judge["params"], stats, real, fake, key
-    )
+    run = jax.jit(jax.value_and_grad(game.discriminator_loss, has_aux=True))
+    (loss, _), gradient = run(judge["params"], stats, real, fake, key)
     off("mekd", "value", relative(loss, FIXTURES["mekd/step1/loss_d_f64"]), 1e-9)
     off("mekd", "gradient", of_gradients(gradient, "mekd/step1/grad_d"), 1e-8)
     for response, theirs in (("probability", "_softmax"), ("logit", "_rawmax"), ("index", "_released")):
         game = Game(GENERATOR, DISCRIMINATOR, 10, optax.adam(2e-4), 0.5, response)
         answer = lambda _: FIXTURES["mekd/step1/teacher_logits"]  # noqa: E731
-        (loss, (_, parts)), gradient = jax.value_and_grad(game.generator_loss, has_aux=True)(
-            made["params"], after, judge, z2, answer, key
-        )
+        run = jax.jit(jax.value_and_grad(game.generator_loss, has_aux=True), static_argnums=4)
+        (loss, (_, parts)), gradient = run(made["params"], after, judge, z2, answer, key)
         suffix = "" if response == "index" else theirs
         off("mekd", "value", relative(loss, FIXTURES[f"mekd/step1/loss_g{suffix}_f64"]), 1e-9)
         off("mekd", "value", relative(parts["response"], FIXTURES[f"mekd/step1/loss_g_im{theirs}_f64"]), 1e-9)
@@ -143,7 +142,7 @@ def test_the_second_stage_is_that_of_the_source(
         return sum(weight * jnp.mean(values) for values, weight in terms.losses.values())
 
     key = f"mekd/step2_{distance.upper()}_{'hard' if hard else 'soft'}"
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(LOSSES["b8_k10/z_s"]))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(LOSSES["b8_k10/z_s"]))
     off("mekd", "value", relative(value, FIXTURES[f"{key}/loss_f64"]), 1e-9)
     off("mekd", "gradient", relative(gradient, FIXTURES[f"{key}/grad"]), 1e-9)
 

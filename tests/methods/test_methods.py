@@ -82,7 +82,8 @@ def test_totals_are_the_authors(
         made: Any = method.apply({}, dataclasses.replace(x, student=student))
         return sum(weight * jnp.mean(values) for values, weight in made.losses.values())
 
-    value, gradient = jax.value_and_grad(loss)({view: seen.logits for view, seen in x.student.items()})
+    run = jax.jit(jax.value_and_grad(loss))
+    value, gradient = run({view: seen.logits for view, seen in x.student.items()})
     stored, place = (
         (LOSSES, f"b8_k10/{key}")
         if f"b8_k10/{key}/loss_f64" in LOSSES
@@ -123,7 +124,8 @@ def test_ctkd_begins_at_its_temperature_and_is_reversed() -> None:
         result: Any = method.apply(variables, inputs(epoch))
         return jnp.mean(result.losses["kd"][0])
 
-    early, late = (jax.grad(loss)(variables, epoch)["params"]["theta"] for epoch in (5, 10))
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    early, late = (gradient(variables, epoch)["params"]["theta"] for epoch in (5, 10))
     assert float(early / late) == pytest.approx(0.5, rel=1e-4)  # lambda -0.5 and -1
     raised = {"params": {"theta": variables["params"]["theta"] - 0.1 * jnp.sign(late)}}
     assert loss(raised, 10) > loss(variables, 10)  # descent on theta raises the loss

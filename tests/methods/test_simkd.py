@@ -193,7 +193,7 @@ def test_crd_takes_two_steps_as_the_source(
         drawn = index, jnp.ones(index.shape, bool)
         monkeypatch.setattr(crd, "contrast", lambda *_, drawn=drawn, **__: drawn)
         ids = jnp.asarray(FIXTURES[f"{key}/index"][step])
-        run = jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 2), has_aux=True))
         (value, memory), (of_params, of_s) = run(params, memory, s, t, ids)
         velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, of_params, params)
         params = jax.tree.map(lambda p, v: p - 0.05 * v, params, velocity)

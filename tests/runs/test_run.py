@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -288,17 +289,42 @@ def test_a_call_is_no_longer_than_the_way_to_a_log_point(
     ("argument", "thing", "message"),
     [
         ("data", (np.zeros(3), np.zeros(3)), "data must be a name or a Dataset, got tuple; data.from_arrays"),
-        (
-            "method",
-            len,
-            "method must be a name or a Method, got builtin_function_or_method; methods.from_fun",
-        ),
+        ("method", len, "method must be a name or a Method, got the function len; methods.from_function"),
+        ("method", methods.Method, r"got the class Method instead of an instance, Method\(...\); methods"),
         ("teacher", helpers.Tiny(), "teacher must be a name or a Teacher, got Tiny; teachers.from_network"),
+        ("student", 3, "a student must be the name of a model, a Flax Linen module, an NNX .* got int"),
+        ("student", helpers.Tiny, "or a Network, got the class Tiny instead of an instance"),
+        ("student", lambda rngs: rngs, "is called with nnx.Rngs and makes an NNX module, got Rngs"),
+        ("optimizer", optax.adamw, r"such as optax.adamw\(1e-3\), got the function adamw"),
+        ("optimizer", {"student": 3}, r"such as optax.adamw\(1e-3\), got int"),
+        ("augmentation", data.CropFlip, r"called as augmentation\(key, image\), got the class CropFlip"),
+        ("augmentation", 3, r"called as augmentation\(key, image\), got int"),
+        ("on_log", 3, "on_log must be a function, got int"),
+        ("say", "log.txt", "say must be a function, got str"),
     ],
 )
-def test_an_object_of_another_type_is_refused_by_name(argument: str, thing: Any, message: str) -> None:
+def test_an_object_of_another_type_is_refused_by_name(
+    tmp_path: Path, argument: str, thing: Any, message: str
+) -> None:
+    options = {"teacher": "digits-resnet20", "run": tmp_path / "run", argument: thing}
     with pytest.raises(TypeError, match=message):
-        jaxkd.distill(**{"teacher": "digits-resnet20", argument: thing})
+        jaxkd.distill(**options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "thing", "message"),
+    [
+        ("augmentation", lambda image: image, r"called as augmentation\(key, image\)"),
+        ("student", lambda: None, "called with nnx.Rngs and makes an NNX module"),
+    ],
+)
+def test_a_function_that_takes_something_else_is_told_what_it_gets(
+    tmp_path: Path, argument: str, thing: Any, message: str
+) -> None:
+    with pytest.raises(TypeError, match="positional argument") as caught:
+        jaxkd.distill(**{"teacher": "digits-resnet20", "run": tmp_path / "run", argument: thing})
+    assert re.search(message, "".join(caught.value.__notes__))
 
 
 def test_options_that_an_own_optimizer_does_not_have_are_refused() -> None:
