@@ -45,7 +45,17 @@ def kind(thing: Any) -> str:
 def describe_object(thing: Any) -> str:
     """The text of an object in a line, without addresses in memory, which differ in every process.
 
+    An object whose class has no text of its own is described by its attributes.
+
     >>> describe_object(len), "0x" in describe_object(lambda: 0)
     ('<built-in function len>', False)
+    >>> class Noise:
+    ...     def __init__(self, scale):
+    ...         self.scale = scale
+    >>> describe_object(Noise(0.5))
+    'Noise(scale=0.5)'
     """
+    if type(thing).__repr__ is object.__repr__ and getattr(thing, "__dict__", None):
+        attributes = (f"{name}={describe_object(value)}" for name, value in sorted(vars(thing).items()))
+        return f"{type(thing).__qualname__}({', '.join(attributes)})"
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(thing)).split())

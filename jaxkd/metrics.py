@@ -161,8 +161,17 @@ class Histogram:
 
 
 def total(values: jax.Array, where: jax.Array) -> jax.Array:
-    """The sum of values `[B]` over `where` `[B]`; a scalar counts once for each of these examples."""
+    """The sum of values `[B]` over `where` `[B]`; a scalar counts once for each of these examples.
+
+    Raises:
+      ValueError: the values have another shape.
+    """
     if values.ndim:
+        if values.shape != where.shape:
+            raise ValueError(
+                f"values must be one for each example, {list(where.shape)}, or a scalar, got "
+                f"{list(values.shape)}"
+            )
         return jnp.sum(jnp.where(where, values, 0.0))
     return values * jnp.sum(where, dtype=jnp.float32)
 

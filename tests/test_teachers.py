@@ -44,6 +44,13 @@ def test_what_cannot_be_loaded_is_told(tmp_path: Path, dataset: data.Dataset) ->
         FileNotFoundError, match=r'no teacher "absent": looked for teacher\.json in .*jaxkd import'
     ):
         teachers.load("absent")
+    nowhere = (
+        f'no teacher "{tmp_path}/none": looked for teacher.json in {tmp_path}/none, {tmp_path}/none/model;'
+    )
+    with pytest.raises(FileNotFoundError, match=nowhere):
+        teachers.load(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r'"digits-resnet2"; did you mean "digits-resnet20"\? Looked'):
+        teachers.load("digits-resnet2")
     folder = helpers.untrained_teacher(tmp_path / "old", dataset)
     fields = json.loads((folder / "teacher.json").read_text())
     (folder / "teacher.json").write_text(json.dumps({**fields, "format": 99}))

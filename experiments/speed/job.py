@@ -705,15 +705,17 @@ def table(result: dict[str, Any]) -> str:
         markdown(head, [cells_of(row) for row in result["rows"]], left=2),
     ]
     jobs = {(row["student"], row["kind"]): row["job"] for row in result["rows"]}
+    beside = [name for name in facts if name not in ("jaxkd", "torch")]
     if "torch" in facts:
         lines += ["The whole job against PyTorch with its teacher in the loop, by student:", ""]
-        rows = []
+        rows, sides, kinds = [], ["jaxkd", *beside], {"live": "without", "cached": "with"}
         for student in dict.fromkeys(row["student"] for row in result["rows"]):
             base = jobs[student, "live"]["torch"]["median"]
-            ratios = [jobs[student, kind]["jaxkd"]["median"] / base for kind in ("live", "cached")]
+            ratios = [jobs[student, kind][side]["median"] / base for side in sides for kind in kinds]
             rows.append([student, *(f"{ratio:.2f}" for ratio in ratios)])
-        lines.append(markdown(["student", "jaxkd without cache", "jaxkd with cache"], rows, left=1))
-    if beside := [name for name in facts if name not in ("jaxkd", "torch")]:
+        head = [f"{side} {kinds[kind]} cache" for side in sides for kind in kinds]
+        lines.append(markdown(["student", *head], rows, left=1))
+    if beside:
         lines += beside_table(result["rows"], facts, beside)
     for name in result["teacher"]:
         lines.append(f"- teacher's evaluation, {name}: {result['teacher'][name]['median']:.0f} images/s")

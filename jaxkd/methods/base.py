@@ -23,8 +23,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxkd._names import describe_object
 from jaxkd.metrics import Metric
 from jaxkd.models import Outputs
 
@@ -228,9 +230,19 @@ class FunctionMethod(Method, kw_only=True):
         result = self.function(x)
         if isinstance(result, Terms):
             return result
-        if isinstance(result, Mapping):
-            return Terms({name: v if isinstance(v, tuple) else (v, 1.0) for name, v in result.items()})
-        return Terms({self.title: (jnp.asarray(result), 1.0)})
+        terms = result if isinstance(result, Mapping) else {self.title: result}
+        pairs = {name: term if isinstance(term, tuple) else (term, 1.0) for name, term in terms.items()}
+        for values, weight in pairs.values():
+            if isinstance(result, tuple) or not all(map(_is_number, (values, weight))):
+                raise TypeError(
+                    f"the function of method {self.title} must return values [B], a scalar, a mapping of "
+                    f"names to these or to (values, weight), or Terms, got {describe_object(result)}"
+                )
+        return Terms({name: (jnp.asarray(values), weight) for name, (values, weight) in pairs.items()})
+
+
+def _is_number(thing: Any) -> bool:
+    return isinstance(thing, jax.Array | np.ndarray | np.generic | float | int)
 
 
 def from_function(

@@ -11,8 +11,9 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,14 @@ class LinenForward:
     def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         """See `Forward`; without running the network."""
         method = functools.partial(self._run, train=False, where=None)
-        return initialize(self.module, seed=seed, image_shape=image_shape, method=method)
+        try:
+            return initialize(self.module, seed=seed, image_shape=image_shape, method=method)
+        except flax.errors.LazyInitError as error:
+            error.add_note(
+                "a variable's initial value must not depend on the images; what is sown goes to the collection "
+                '"intermediates", or is returned as a feature: (logits, {name: value})'
+            )
+            raise
 
     def __call__(
         self,
@@ -76,24 +84,38 @@ class LinenForward:
         method = functools.partial(self._run, train=train, where=where)
         mutable = [name for name in variables if name != "params"] if train else False
         with nn.intercept_methods(self._interceptor(seen, where if train else None, train)):
-            given = None if rngs is None else dict(rngs)
+            # Streams with other names take the key of "params".
+            given = {"params": next(iter(rngs.values())), **rngs} if rngs else None
             result: Any = self.module.apply(
                 dict(variables), images, method=method, mutable=mutable, rngs=given
             )
         output, updates = result if train else (result, {})
+        for name, path in self.features:
+            # A submodule that exists may have no part in this mode.
+            if name not in seen and path not in _paths(variables.get("params", {})):
+                raise ValueError(
+                    f'feature "{name}": no submodule {path} was called; those with parameters are '
+                    f"{', '.join(_paths(variables.get('params', {}))) or 'none'}"
+                )
         return outputs_of(output, seen), updates
 
     def describe(self) -> dict[str, Any]:
         """See `Forward`; the name and the shapes say all of a network by name."""
-        return {} if isinstance(self.module, Classifier) else {"module": describe_object(self.module)}
+        about = {} if isinstance(self.module, Classifier) else {"module": describe_object(self.module)}
+        return {**about, **({"features": dict(self.features)} if self.features else {})}
+
+    def variables(self, given: Any) -> dict[str, Any]:
+        """See `Forward`."""
+        return {name: tree for name, tree in given.items() if jax.tree.leaves(tree) or name == "params"}
+
+    given: ClassVar[None] = None
 
     def _run(self, module: nn.Module, images: jax.Array, *, train: bool, where: jax.Array | None) -> Any:
         if self.call is not None:
             return self.call(module, images, train)
         kind: Any = type(module)
-        known = _parameters(kind)
-        options: dict[str, Any] = {name: mode(train) for name, mode in MODES.items() if name in known}
-        if "where" in known:
+        options: dict[str, Any] = modes(kind, train)
+        if "where" in _parameters(kind):
             options["where"] = where
         return module(images, **options)
 
@@ -118,6 +140,15 @@ class LinenForward:
         return intercept
 
 
+def _paths(params: Any, prefix: str = "") -> list[str]:
+    """The paths of the submodules that have parameters."""
+    found = []
+    for name, child in params.items():
+        if isinstance(child, Mapping):
+            found += [f"{prefix}{name}", *_paths(child, f"{prefix}{name}/")]
+    return found
+
+
 def _linen_batch_norm(
     norm: nn.BatchNorm,
     following: Call,
@@ -131,15 +162,17 @@ def _linen_batch_norm(
     frozen = norm.use_running_average if frozen is None else frozen
     if frozen:
         return following(*args, **kwargs)
-    require_last_axis(norm.axis, args[0].ndim)
+    x = args[0] if args else kwargs["x"]
+    require_last_axis(norm.axis, x.ndim)
+    require_no_mask(kwargs.get("mask"))
     running: dict[str, Any] = {name: norm.get_variable("batch_stats", name) for name in ("mean", "var")}
-    mean, var, count = batch_statistics(args[0].astype(jnp.float32), where, axis_name)
+    mean, var, count = batch_statistics(x.astype(jnp.float32), where, axis_name)
     norm.put_variable("batch_stats", "mean", mean)
     norm.put_variable("batch_stats", "var", var)
     # Flax refuses a mode at call time beside one at construction, so the attribute gives it.
     constructed = norm.use_running_average
     object.__setattr__(norm, "use_running_average", True)
-    result = following(args[0])
+    result = following(x)
     object.__setattr__(norm, "use_running_average", constructed)
     for name, new in (("mean", mean), ("var", var)):
         norm.put_variable("batch_stats", name, running_average(running[name], new, norm.momentum, count))
@@ -159,6 +192,20 @@ def require_last_axis(axis: Any, ndim: int) -> None:
         raise ValueError(
             f"batch norm must have its channels on the last axis, got axis={axis}; images are [B, H, W, C]"
         )
+
+
+def require_no_mask(mask: Any) -> None:
+    """Raises ValueError for a batch norm's own mask: it counts the real examples."""
+    if mask is not None:
+        raise ValueError(
+            "batch norm with mask= cannot be trained: it counts the real examples of the batch, and no others"
+        )
+
+
+def modes(module: Any, train: bool) -> dict[str, bool]:
+    """The arguments by which a class of modules asks whether it is in training."""
+    known = _parameters(module)
+    return {name: mode(train) for name, mode in MODES.items() if name in known}
 
 
 @functools.cache
@@ -243,7 +290,7 @@ def from_nnx(
         own; or a module: its values are then the initial ones for every seed.
       name: for tables and for the run's identity; by default that of its class or function.
       call: `(module, images, train) -> result`; by default `module(images)`, after `module.train()` or
-        `module.eval()`.  What it returns is as for `from_linen`.
+        `module.eval()`, with `train=` and the like as for `from_linen`.  What it returns is as for that.
       mean: of each channel of pixels in [0, 1]; by default the data set's.
       std: likewise.
 
@@ -265,8 +312,7 @@ def from_nnx(
     from jaxkd.models.nnx_forward import NNXForward
 
     if isinstance(module, nnx.Module):
-        fixed = module
-        return Network(name or type(module).__name__, NNXForward(lambda _: nnx.clone(fixed), call), mean, std)
+        return Network(name or type(module).__name__, NNXForward(module, call), mean, std)
     make = module
     while isinstance(make, functools.partial):
         make = make.func

@@ -105,14 +105,24 @@ def batch_statistics(
 
     Args:
       x: one device's share, float32 `[B, ..., C]`.
-      where: which examples count, bool `[B]`; None for all.
+      where: which examples count, bool `[B]`; None for all.  Rows `[B * T, ...]` are T of each example.
       axis_name: the devices' axis; None for this device alone.
+
+    Raises:
+      ValueError: the first axis is neither the batch nor a multiple of it.
     """
     axes = tuple(range(x.ndim - 1))
     per_example = math.prod(x.shape[1:-1])
     if where is None:
         kept, examples = x, jnp.float32(x.shape[0])
     else:
+        if x.shape[0] % where.shape[0]:
+            raise ValueError(
+                f"batch norm of an array {list(x.shape)} in a batch of {where.shape[0]} examples: the first "
+                "axis must be that of the examples, or of the same number of rows for each"
+            )
+        if x.shape[0] != where.shape[0]:
+            where = jnp.repeat(where, x.shape[0] // where.shape[0])
         kept = jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
         examples = jnp.sum(where, dtype=jnp.float32)
     sums = jnp.sum(kept, axes), jnp.sum(kept * kept, axes), examples * per_example

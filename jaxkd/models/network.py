@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,15 @@ class Forward(Protocol):
         """Identifies it, besides its name and the shapes of its variables; ready for JSON."""
         ...
 
+    def variables(self, given: Any) -> dict[str, Any]:
+        """Variables that a user gives, in the form of those of `init`."""
+        ...
+
+    @property
+    def given(self) -> Any:
+        """The variables that it begins with whatever the seed is; None where the seed draws them."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
@@ -81,6 +90,12 @@ class Evaluated:
     def describe(self) -> dict[str, Any]:
         """See `Forward`."""
         return {"module": describe_object(self.module)}
+
+    def variables(self, given: Any) -> dict[str, Any]:
+        """See `Forward`."""
+        return dict(given)
+
+    given: ClassVar[None] = None
 
 
 @dataclasses.dataclass(frozen=True)

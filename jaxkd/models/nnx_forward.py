@@ -6,6 +6,7 @@ import contextvars
 import dataclasses
 import functools
 import hashlib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd._names import describe_object, kind
-from jaxkd.models.adapters import MODES, Call, outputs_of, require_last_axis, running_average
+from jaxkd.models.adapters import (
+    MODES,
+    Call,
+    modes,
+    outputs_of,
+    require_last_axis,
+    require_no_mask,
+    running_average,
+)
 from jaxkd.models.layers import Outputs, batch_statistics
 from jaxkd.models.network import Variables
 
@@ -25,11 +34,14 @@ _share: contextvars.ContextVar[tuple[jax.Array | None, str | None]] = contextvar
 class _CountingBatchNorm(nnx.BatchNorm):
     """NNX's batch norm, with batch statistics of the real examples of all devices."""
 
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None, **options: Any) -> Any:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> Any:
         frozen = self.use_running_average if use_running_average is None else use_running_average
         if frozen:
             return super().__call__(x, use_running_average=True)
         require_last_axis(self.axis, x.ndim)
+        require_no_mask(mask)
         mean, var, count = batch_statistics(x.astype(jnp.float32), *_share.get())
         running = self.mean[...], self.var[...]
         self.mean[...], self.var[...] = mean, var
@@ -43,7 +55,7 @@ class _CountingBatchNorm(nnx.BatchNorm):
 class NNXForward:
     """An NNX module as the functions of a network; see `from_nnx`."""
 
-    make: Callable[[nnx.Rngs], nnx.Module]
+    make: nnx.Module | Callable[[nnx.Rngs], nnx.Module]
     call: Call | None = None
     axis_name: str | None = None
 
@@ -53,9 +65,19 @@ class NNXForward:
 
     def init(self, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         """See `Forward`."""
-        module = self._made(seed)
-        params, rest = self._split(nnx.state(module))
-        return {"params": params, **({"state": rest} if rest else {})}
+        with jax.ensure_compile_time_eval():  # NNX loses arrays that are attributes if they are traced
+            return _collections(nnx.state(self._made(seed)))
+
+    @property
+    def given(self) -> Any:
+        """See `Forward`: those of a module, and not of a function that makes one."""
+        return _collections(nnx.state(self.make)) if isinstance(self.make, nnx.Module) else None
+
+    def variables(self, given: Any) -> dict[str, Any]:
+        """The network's variables from those of `init`, or from a module's state, or nested dictionaries."""
+        if isinstance(given, nnx.State):
+            return _collections(given)
+        return {name: _flat(tree) for name, tree in given.items()}
 
     def __call__(
         self,
@@ -68,10 +90,15 @@ class NNXForward:
     ) -> tuple[Outputs, Mapping[str, Any]]:
         """See `Forward`."""
         graph, flat = self._template
-        values = {**variables["params"], **variables.get("state", {})}
+        values = {**variables.get("params", {}), **variables.get("state", {})}
+        _require_same_shapes(
+            {_key(path): jnp.shape(_value(leaf)) for path, leaf in flat if _is_kept(leaf)},
+            {key: jnp.shape(value) for key, value in values.items()},
+        )
         # New variables, since NNX lets a trace change only its own.
         state = nnx.from_flat_state(
-            (path, leaf.replace(values.get(_key(path), leaf.get_value()))) for path, leaf in flat
+            (path, _replaced(leaf, values[_key(path)] if _is_kept(leaf) else _value(leaf)))
+            for path, leaf in flat
         )
         module = nnx.merge(graph, state)
         for _, part in nnx.iter_graph(module):
@@ -80,31 +107,38 @@ class NNXForward:
         if train:
             module.train()
             if rngs:
-                nnx.reseed(module, default=rngs["dropout"], dropout=rngs["dropout"])
+                _reseed(module, rngs["dropout"])
         else:
             module.eval()
         token = _share.set((where, self.axis_name))
         try:
-            result = self.call(module, images, train) if self.call else module(images)
+            if self.call is not None:
+                result = self.call(module, images, train)
+            else:
+                result = module(images, **modes(type(module), train))
         finally:
             _share.reset(token)
-        _, rest = self._split(nnx.state(module))
+        rest = _collections(nnx.state(module)).get("state", {})
         return outputs_of(result, {}), {"state": rest} if train and rest else {}
 
     def describe(self) -> dict[str, Any]:
-        """See `Forward`; a hash of the numbers and texts in the module's attributes."""
+        """See `Forward`; a hash of what is no array in the module's attributes."""
         graph, flat = self._template
-        # Not the modes, nor what is empty: Flax may add such attributes to its own modules.
-        options = [
-            f"{path} {name}={describe_object(value)}"
-            for path, part in nnx.iter_graph(nnx.merge(graph, nnx.from_flat_state(flat)))
-            if isinstance(part, nnx.Module)
-            for name, value in sorted(vars(part).items())
-            if isinstance(value, int | float | str | tuple) and value and name not in MODES and name[0] != "_"
-        ]
+        options = []
+        for path, part in nnx.iter_graph(nnx.merge(graph, nnx.from_flat_state(flat))):
+            if not isinstance(part, nnx.Module):
+                continue
+            flaxs = type(part).__module__.startswith("flax.")
+            for name, value in sorted(vars(part).items()):
+                # Not the modes, nor what is empty: Flax may add such attributes to its own modules.
+                if not value_of_option(value, flaxs) or name in MODES or name[0] == "_":
+                    continue
+                options.append(f"{path} {name}={describe_object(value)}")
         return {"module": "NNX", "options": hashlib.sha256("\n".join(options).encode()).hexdigest()[:16]}
 
     def _made(self, seed: int) -> nnx.Module:
+        if isinstance(self.make, nnx.Module):
+            return nnx.clone(self.make)
         called_as = "a function that is given as a network is called with nnx.Rngs and makes an NNX module"
         try:
             module = self.make(nnx.Rngs(seed))
@@ -122,17 +156,70 @@ class NNXForward:
             graph, state = nnx.split(self._made(0))
             return graph, list(nnx.to_flat_state(state))
 
-    @staticmethod
-    def _split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arrays by path: parameters, and everything else that is not a random key."""
-        params: dict[str, Any] = {}
-        rest: dict[str, Any] = {}
-        for path, leaf in nnx.to_flat_state(state):
-            if isinstance(leaf, nnx.Param):
-                params[_key(path)] = leaf[...]
-            elif not isinstance(leaf, nnx.RngState):
-                rest[_key(path)] = leaf[...]
-        return params, rest
+
+def value_of_option(value: Any, flaxs: bool) -> bool:
+    """Whether an attribute of a module says what it computes; `flaxs`: of one of Flax's own modules."""
+    if isinstance(value, bool | int | float | str | tuple):
+        return bool(value)
+    # Modules are described apart; arrays, and containers of arrays and modules, are variables.
+    if flaxs or value is None or isinstance(value, nnx.Module | nnx.Rngs | nnx.RngStream):
+        return False
+    return not jax.tree.leaves(nnx.state({"value": value}))
+
+
+def _collections(state: Any) -> dict[str, Any]:
+    """Arrays by path: parameters, and everything else but random keys and intermediate values."""
+    params: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for path, leaf in nnx.to_flat_state(state):
+        if _is_kept(leaf):
+            (params if isinstance(leaf, nnx.Param) else rest)[_key(path)] = jnp.asarray(_value(leaf))
+    return {"params": params, **({"state": rest} if rest else {})}
+
+
+def _require_same_shapes(known: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
+    """Raises ValueError unless the variables are those of the module."""
+    if known == found:
+        return
+    problems = [f"without {key}" for key in sorted(known.keys() - found.keys())]
+    problems += [f"with {key}, which it does not have" for key in sorted(found.keys() - known.keys())]
+    problems += [
+        f"{key} {list(found[key])} where it has {list(shape)}"
+        for key, shape in sorted(known.items())
+        if found.get(key, shape) != shape
+    ]
+    raise ValueError(
+        f"the variables do not fit the NNX module: {', '.join(problems[:5])}; they must be what its "
+        "init(seed, image_shape) gives"
+    )
+
+
+def _is_kept(leaf: Any) -> bool:
+    return not isinstance(leaf, nnx.RngState | nnx.Intermediate)
+
+
+def _value(leaf: Any) -> Any:
+    """That of a variable, or of an array that is an attribute itself."""
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _replaced(leaf: Any, value: Any) -> Any:
+    return leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
+
+
+def _reseed(module: nnx.Module, key: jax.Array) -> None:
+    """Gives every stream of random numbers a key of this step; `nnx.vmap` and `nnx.scan` have several."""
+    tags = {part.tag for _, part in nnx.iter_graph(module) if isinstance(part, nnx.RngStream)}
+    tags -= {"params", "default", "dropout"}
+    others: dict[str, Any] = {tag: jax.random.fold_in(key, zlib.crc32(tag.encode())) for tag in sorted(tags)}
+    nnx.reseed(module, policy="match_shape", default=key, dropout=key, **others)
+
+
+def _flat(tree: Any, path: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Arrays by path, from nested mappings or from one that is flat."""
+    if not isinstance(tree, Mapping):
+        return {_key(path): tree}
+    return {key: leaf for name, child in tree.items() for key, leaf in _flat(child, (*path, name)).items()}
 
 
 def _key(path: tuple[Any, ...]) -> str:

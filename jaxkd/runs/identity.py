@@ -7,20 +7,23 @@ change is at least reported.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxkd import data, methods, models
+from jaxkd import data, methods, models, storage
 from jaxkd._names import describe_object
 from jaxkd.runs.config import RunConfig
 from jaxkd.teachers import Teacher
-from jaxkd.training import Named, Recipe, Task
+from jaxkd.training import Frozen, Named, Recipe, Task, TrainState
 
 # Told by the digests of the data and the teacher, and by the augmentation.
 _OF_DATA = ("data", "image_size", "resized_crop", "crop_padding", "flip", "teacher_size")
@@ -56,6 +59,7 @@ def identify(
     identity = {
         **decisive,
         **_prefixed("student", task.student.describe(student)),
+        **_own_beginning(task.student, dataset),
         "data": dataset.name,
         "data_digest": dataset.digest,
         **{f"augmentation.{view}": describe_object(shown) for view, shown in task.augmentations},
@@ -73,6 +77,15 @@ def identify(
         # The precision of a cache changes every bit that follows, and so does the cache itself.
         identity["teacher_logits"] = teacher_logits
     return identity
+
+
+def _own_beginning(student: models.Network, dataset: data.Dataset) -> dict[str, Any]:
+    """What a user's network has of its own besides code and shapes: normalisation, initial values."""
+    found: dict[str, Any] = {}
+    if (student.mean, student.std) != (tuple(dataset.mean), tuple(dataset.std)):
+        found |= {"student_mean": student.mean, "student_std": student.std}
+    values = student.forward.given
+    return found if values is None else {**found, "student_values": storage.tree_digest(values)}
 
 
 def _prefixed(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,34 +113,99 @@ def as_json(value: Any) -> Any:
 
 
 def sources(task: Task) -> dict[str, str]:
-    """Hashes of the source code of user methods and networks, if it can be read."""
-    found = {}
+    """Hashes of the source code of users' methods, networks and augmentations, if it can be read."""
     things: dict[str, Any] = {"method": task.method, "student": task.student.forward}
-    for name, thing in things.items():
-        code = _code(thing)
-        if code is not None and not (getattr(code, "__module__", None) or "").startswith("jaxkd."):
-            text = _source(code)
-            if text:
-                found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return found
+    things |= {f"augmentation of view {view}": shown for view, shown in task.augmentations}
+    texts = {name: "".join(_sources(thing)) for name, thing in things.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items() if text}
 
 
-def _code(thing: Any) -> Any:
-    """The class or function that the user wrote."""
-    for attribute in ("function", "make"):
-        if hasattr(thing, attribute):
-            return getattr(thing, attribute)
-    module = getattr(thing, "module", None)
-    return type(thing if module is None else module)
+def _sources(thing: Any) -> Iterator[str]:
+    """The source code that the user wrote of an object: of its class, and of functions in it."""
+    if isinstance(thing, functools.partial):
+        for part in (thing.func, *thing.args, *thing.keywords.values()):
+            yield from _sources(part)
+        return
+    code = thing if inspect.isroutine(thing) or isinstance(thing, type) else type(thing)
+    if not (getattr(code, "__module__", None) or "jaxkd.").startswith(("jaxkd.", "jax.", "jax_", "flax.")):
+        with contextlib.suppress(OSError, TypeError):  # no source
+            yield inspect.getsource(code)
+        cells = (cell.cell_contents for cell in getattr(code, "__closure__", None) or ())
+        yield from (describe_object(value) for value in cells if isinstance(value, str | int | float))
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        for field in dataclasses.fields(thing):
+            value = getattr(thing, field.name, None)
+            for part in value if isinstance(value, tuple) else (value,):
+                if callable(part) and field.name != "parent":
+                    yield from _sources(part)
 
 
-def _source(code: Any) -> str:
-    while isinstance(code, functools.partial):
-        code = code.func
+def fingerprint(
+    task: Task, state: TrainState, frozen: Frozen, image_shape: tuple[int, int, int], *, own_teacher: bool
+) -> str:
+    """A hash of what a run's functions compute, as they are traced now.
+
+    Compiled programs are kept by their tasks.  Two tasks may be equal though a user's function has changed:
+    it may read a global value, or call another function.
+
+    Raises:
+      ValueError: the optimizer trains other parameters than those to evaluate.
+      TypeError: the optimizer cannot be called as the step calls it.
+    """
+    if any(type(leaf).__name__ == "ScheduleFreeState" for leaf in _nodes(state.opt_state)):
+        raise ValueError(
+            "the optimizer is schedule-free: the parameters that it trains are not those to evaluate, and "
+            "jaxkd evaluates the trained ones; use another, such as optax.adamw(1e-3) with ema=0.999"
+        )
+    key, where = jax.random.key(0), jax.ShapeDtypeStruct((2,), jnp.bool_)
+    image = jax.ShapeDtypeStruct(image_shape, jnp.uint8)
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    student = {"params": state.params["student"], **state.network}
+    method = {"params": state.params["method"], **state.method, **frozen.collections}
+    inputs = task.example_inputs(student, frozen.teacher, image_shape)
+    digest = hashlib.sha256()
+
+    def add(function: Callable[..., Any], *arguments: Any) -> None:
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+        made = jax.make_jaxpr(function)(*shapes)
+        digest.update(describe_object(made.jaxpr).encode())
+        for constant in made.consts:
+            is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+            digest.update(np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes())
+
+    def step_of_method(v: Any, x: Any, key: jax.Array) -> Any:
+        return task.method.apply(v, x, mutable=list(state.method), rngs={"sample": key, "dropout": key})
+
+    def step_of_student(v: Any, x: Any, where: Any, key: jax.Array) -> Any:
+        return task.student.on_axis(None).apply(v, x, train=True, where=where, rngs={"dropout": key})
+
+    add(step_of_method, method, inputs, key)
+    for _, shown in task.augmentations:
+        add(lambda key, image, one=shown: one(key, image), key, image)
+    if task.student.forward.describe():  # not one of the package's
+        add(step_of_student, student, images, where, key)
+        add(lambda v, x: task.student.apply(v, x), student, images)
+    if own_teacher and task.teacher is not None:
+        add(task.teacher.apply, frozen.teacher, images)
     try:
-        return inspect.getsource(code)
-    except (OSError, TypeError):
-        return ""
+        add(lambda *step: task.optimizer.update(*step), state.params, state.opt_state, state.params)
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            "the optimizer must be called as update(gradients, state, params), with params a dictionary of "
+            f"arrays like those that init got; {type(error).__name__}: {error}"
+        ) from error
+    return digest.hexdigest()
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    """A tree of tuples and mappings, and everything in it."""
+    yield tree
+    if isinstance(tree, Mapping):
+        tree = tree.values()
+    elif not isinstance(tree, tuple | list):
+        return
+    for child in tree:
+        yield from _nodes(child)
 
 
 def require_logits(network: models.Network, variables: Any, dataset: data.Dataset) -> None:

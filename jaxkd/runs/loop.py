@@ -120,6 +120,7 @@ class Loop:
             config.eval_batch_size,
             devices,
             config.mapping,
+            task.code,
             **reading,
         )
         self._total_steps = task.total_steps
@@ -297,14 +298,18 @@ class Evaluator:
         batch_size: int,
         devices: list[jax.Device],
         mapping: Mapping = "pmap",
+        code: str = "",
         **reading: Any,
     ) -> None:
-        """`method` turns outputs into logits (None: the network's own); `reading` is for `open_feed`."""
+        """`method` turns outputs into logits (None: the network's own); `reading` is for `open_feed`.
+
+        `code` is that of a `Task`.
+        """
         rounded = -(-batch_size // len(devices)) * len(devices)
         self._ids = batches(np.arange(len(split)), min(rounded, _up(split, devices)))
         self._feed: Feed = open_feed(split, devices, **reading)
         self._devices = devices
-        self._function = mapped_eval_step(network, method, tuple(devices), mapping)
+        self._function = mapped_eval_step(network, method, tuple(devices), mapping, code)
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Returns accuracy and accuracy_top5 in percent, and the mean cross-entropy in nats.

@@ -234,7 +234,7 @@ class Record:
             f"the code of your {name} has changed since this run began, but its name has not: to train with "
             "the new code, give it another name, or pass another --run"
             for name, digest in sorted((sources or {}).items())
-            if before.get(name) != digest
+            if before.get(name, digest) != digest
         ]
         began = {name: known.config["environment"].get(name) for name in _VERSIONS}
         changed = [f"{name} {began[name]}, now {now[name]}" for name in _VERSIONS if began[name] != now[name]]

@@ -173,7 +173,7 @@ def _row(record: RunRecord | Pretrained, metrics: Sequence[str]) -> list[str]:
 
 def _shown(metric: dict[str, Any] | None) -> str:
     """A metric of a result, as a table cell."""
-    if metric is None:
+    if metric is None or "mean" not in metric:  # an own metric describes itself as it likes
         return "-"
     if "counts" not in metric:
         return f"{metric['mean']:.3f}"

@@ -33,7 +33,7 @@ from jaxkd.runs.announce import announce, cost
 from jaxkd.runs.checkpoint import describe_newest, saved_steps
 from jaxkd.runs.config import DistillConfig, RunConfig, TrainConfig
 from jaxkd.runs.fork import graft, open_fork
-from jaxkd.runs.identity import OF_RECIPE, as_json, identify, require_logits, sources
+from jaxkd.runs.identity import OF_RECIPE, as_json, fingerprint, identify, require_logits, sources
 from jaxkd.runs.loop import Evaluator, Loop
 from jaxkd.runs.record import Result
 from jaxkd.runs.watching import Log, log_to_wandb
@@ -411,6 +411,10 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
                 record.also(log_to_wandb(config.wandb, folder, config.as_dict(), local=record.local))
             if parts.on_log is not None:
                 record.also(parts.on_log)
+        if parts.objects:
+            own = teacher is not None and teacher.forward is not None and cached is None
+            code = fingerprint(task, state, frozen, dataset.image_shape, own_teacher=own)
+            task = dataclasses.replace(task, code=code)
         if forked is not None:
             say(f"starting from step {checkpoints.save(forked)} of {config.fork}")
         stop = stack.enter_context(StopRequest())

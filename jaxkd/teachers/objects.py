@@ -116,7 +116,8 @@ def from_network(
 
     Args:
       network: any argument of `models.as_network` except a name.
-      variables: by collection, as returned by the network's `init`.
+      variables: by collection, as returned by the network's `init`.  Those of an NNX module may be its
+        `nnx.state`, too, or nested.  Empty collections are left out.
       image_shape: height, width and channels.
       mean: mean of each channel of pixels in [0, 1], for normalisation; by default the network's own, or 0.
       std: standard deviation of each channel; by default the network's own, or 1.
@@ -135,8 +136,9 @@ def from_network(
     ('Tiny', 3)
     """
     made = models.as_network(network, 2)
+    variables = made.forward.variables(variables)
     channels = image_shape[-1]
-    outputs = made.output_shapes(dict(variables), image_shape)
+    outputs = made.output_shapes(variables, image_shape)
     description = Description(
         model=made.name,
         num_classes=outputs.logits.shape[-1],
@@ -147,8 +149,8 @@ def from_network(
         source="an own network",
         own=True,
     )
-    digest = storage.tree_digest(dict(variables))
-    return Teacher(name or made.name, description, dict(variables), digest, made.forward)
+    digest = storage.tree_digest(variables)
+    return Teacher(name or made.name, description, variables, digest, made.forward)
 
 
 def _first(*values: Sequence[float] | None) -> tuple[float, ...]:

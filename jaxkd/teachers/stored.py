@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import os
 from collections.abc import Mapping
@@ -60,9 +61,12 @@ def locate(path_or_name: str | Path) -> Path:
     for folder in candidates:
         if (current(folder) / record.DESCRIPTION).is_file():
             return folder
+    names = [name for root in (zoo(), _SHIPPED) for name in names_in(root)]
+    near = difflib.get_close_matches(str(path_or_name), names, n=1)
+    hint = f'; did you mean "{near[0]}"? Looked' if near else ": looked"
     raise FileNotFoundError(
-        f'no teacher "{path_or_name}": looked for {record.DESCRIPTION} in '
-        f"{', '.join(map(str, candidates))}; "
+        f'no teacher "{path_or_name}"{hint} for '
+        f"{record.DESCRIPTION} in {', '.join(dict.fromkeys(map(str, candidates)))}; "
         "`jaxkd teachers` lists the names, `jaxkd train` trains a teacher, and `jaxkd import` imports one"
     )
 

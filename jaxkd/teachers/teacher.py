@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +241,11 @@ class _Resized:
 
     def describe(self) -> dict[str, Any]:
         return {**self.forward.describe(), "image_size": self.size}
+
+    def variables(self, given: Any) -> dict[str, Any]:
+        return self.forward.variables(given)
+
+    given: ClassVar[None] = None
 
 
 def _by(sides: Sequence[int]) -> str:

@@ -181,8 +181,12 @@ def mapped_eval_step(
     method: Method | None,
     devices: tuple[jax.Device, ...],
     mapping: Mapping = "pmap",
+    code: str = "",
 ) -> Callable[..., dict[str, jax.Array]]:
-    """`eval_step` on several devices: `(variables, resident, batch [D, B / D, ...]) -> sums`."""
+    """`eval_step` on several devices: `(variables, resident, batch [D, B / D, ...]) -> sums`.
+
+    `code` is that of a `Task`.
+    """
 
     def sums(variables: Any, resident: Any, batch: Batch) -> dict[str, jax.Array]:
         return eval_step(network, method, variables, fetch(resident, batch))

@@ -161,7 +161,8 @@ def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> opt
         "method/theta" or "student/head".  The longest matching prefix is used.
 
     Raises:
-      ValueError: a parameter has no transformation, or a label of a part of the student no parameter.
+      ValueError: a parameter has no transformation, or a label no parameter (but for "method", where the
+        method has none).
 
     >>> import jax.numpy as jnp
     >>> import optax
@@ -191,10 +192,15 @@ def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> opt
 
     def labels(params: Any) -> Any:
         paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        # A method may have no parameters; a part of the student has some, or is misspelt.
+        learns = any(is_below(path, "method") for path in paths)
         for name in known:
-            if name.startswith("student/") and not any(is_below(path, name) for path in paths):
-                raise ValueError(f"no parameter begins with {name}; correct the label")
+            # A method may have no parameters; any other part has some, or is misspelt.
+            expected = learns if is_below(name, "method") else True
+            if expected and not any(is_below(path, name) for path in paths):
+                raise ValueError(
+                    f'no parameter begins with {name}; correct the label: they begin with "student/" or '
+                    '"method/"'
+                )
         return jax.tree_util.tree_map_with_path(label, params)
 
     return optax.multi_transform(dict(transformations), labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import metrics
+from jaxkd._names import kind
 from jaxkd.methods import Method
 from jaxkd.training.task import Task
 
@@ -110,7 +112,9 @@ def initial_state(
       constants: the method's constants.
 
     Raises:
-      ValueError: a name is used by two of the method's terms and metrics, or by the step itself.
+      ValueError: a name is used by two of the method's terms and metrics, or by the step itself; or a term
+        has another shape than `[B]` or `[]`.
+      TypeError: a metric is no `Metric`, or gives what is no number or no JSON.
     """
     student = dict(task.student.init(task.seed, image_shape))
     inputs = task.example_inputs(student, teacher, image_shape)
@@ -125,6 +129,14 @@ def initial_state(
             f"the method gives two terms or metrics the name {', '.join(twice)}; rename one "
             '("loss" and "accuracy" are the step\'s own)'
         )
+    for name, (values, _) in terms.losses.items():
+        if values.shape not in ((), inputs.labels.shape):
+            raise ValueError(
+                f"term {name} of the method must have one value for each example, [B], or be a scalar, got "
+                f"[{', '.join('B' if side == len(inputs.labels) else str(side) for side in values.shape)}]"
+            )
+    for name, metric in terms.metrics.items():
+        _require_metric(name, metric)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     mean = metrics.Mean(number, number)  # type: ignore[arg-type]
     own = {"loss": mean, "accuracy": metrics.Percentage(number, number)}  # type: ignore[arg-type]
@@ -141,6 +153,27 @@ def initial_state(
         if task.ema is None
         else jax.tree.map(jnp.copy, evaluated(task.method, params, student, method)),
     )
+
+
+def _require_metric(name: str, metric: Any) -> None:
+    """Raises TypeError for what cannot be logged and recorded; `metric` may hold shapes alone."""
+    if not isinstance(metric, metrics.Metric):
+        raise TypeError(
+            f"metric {name} of the method must have compute() and describe(), as metrics.Mean.of(values, "
+            f"x.where) has, got {kind(metric)}"
+        )
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), metric)
+    for number in ones.compute().values():
+        if not isinstance(number, float | int):
+            raise TypeError(
+                f"metric {name}: compute() must give numbers of Python, float(...), got {kind(number)}"
+            )
+    try:
+        json.dumps(ones.describe())
+    except TypeError as error:
+        raise TypeError(
+            f"metric {name}: describe() must be ready for JSON, with float(...) and .tolist(): {error}"
+        ) from None
 
 
 def empty_tally(losses: Mapping[str, Any], others: Mapping[str, Any]) -> Tally:

@@ -32,6 +32,7 @@ class Task:
         micro-batch at a time (of all devices).
       average: whether to average the student's other collections over devices, weighted by examples: needed
         if each device has its own, as with batch norm per device.
+      code: tells the programs of users' objects apart; see `jaxkd.runs.identity.fingerprint`.
       ema: decay of the moving average that is evaluated and saved, of the student's variables and those of a
         method that predicts; (1 + step) / (10 + step) as long as that is smaller; None for no average.
     """
@@ -46,6 +47,7 @@ class Task:
     steps_per_epoch: int
     accumulate: int = 1
     average: bool = False
+    code: str = ""
     ema: float | None = None
 
     def __post_init__(self) -> None:
