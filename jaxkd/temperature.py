@@ -439,9 +439,13 @@ def resolve(
         given = {name: value for name, value in options.items() if value is not None}
         temperature = temperature(student, teacher, **given)
         # A check inside a compiled program costs as much as a small loss: a rule's result is checked only if
-        # it is concrete, the caller's argument always.
-        if isinstance(temperature, jax.core.Tracer):
-            return _logits.nan_unless_positive(_logits.one_per_example("temperature", temperature, student))
+        # it is concrete, the caller's argument always.  Logits that are not finite have no temperature.
+        tau = _logits.one_per_example("temperature", temperature, student)
+        if not isinstance(tau, jax.core.Tracer):
+            finite = jnp.isfinite(student).all(-1) & jnp.isfinite(teacher).all(-1)
+            known = not isinstance(finite, jax.core.Tracer)
+            _logits.positive("temperature", jnp.where(finite[..., None], tau, 1.0) if known else tau)
+        return _logits.nan_unless_positive(tau)
     return _logits.per_example("temperature", temperature, student)
 
 

@@ -45,6 +45,8 @@ class Pair(NamedTuple):
 
     def temperature(self, given: _temperature.Temperature, standardize: object = False) -> jax.Array:
         """The temperatures, `[..., 1]`; refuses a rule that z-scores make meaningless."""
+        if isinstance(standardize, str):
+            raise ValueError(f"standardize must be True or False, got {standardize!r}")
         rule = given
         while isinstance(rule, functools.partial):
             rule = rule.func

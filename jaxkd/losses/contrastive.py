@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd import logits as _logits
 from jaxkd.losses._inputs import boolean_mask
 
 _EPS = 1e-7
@@ -42,7 +43,10 @@ def nce(scores: ArrayLike, *, num_examples: int, where: ArrayLike | None = None)
     keep = jnp.ones(p.shape, bool) if where is None else boolean_mask(where)
     if keep.shape != p.shape:
         raise ValueError(f"where must have the shape of the scores, {p.shape}, got {keep.shape}")
+    _logits.positive("num_examples", num_examples)
+    p = jnp.where(keep, p, 1.0)  # else a score that does not count could make the gradient NaN
     noise = jnp.sum(keep[:, 1:], axis=1, keepdims=True).astype(p.dtype) / num_examples
-    positive = jnp.log(p[:, :1] / (p[:, :1] + noise + _EPS))
-    negative = jnp.log(noise / (p[:, 1:] + noise + _EPS))
-    return -positive[:, 0] - jnp.sum(jnp.where(keep[:, 1:], negative, 0.0), axis=1)
+    likely = p[:, :1] / (p[:, :1] + noise + _EPS)
+    unlikely = noise / (p[:, 1:] + noise + _EPS)  # 0 without a negative
+    ratios = jnp.where(keep, jnp.concatenate([likely, unlikely], axis=1), 1.0)
+    return -jnp.sum(jnp.log(ratios), axis=1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxkd import _classes
+from jaxkd import logits as _logits
 from jaxkd._classes import AxisName
 from jaxkd.losses._inputs import prepare_labelled
 
@@ -83,6 +84,7 @@ def repair(
     """
     if how not in ("swap", "sort"):
         raise ValueError(f'how must be "swap" or "sort", got {how!r}')
+    _logits.as_logits("teacher", teacher)
     x, is_label = prepare_labelled(teacher, teacher, labels, axis, where, ignore_index)
     counts = jnp.ones_like(is_label) if x.classes is None else x.classes
     t = jnp.where(counts, x.teacher, -jnp.inf)

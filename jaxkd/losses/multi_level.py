@@ -79,6 +79,7 @@ def mlkd(
     """
     if standardize not in (False, True, "kd"):
         raise ValueError(f'standardize must be False, True or "kd", got {standardize!r}')
+    of_all = standardize != "kd" and bool(standardize)
     if jnp.shape(student) != jnp.shape(student_strong):
         raise ValueError(
             f"student and student_strong must have the same shape, got {jnp.shape(student)} and "
@@ -87,8 +88,8 @@ def mlkd(
     weak = prepare_batch(student, teacher, axis, where)
     strong = prepare_batch(student_strong, teacher_strong, axis, where)
     weak_kd, strong_kd = (x.standardized() if standardize else x for x in (weak, strong))
-    weak = weak_kd if standardize is True else weak
-    base_weak, base_strong = (x.temperature(temperature, standardize) for x in (weak_kd, strong_kd))
+    weak = weak_kd if of_all else weak
+    base_weak, base_strong = (x.temperature(temperature, bool(standardize)) for x in (weak_kd, strong_kd))
     return on_auto_axes(
         functools.partial(_mlkd, true_mask=true_mask), weak, weak_kd, strong_kd, base_weak, base_strong
     )

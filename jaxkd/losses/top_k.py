@@ -95,7 +95,9 @@ def kd_top_k(
     own = jnp.where(is_stored, _classes.take(s, jnp.where(is_stored, indices, 0), axis_name), 0.0)
     top = Pair(own, values, is_stored, keep & jnp.any(is_stored, axis=-1), weights)
     if rest == "exclude":
-        tau = (top.standardized() if standardize else top).temperature(temperature)
+        if values.shape[-1] < 2:
+            raise ValueError('rest="exclude" needs at least 2 stored classes for each example, got 1')
+        tau = (top.standardized() if standardize else top).temperature(temperature, standardize)
         return top.masked(tau[..., 0] ** 2 * top.divergence(tau, tau, standardize=standardize))
 
     if standardize or callable(temperature):
@@ -110,11 +112,34 @@ def kd_top_k(
     if rest == "renormalize":
         log_p = _logits.log_softmax(log_p, is_stored)
     else:
-        log_p = log_p - _logits.one_per_example("log_normalizer", jnp.asarray(log_normalizer)[..., None], s)
+        log_p = log_p - _normalizer(log_normalizer, s)
+        log_p = _of_probabilities(log_p, is_stored)
     loss = jnp.sum(jnp.where(is_stored, jnp.exp(log_p) * (log_p - log_q), 0.0), axis=-1)
     if rest == "bucket":
         loss += _bucket(scaled, jnp.where(is_stored, indices, -1), log_p, is_stored, axis_name)
     return top.masked(tau[..., 0] ** 2 * loss)
+
+
+def _normalizer(given: ArrayLike, student: jax.Array) -> jax.Array:
+    """The teacher's log-sum-exp, `[..., 1]`, without a gradient."""
+    a = jax.lax.stop_gradient(jnp.asarray(given))
+    if a.shape not in ((), student.shape[:-1]):
+        raise ValueError(
+            f"log_normalizer must be one number, or one for each example, {student.shape[:-1]}; got {a.shape}"
+        )
+    return _logits.one_per_example("log_normalizer", a[..., None], student)
+
+
+def _of_probabilities(log_p: jax.Array, is_stored: jax.Array) -> jax.Array:
+    """NaN for examples whose probabilities sum to more than 1; a ValueError where they are known."""
+    mass = jnp.sum(jnp.where(is_stored, jnp.exp(log_p), 0.0), axis=-1, keepdims=True)
+    most = 1.01  # with the rounding of float16
+    if not isinstance(mass, jax.core.Tracer) and mass.size and (largest := float(jnp.max(mass))) > most:
+        raise ValueError(
+            f"the stored probabilities sum to {largest:.3g}: log_normalizer must be the log-sum-exp of the "
+            "teacher's logits / T over all classes (0 is right for log-probabilities at T = 1 alone)"
+        )
+    return jnp.where(mass > most, jnp.nan, log_p)
 
 
 def _bucket(

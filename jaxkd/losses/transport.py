@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxkd import logits as _logits
 from jaxkd import temperature as _temperature
 from jaxkd.losses._inputs import Pair, prepare_labelled
 
@@ -50,7 +51,7 @@ def wkd(
       where: a mask of examples; masked classes are refused.
 
     Raises:
-      ValueError: `cost` is not `[K, K]`, or there is a mask of classes.
+      ValueError: `cost` is not `[K, K]`, there is a mask of classes, or an option is out of range.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -62,8 +63,11 @@ def wkd(
     Source: Lv et al. 2024 (arXiv 2412.08139), the authors' code; their cost of the target class is left out.
     """
     x, is_label = prepare_labelled(student, teacher, labels, axis, where, ignore_index)
+    _logits.positive("regularizer", regularizer)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
     num_classes = x.student.shape[-1]
-    c = jnp.asarray(cost, x.student.dtype)
+    c = jax.lax.stop_gradient(jnp.asarray(cost, x.student.dtype))
     if c.shape != (num_classes, num_classes):
         raise ValueError(f"cost must have shape {(num_classes, num_classes)}, got {c.shape}")
     if x.classes is not None:

@@ -121,7 +121,11 @@ class Range(NamedTuple):
 
     def check(self, name: str, value: Any) -> None:
         """Raises ValueError if an option has another value."""
-        if not (self.low < value if self.open else self.low <= value) or not value < self.below:
+        try:
+            inside = (self.low < value if self.open else self.low <= value) and value < self.below
+        except TypeError:
+            raise ValueError(f"{name} must be a number, got {value!r}") from None
+        if not inside:
             least = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
             most = "finite" if self.below == float("inf") else f"below {self.below:g}"
             raise ValueError(f"{name} must be {least} and {most}, got {value}")
@@ -300,4 +304,5 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> methods.cross_entropy(jnp.zeros((1, 2)), jnp.array([0])).round(3).tolist()
     [0.6930000185966492]
     """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxkd import losses
 from jaxkd.losses.feature import unit
-from jaxkd.methods.base import COUNT, POSITIVE, Inputs, Range, Terms
+from jaxkd.methods.base import COUNT, Inputs, Range, Terms
 from jaxkd.methods.feature import Feature, networks, pooled
 from jaxkd.models.layers import linear
 
@@ -47,7 +47,7 @@ class CRD(Feature):
     ranges: ClassVar = {
         "dimensions": COUNT,
         "negatives": COUNT,
-        "score_temperature": POSITIVE,
+        "score_temperature": Range(0.02),  # exp(1 / t) must be a float32
         "momentum": Range(0.0, below=1.0),
     }
 

@@ -136,7 +136,7 @@ def parse_temperature(value: float | str) -> float | temperature.Rule:
         return RULES[str(value)]
     try:
         number = float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         number = -1.0
     if not 0 < number < float("inf"):
         raise ValueError(f"temperature must be a positive number, {' or '.join(RULES)}, got {value!r}")

@@ -65,7 +65,7 @@ class LinenForward:
             return initialize(self.module, seed=seed, image_shape=image_shape, method=method)
         except flax.errors.LazyInitError as error:
             error.add_note(
-                "a variable's initial value must not depend on the images; what is sown goes to the collection "
+                "initial values must not depend on the images; what is sown goes to the collection "
                 '"intermediates", or is returned as a feature: (logits, {name: value})'
             )
             raise

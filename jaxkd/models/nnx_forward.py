@@ -173,7 +173,7 @@ def _collections(state: Any) -> dict[str, Any]:
     rest: dict[str, Any] = {}
     for path, leaf in nnx.to_flat_state(state):
         if _is_kept(leaf):
-            (params if isinstance(leaf, nnx.Param) else rest)[_key(path)] = jnp.asarray(_value(leaf))
+            (params if isinstance(leaf, nnx.Param) else rest)[_key(path)] = jnp.array(_value(leaf))
     return {"params": params, **({"state": rest} if rest else {})}
 
 

@@ -127,7 +127,7 @@ def _sources(thing: Any) -> Iterator[str]:
             yield from _sources(part)
         return
     code = thing if inspect.isroutine(thing) or isinstance(thing, type) else type(thing)
-    if not (getattr(code, "__module__", None) or "jaxkd.").startswith(("jaxkd.", "jax.", "jax_", "flax.")):
+    if not (getattr(code, "__module__", None) or "").startswith(("jaxkd.", "jax.", "flax.")):
         with contextlib.suppress(OSError, TypeError):  # no source
             yield inspect.getsource(code)
         cells = (cell.cell_contents for cell in getattr(code, "__closure__", None) or ())

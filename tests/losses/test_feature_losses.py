@@ -182,6 +182,27 @@ def test_values_and_gradients_are_finite(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*EXAMPLE, *BATCH])
+def test_an_empty_batch_has_no_loss(name: str) -> None:
+    loss, maps = EXAMPLE[name] if name in EXAMPLE else (BATCH[name], False)
+    values, gradient = jax.jit(
+        lambda s, t: (lambda v, pullback: (v, pullback(jnp.ones_like(v))[0]))(
+            *jax.vjp(lambda s: loss(s, t), s)
+        )
+    )(*pair(maps, 0))
+    assert values.shape == ((0,) if name in EXAMPLE else ())
+    assert np.isfinite(values).all()
+    assert gradient.shape[0] == 0
+
+
+def test_hcl_pools_to_what_is_lower_than_the_map() -> None:
+    """As in the source, which looks at the height alone."""
+    difference = np.array([3.0, 1.0, -1.0, 1.0], np.float32).reshape(1, 4, 1, 1)
+    halves, mean = np.array([2.0, 0.0]), np.array([1.0])
+    expected = ((difference**2).mean() + (halves**2).mean() / 2 + (mean**2).mean() / 4) / 1.75
+    np.testing.assert_allclose(losses.hcl(difference, 0 * difference), [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*EXAMPLE, *BATCH])
 def test_non_finite_features_give_a_non_finite_loss(name: str) -> None:
     loss, maps = EXAMPLE[name] if name in EXAMPLE else (BATCH[name], False)
     run = jax.jit(lambda s, t: jnp.mean(loss(s, t)))

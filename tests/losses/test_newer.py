@@ -69,6 +69,10 @@ def test_transport_is_finite_and_masks():
     np.testing.assert_allclose(actual, np.where(keep, losses.wkd(S, T, Y, cost), 0), rtol=1e-5)
     with pytest.raises(ValueError, match="cost must have shape"):
         losses.wkd(S, T, Y, cost[:4])
+    for options, message in (({"regularizer": 0.0}, "regularizer"), ({"iterations": 0}, "at least 1, got 0")):
+        with pytest.raises(ValueError, match=message):
+            losses.wkd(S, T, Y, cost, **options)
+    assert not jax.grad(lambda c: losses.wkd(S, T, Y, c).sum())(jnp.asarray(cost)).any()
     with pytest.raises(ValueError, match="mask of examples alone"):
         losses.wkd(S, T, Y, cost, where=jnp.ones((6, 5), bool))
 

@@ -449,6 +449,30 @@ def test_non_finite_logits_give_a_non_finite_loss(name):
                     assert_finite(values[1:])
 
 
+@pytest.mark.parametrize(
+    "rule", [temperature.max_logit, temperature.max_ratio, temperature.standard_deviation]
+)
+def test_non_finite_logits_blame_no_temperature(rule):
+    """Outside of `jit` too: they have no temperature, and so no loss."""
+    s, t, _ = data()
+    s[1, 2] = np.nan
+    values = losses.kd(s, t, temperature=rule)
+    np.testing.assert_array_equal(np.isnan(values), np.arange(B) == 1)
+    with pytest.raises(ValueError, match="temperature must be positive and finite"):
+        losses.kd(s, t, temperature=lambda s, t: jnp.full((B, 1), -1.0))
+
+
+@pytest.mark.parametrize("standardize_", [np.True_, 1, np.array(True)])
+def test_any_truth_of_mlkds_standardisation_is_true(standardize_):
+    s, t, _ = data()
+    expected, other = (losses.mlkd(s, t, s / 2, t / 2, standardize=one) for one in (True, "kd"))
+    actual = losses.mlkd(s, t, s / 2, t / 2, standardize=standardize_)
+    np.testing.assert_array_equal(actual, expected)
+    assert actual != other
+    with pytest.raises(ValueError, match="standardize must be True or False, got 'no'"):
+        losses.kd(s, t, standardize="no")
+
+
 @every
 def test_a_class_that_the_teacher_excludes(name):
     s, t, y = data()

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from loss_table import ADAPTIVE
 from meshes import QUICK, gathered
 
-from jaxkd import losses
+from jaxkd import losses, temperature
 
 B, K = 6, 16
 
@@ -131,15 +131,41 @@ def test_errors():
         ({"standardize": True}, 'rest="exclude"'),
         ({**ADAPTIVE, "rest": "renormalize"}, "need all logits"),
         ({"temperature": -1.0}, "temperature must be positive"),
+        (
+            {"rest": "exclude", "standardize": True, "temperature": temperature.standard_deviation},
+            "has no effect with standardize=True",
+        ),
+        ({"log_normalizer": np.zeros((B, 1))}, rf"one for each example, \({B},\); got \({B}, 1\)"),
     ):
         with pytest.raises(ValueError, match=words):
             losses.kd_top_k(s, values, indices, **options)
+    with pytest.raises(ValueError, match="needs at least 2 stored classes"):
+        losses.kd_top_k(s, values[:, :1], indices[:, :1], rest="exclude")
     with pytest.raises(ValueError, match=r"\[..., k\]"):
         losses.kd_top_k(s, values[:, :3], indices)
     with pytest.raises(ValueError, match="less than 16, got 16"):
         losses.kd_top_k(s, values, np.where(indices == 0, K, indices))
     with pytest.raises(TypeError, match="integers"):
         losses.kd_top_k(s, values, values)
+
+
+def test_stored_values_that_are_no_probabilities_are_refused():
+    """Logits, or log-probabilities at T = 1, without the log-sum-exp at this temperature."""
+    s, t, values, indices = data(4)
+    log_p = values - jax.nn.logsumexp(t, -1, keepdims=True)
+    for stored, tau in ((values + 5, 1.0), (log_p, 4.0)):
+        with pytest.raises(ValueError, match=r"stored probabilities sum to .* log_normalizer must be"):
+            losses.kd_top_k(s, stored, indices, temperature=tau)
+        compiled = jax.jit(lambda stored, tau: losses.kd_top_k(s, stored, indices, temperature=tau))
+        assert np.isnan(compiled(stored, tau)).any()
+    right = losses.kd_top_k(s, log_p.astype(np.float16), indices)
+    np.testing.assert_allclose(right, losses.kd_top_k(s, log_p, indices), atol=2e-2)
+
+
+def test_the_teachers_normalizer_gets_no_gradient():
+    s, t, values, indices = data(4)
+    loss = lambda a: losses.kd_top_k(s, values, indices, log_normalizer=a).sum()  # noqa: E731
+    assert not jax.grad(loss)(jax.nn.logsumexp(jnp.asarray(t), -1)).any()
 
 
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="this jax has no jax.shard_map")

@@ -272,6 +272,21 @@ def test_contrast_by_hand() -> None:
     np.testing.assert_allclose(losses.nce(jnp.asarray(p), num_examples=50, where=keep), one, rtol=1e-4)
 
 
+def test_scores_that_do_not_count_change_no_gradient() -> None:
+    """Whatever they hold, and if none counts: an example may have no negative."""
+    p = np.random.default_rng(0).uniform(0.01, 0.2, (4, 4)).astype(np.float32)
+    keep = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]], bool)
+    poisoned = np.where(keep, p, np.nan)
+    run = jax.jit(jax.value_and_grad(lambda p: losses.nce(p, num_examples=50, where=keep).sum()))
+    (value, gradient), (expected, of_expected) = run(poisoned), run(p)
+    assert value == expected
+    np.testing.assert_array_equal(gradient, of_expected)
+    np.testing.assert_array_equal(np.asarray(gradient)[~keep], 0)
+    assert np.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="num_examples must be positive"):
+        losses.nce(p, num_examples=0)
+
+
 def test_what_simkd_saves_answers_as_it_was_evaluated(tmp_path: Path, dataset: data.Dataset) -> None:
     teacher = helpers.untrained_teacher(tmp_path / "teacher", dataset)
     for name in ("simkd", "kd+simkd"):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import helpers
 import jax
@@ -322,3 +323,136 @@ def test_normalisation_is_the_data_sets_unless_the_network_has_one() -> None:
         np.testing.assert_allclose(
             network.apply(variables, images)[0].logits, network.apply(variables, floats)[0].logits, atol=1e-6
         )
+
+
+class Own(nnx.Module):
+    """Arrays as attributes, a number as variable, a stream of its own, and `train=`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.factors = jnp.arange(64.0)
+        self.number = nnx.Variable(3)
+        self.noise = nnx.Rngs(noise=5)
+        self.norm = nnx.BatchNorm(1, momentum=0.9, rngs=rngs)
+        self.head = nnx.Linear(64, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = self.norm(x, use_running_average=not train).reshape(len(x), -1)
+        return self.head(x * self.factors), {"noise": jax.random.normal(self.noise.noise(), (4,))}
+
+
+def test_an_nnx_module_is_put_into_training_and_has_new_numbers_in_every_step() -> None:
+    network = models.from_nnx(Own)
+    variables = network.init(0, SHAPE)
+    outputs, seen = [], []
+    for key in (1, 2, 1):
+        rngs = {"dropout": jax.random.key(key)}
+        output, updates = network.apply(variables, IMAGES + 5, train=True, rngs=rngs)
+        outputs.append(output)
+        seen.append(np.asarray(output.features["noise"]))
+    np.testing.assert_array_equal(seen[0], seen[2])
+    assert (seen[0] != seen[1]).all()
+    assert updates["state"]["norm-mean"] > 0.4
+    np.testing.assert_array_equal(updates["state"]["factors"], np.arange(64.0))
+    still, _ = network.apply(variables, IMAGES + 5)
+    assert (np.asarray(still.logits) != outputs[0].logits).all()
+
+
+def test_an_nnx_module_survives_its_training(tmp_path: Path) -> None:
+    module = NNX(nnx.Rngs(0))
+    before = np.asarray(module(IMAGES))
+    options: dict[str, Any] = {"data": helpers.tiny_dataset(), "epochs": 1, "batch_size": 16}
+    jaxkd.train(model=module, run=tmp_path / "run", say=helpers.silent, **options)
+    np.testing.assert_array_equal(module(IMAGES), before)
+
+
+def test_variables_of_an_nnx_module_are_taken_in_every_form_or_refused() -> None:
+    module = NNX(nnx.Rngs(7))
+    module.eval()
+    expected = module(IMAGES)
+    state = nnx.state(module)
+    flat = models.from_nnx(module).init(0, SHAPE)
+    nested = {
+        "params": nnx.to_pure_dict(nnx.state(module, nnx.Param)),
+        "state": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)),
+    }
+    for variables in (state, nested, flat):
+        teacher = jaxkd.teachers.from_network(NNX, variables, image_shape=SHAPE)
+        np.testing.assert_allclose(teacher.logits(IMAGES, normalized=True), expected, rtol=1e-5, atol=1e-6)
+    params = dict(flat["params"])
+    kernel = params.pop("head-kernel")
+    for wrong, message in (
+        ({}, "without conv-bias, without conv-kernel"),
+        (params, "do not fit the NNX module: without head-kernel; they must be"),
+        ({**params, "head-kernel": kernel[:2]}, r"head-kernel \[2, 3\] where it has \[4, 3\]"),
+        ({**params, "head-kernel": kernel, "other": kernel}, "with other, which it does not have"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jaxkd.teachers.from_network(NNX, {**flat, "params": wrong}, image_shape=SHAPE)
+
+
+class Tokens(nn.Module):
+    """Batch norm over the tokens of the batch, in one axis or in a batch of its own."""
+
+    rows: int = 8
+    mask: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        tokens = x.reshape(self.rows * len(x), -1) if self.rows else x.reshape(-1)[:-1, None]
+        options = {"mask": jnp.ones(tokens.shape, bool)} if self.mask else {}
+        tokens = nn.BatchNorm(use_running_average=not train)(x=tokens, **options)
+        return nn.Dense(3)(tokens.reshape(len(x), -1) if self.rows else x.reshape(len(x), -1))
+
+
+def test_batch_norm_of_several_rows_for_each_example_does_not_count_padding() -> None:
+    network = models.from_linen(Tokens())
+    variables = network.init(0, SHAPE)
+    where = jnp.arange(16) < 12
+    poisoned = IMAGES.at[12:].set(jnp.inf)
+    found = statistics(train(network, variables, poisoned, where)[1])
+    expected = statistics(train(network, variables, IMAGES[:12])[1])
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (models.from_linen(Tokens(mask=True)), "batch norm with mask= cannot be trained"),
+        (models.from_linen(Tokens(rows=0)), r"batch norm of an array \[1023, 1\] in a batch of 16 examples"),
+        (
+            models.from_linen(Linen(), features={"a": "convs"}),
+            "no submodule convs .* are Dense_0, conv, norm",
+        ),
+    ],
+)
+def test_what_batch_norm_and_features_cannot_do_is_told(network: models.Network, message: str) -> None:
+    variables = network.init(0, SHAPE)
+    with pytest.raises(ValueError, match=message):
+        train(network, variables, IMAGES, jnp.ones(16, bool))
+
+
+class Streams(nn.Module):
+    """Dropout from a stream with another name; and something sown where it cannot be kept."""
+
+    sown: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        logits = nn.Dense(3)(
+            nn.Dropout(0.5, rng_collection="noise")(x.reshape(len(x), -1), deterministic=not train)
+        )
+        if self.sown:
+            self.sow("losses", "size", jnp.mean(logits))
+        return logits
+
+
+def test_streams_may_have_any_name_and_what_is_sown_has_its_place() -> None:
+    network = models.from_linen(Streams())
+    variables = network.init(0, SHAPE)
+    assert not np.array_equal(
+        train(network, variables, IMAGES)[0].logits, network.apply(variables, IMAGES)[0].logits
+    )
+    with pytest.raises(flax.errors.LazyInitError) as caught:
+        models.from_linen(Streams(sown=True)).init(0, SHAPE)
+    assert 'what is sown goes to the collection "intermediates"' in "".join(caught.value.__notes__)
