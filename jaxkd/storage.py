@@ -145,6 +145,8 @@ def load_tree(
     try:
         tree = _restore(folder, like)
         damaged = digest is not None and tree_digest(tree) != digest
+        if damaged and like is not None:  # or its arrays were of other types than those of `like`
+            damaged = tree_digest(_restore(folder, None)) != digest
     except Exception as error:
         # Orbax says the same of a tree that cannot be read and of one that is another.
         if checked and like is not None and _can_be_restored(folder):

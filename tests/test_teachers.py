@@ -11,6 +11,7 @@ from pathlib import Path
 
 import helpers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_writer
@@ -56,6 +57,57 @@ def test_what_cannot_be_loaded_is_told(tmp_path: Path, dataset: data.Dataset) ->
     (folder / "teacher.json").write_text(json.dumps({**fields, "format": 99}))
     with pytest.raises(ValueError, match="is not of format 1 or 2, but 99"):
         teachers.load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_weights_in_another_precision_are_not_damage(
+    tmp_path: Path, dataset: data.Dataset, dtype: str
+) -> None:
+    known = teachers.load(helpers.untrained_teacher(tmp_path / "known", dataset))
+    cast = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(dtype)), known.variables)
+    teachers.save(tmp_path / "cast", cast, known.description)
+    again = teachers.load(tmp_path / "cast")
+    for leaf, given in zip(jax.tree.leaves(again.variables), jax.tree.leaves(cast), strict=True):
+        np.testing.assert_array_equal(leaf, given.astype(np.float32))
+        assert leaf.dtype == np.float32
+    corrupt = next(path for path in (tmp_path / "cast").rglob("d/*") if path.is_file())
+    corrupt.write_bytes(corrupt.read_bytes()[:-1] + b"x")
+    with pytest.raises(DamagedError):
+        teachers.load(tmp_path / "cast")
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, dataset: data.Dataset) -> None:
+    folder = helpers.untrained_teacher(tmp_path / "t", dataset)
+    known = teachers.load(folder)
+    params, statistics = known.variables["params"], known.variables["batch_stats"]
+    for wrong, message in (
+        ({"params": {}}, r"these are not the variables of resnet8 for 3 classes .* is absent and not \["),
+        ({"params": params}, "batch_stats"),
+        ({**known.variables, "other": {"w": np.ones(2)}}, r"\['other'\]\['w'\] is \[2\] and not absent"),
+        (
+            {"params": {**params, "fc": {**params["fc"], "bias": np.ones(4)}}, "batch_stats": statistics},
+            "bias",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*nothing was saved"):
+            teachers.save(folder, wrong, known.description)
+    teachers.save(folder, {**known.variables, "empty": {}}, known.description)
+    assert teachers.load(folder).digest == known.digest
+
+
+def test_a_network_that_has_no_use_is_refused(tmp_path: Path, dataset: data.Dataset) -> None:
+    folder = helpers.untrained_teacher(tmp_path / "t", dataset)
+    with pytest.raises(ValueError, match=r"holds resnet8, which is one of models.names\(\); load it without"):
+        teachers.load(folder, network=helpers.Tiny())
+
+
+def test_the_folder_itself_has_a_name(
+    tmp_path: Path, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = helpers.untrained_teacher(tmp_path / "run" / "model", dataset)
+    for place, path in ((folder, "."), (folder.parent, "model"), (folder.parent, ".")):
+        monkeypatch.chdir(place)
+        assert teachers.load(path).name == "run"
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path, dataset: data.Dataset) -> None:

@@ -88,6 +88,8 @@ def test_timm_weights_are_read_with_the_normalisation_that_lies_beside_them(tmp_
     config.write_text(json.dumps({"pretrained_cfg": {"mean": [0.5]}}))
     with pytest.raises(ValueError, match=r"config\.json does not say input_size, mean, std and num_classes"):
         teachers.described_in(tmp_path / "model.safetensors")
+    (tmp_path / "mine.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    assert teachers.described_in(tmp_path / "mine.safetensors") is None  # timm gives no file that name
     config.write_text("{}")
     assert teachers.described_in(tmp_path / "model.safetensors") is None
 
@@ -160,6 +162,14 @@ class Normed(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
         return nn.Dense(3)(x.mean((1, 2)))
+
+
+class Plain(nn.Module):
+    """`Normed` with its batch norm as a part of the parameters alone."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(3)(nn.Conv(4, (3, 3))(x).mean((1, 2)))
 
 
 class Cell(nnx.Module):
@@ -300,7 +310,15 @@ def test_floats_that_are_no_normalised_pixels_are_refused() -> None:
         ValueError, match=r"images are floats up to 2.*, and normalised pixels are at most 2; pass"
     ):
         teacher.logits(IMAGES.astype(np.float32))
-    teacher.logits((IMAGES / 255 - 0.5) / 0.25)
+    normalised = (IMAGES / 255 - 0.5) / 0.25
+    expected = teacher.logits(normalised)
+    # Under `jit`, too, where nothing could be seen.
+    for images in (normalised, IMAGES / 255.0):
+        with pytest.raises(ValueError, match=r"inside of a traced function.*normalized=True"):
+            jax.jit(teacher.logits)(images.astype(np.float32))
+    confirmed = jax.jit(lambda images: teacher.logits(images, normalized=True))(normalised.astype(np.float32))
+    np.testing.assert_allclose(confirmed, expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(teacher.logits)(IMAGES), expected, rtol=1e-5)
 
 
 def test_checkpoints_that_do_not_fit_say_why(tmp_path: Path) -> None:
@@ -311,6 +329,14 @@ def test_checkpoints_that_do_not_fit_say_why(tmp_path: Path) -> None:
     for name, message in (("empty", "no Orbax checkpoint"), ("text", "no Flax msgpack file")):
         with pytest.raises(ValueError, match=message):
             teachers.from_checkpoint(tmp_path / name, Normed(), image_shape=(8, 8, 1))
+    state = train_state()
+    path = save(tmp_path / "moments", {"opt_state": state["opt_state"][0]._asdict(), "step": state["step"]})
+    with pytest.raises(
+        ValueError, match=r'lies under "opt_state/.*" alone, where an optimizer keeps its mom'
+    ):
+        teachers.from_checkpoint(path, Plain(), image_shape=(8, 8, 1))
+    moments = teachers.from_checkpoint(path, Plain(), image_shape=(8, 8, 1), prefix="opt_state/mu")
+    assert not jax.tree.leaves(moments.variables)[0].any()
     path = save(tmp_path / "other", {"params": {"w": np.zeros(2)}})
     with pytest.raises(
         ValueError, match=r"as Normed: the network's variables are not in the checkpoint; wanted"

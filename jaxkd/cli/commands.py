@@ -137,15 +137,21 @@ def _import(config: ImportConfig) -> None:
     folder = config.out or teachers.zoo() / f"{data.short_name(description.data)}-{description.model}"
     if (folder / "teacher.json").is_file() and teachers.describe(folder).digest != tree_digest(variables):
         raise ValueError(f"{folder} holds another teacher; name another folder with --out")
-    teachers.save(folder, variables, description)
-    print_line(f"{config.file} imported as {description.model} into {folder}")
+    teacher = teachers.Teacher(folder.name, description, variables, digest="")
+    dataset, trouble = None, None
     try:
         dataset = _load(config, description.data, description.image_shape)
     except (FileNotFoundError, ValueError) as error:
-        print_line(f"not evaluated: {error}")
+        trouble = error
+    else:
+        teacher.require_fit(dataset)
+    teachers.save(folder, variables, description)
+    print_line(f"{config.file} imported as {description.model} into {folder}")
+    if dataset is None:
+        print_line(f"not evaluated: {trouble}")
         return
     print_line(f"evaluating it on {len(dataset.splits['test']):,} test images ...")
-    scores = evaluate(teachers.Teacher(folder.name, description, variables, digest=""), dataset)
+    scores = evaluate(teacher, dataset)
     teachers.save(folder, variables, dataclasses.replace(description, test_accuracy=scores["accuracy"]))
     print_line(f"on all {len(dataset.splits['test']):,} test images: {_scores(scores)}")
 

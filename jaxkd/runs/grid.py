@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxkd import methods as known_methods
 from jaxkd import models, teachers
+from jaxkd.devices import choose_devices, share
 from jaxkd.files.places import place as placed
 from jaxkd.progress import Lasting, Say, print_line
 from jaxkd.runs.config import DistillConfig, TrainConfig
@@ -51,7 +54,7 @@ def grid(
       folder: the folder of the runs.
       pairs: teachers (names or folders) and students (names).
       methods: maps a run's name to its options of `DistillConfig`: `{"kd": {"method": "kd"}}`; the method may
-        also be a `Method`.
+        also be a `Method`, and is by default the one of the run's name.
       alone: whether every student is also trained on labels only.
       records: a folder for the record of each finished run (config.json, metrics.jsonl, result.json); a run
         with an existing record is not repeated.  The tables and figures are in `report`, in this folder or
@@ -67,9 +70,14 @@ def grid(
       The Markdown tables.
 
     Raises:
-      ValueError: before anything is trained: a name is unknown, the baseline is not in the grid, a teacher
-        does not fit the data, or a record is of another run.
+      ValueError: before anything is trained: a name is unknown, the baseline is not in the grid, options
+        contradict each other, a teacher does not fit the data, or a record is of another run.
+      TypeError: `methods` is something else.
     """
+    if not all(isinstance(one, Mapping) for one in (methods, *getattr(methods, "values", list)())):
+        raise TypeError(
+            f'methods must map names to options, such as {{"kd": {{"method": "kd"}}}}, got {methods!r}'
+        )
     rows = [*([ALONE] if alone else []), *methods]
     if baseline is not None and baseline not in rows:
         raise ValueError(f"baseline {baseline} is no row of this grid; choose one of {', '.join(rows)}")
@@ -127,9 +135,13 @@ def _plan(
     for name, chosen in methods.items():
         for teacher, student in pairs:
             own = folder / (f"{known[teacher].name}-{student}-{name}" if several else name)
-            method = chosen.get("method")
+            method = chosen.get("method", name)
             given = method if isinstance(method, known_methods.Method) else None
-            named = {"method": known_methods.title(given)} if given else {}
+            named = {"method": known_methods.title(given) if given else method}
+            if given and "method_options" in chosen:
+                raise ValueError(
+                    f"method_options of row {name} would have no effect beside a Method; put them into that"
+                )
             config = DistillConfig(
                 teacher=teacher, student=student, run=own, **{**options, "cache": cache, **chosen, **named}
             )
@@ -152,6 +164,9 @@ def _check(planned: Sequence[Planned], known: Mapping[str, teachers.Teacher]) ->
         models.create(config.student if isinstance(config, DistillConfig) else config.model)
         if isinstance(config, DistillConfig) and method is None:
             known_methods.create(config.method, **config.method_options)
+        config.recipe(1, 1).transformation()
+        devices = len(choose_devices(config.devices))
+        share(np.zeros(config.batch_size, np.int32), devices, config.accumulate)
     dataset = planned[0].config.load()
     for teacher in known.values():
         teacher.require_fit(dataset)

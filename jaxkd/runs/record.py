@@ -101,6 +101,8 @@ def recorded(folder: Path) -> Recorded:
         return Recorded(records.read(path, CONFIG))
     except FileNotFoundError:
         trouble = f"{path} is missing"
+    except NotADirectoryError as error:
+        raise _unusable(folder, error) from error
     except DamagedError as error:
         trouble = str(error)
     found = recorded_config(folder / "checkpoints")
@@ -287,10 +289,7 @@ class Record:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = (self.folder / ".lock").open("w")
         except OSError as error:
-            raise OSError(
-                f"nothing can be written in {self.folder} ({error.strerror}); {_remedy(self.folder)}, or "
-                "choose another folder with --run"
-            ) from error
+            raise _unusable(self.folder, error) from error
         lock(
             self._lock_file,
             f"another process is working on {self.folder}; wait for it, or choose another folder with --run",
@@ -383,6 +382,13 @@ def _environment(devices: list[jax.Device]) -> dict[str, Any]:
         "device": devices[0].device_kind,
         "num_devices": len(devices),
     }
+
+
+def _unusable(folder: Path, error: OSError) -> OSError:
+    return OSError(
+        f"nothing can be written in {folder} ({error.strerror}); {_remedy(folder)}, or choose another folder "
+        "with --run"
+    )
 
 
 def _remedy(folder: Path) -> str:

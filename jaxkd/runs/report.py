@@ -36,16 +36,26 @@ def report(
       The Markdown tables: methods by pairs of networks, then all runs.
 
     Raises:
-      ValueError: no run is named, none uses the baseline, or `out` has a report.md of someone else.
+      ValueError: no run is named, none uses the baseline, or `out` has a file of someone else with the name
+        of one of the report's.
       FileNotFoundError: a folder is neither a run nor a teacher.
     """
-    earlier = place(out) / "report.md"
-    if earlier.is_file() and "| run " not in earlier.read_text(errors="replace"):
-        raise ValueError(f"{earlier} is not an earlier report; name another folder")
+    _require_own(place(out))
     records = read(runs)
     summary = summarise(records, baseline, by_name=by_name)
     with filling(place(out)) as folder:
         return _write(records, summary, folder)
+
+
+def _require_own(out: Path) -> None:
+    """Raises ValueError if the report would replace files that are no earlier report's."""
+    earlier, names = out / "report.md", ("table.tex", "table.csv", "accuracy.png", "accuracy.pdf")
+    if earlier.is_file():
+        found = [] if "| run " in earlier.read_text(errors="replace") else [earlier]
+    else:
+        found = [out / name for name in names if (out / name).exists()]
+    if found:
+        raise ValueError(f"{found[0]} is not of an earlier report; name another folder")
 
 
 def _write(records: Sequence[RunRecord | Pretrained], summary: Summary, out: Path) -> str:

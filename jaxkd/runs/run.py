@@ -178,7 +178,7 @@ def distill(
 
 
 def evaluate(
-    teacher: teachers.Teacher,
+    teacher: teachers.Teacher | str | Path,
     dataset: data.Dataset,
     *,
     split: str = "test",
@@ -188,8 +188,8 @@ def evaluate(
     """Evaluates a network on exactly all examples of a split.
 
     Args:
-      teacher: a loaded teacher (`teachers.load`).
-      dataset: with that split.
+      teacher: a teacher, or its name or folder.
+      dataset: with that split (see `data.load`).
       split: the split's name.
       batch_size: over all devices.
       devices: number of local devices; all by default.
@@ -199,7 +199,13 @@ def evaluate(
 
     Raises:
       ValueError: the network does not fit the data.
+      TypeError: an argument is something else.
     """
+    given: Any = dataset
+    if not isinstance(given, data.Dataset):
+        raise TypeError(f"dataset must be a Dataset, as from data.load(name), got {kind(given)}")
+    if not isinstance(teacher, teachers.Teacher):
+        teacher = teachers.load(teacher)
     if split not in dataset.splits:
         raise ValueError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
     if batch_size < 1:
@@ -278,7 +284,7 @@ def _run(
 ) -> Result:
     """One run or several, after checking what all of them need."""
     for name, called in {"on_log": on_log, "say": say}.items():
-        if called is not None and not callable(called):
+        if not (callable(called) or (called is None and name == "on_log")):
             raise TypeError(f"{name} must be a function, got {type(called).__name__}")
     processes.join(config, say)
     if not processes.is_first():

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd import teachers
+from jaxkd import storage, teachers
 from jaxkd.files.places import place
 from jaxkd.runs.record import CONFIG, RESULT, read_either, read_metrics
 from jaxkd.runs.statistics import Difference, Spread, paired_difference, sampling_error, spread
@@ -129,6 +129,13 @@ def _is_one(folder: Path) -> bool:
 
 
 def _read(folder: Path) -> RunRecord | Pretrained:
+    try:
+        return _read_whole(folder)
+    except storage.DamagedError as error:
+        raise storage.DamagedError(f"{error}; leave {folder} out of the report, or restore it") from error
+
+
+def _read_whole(folder: Path) -> RunRecord | Pretrained:
     if (folder / "teacher.json").is_file():
         entry = teachers.describe(folder)
         return Pretrained(entry.name, entry.description.model, entry.description.test_accuracy)

@@ -96,6 +96,11 @@ def find(
             fitting[start] = found
     # An optimiser's moments have the names and the shapes of parameters.
     without = {start: found for start, found in fitting.items() if not {"opt_state", "opt"} & set(start)}
+    if fitting and not without and not prefix:
+        raise ValueError(
+            f'what fits the network lies under "{"/".join(next(iter(fitting)))}" alone, where an optimizer '
+            "keeps its moments; name it with prefix= if these are the weights"
+        )
     fitting = without or fitting
     if len(fitting) == 1:
         (found,) = fitting.values()

@@ -71,12 +71,15 @@ def beside(weights: Path) -> dict[str, Any] | None:
       weights: the weights file.
 
     Returns:
-      Model, number of classes, image shape, mean and standard deviation; None without such a file.  An
+      Model, number of classes, image shape, mean and standard deviation; None without such a file, or
+        where the weights' file has another name than timm gives it.  An
       unsupported architecture keeps timm's name.
 
     Raises:
       ValueError: some of these are missing.
     """
+    if weights.name not in _FILES:
+        return None
     try:
         config = json.loads(_read(weights.parent / "config.json"))
     except (OSError, ValueError):

@@ -199,7 +199,7 @@ def from_checkpoint(
         made = dataclasses.replace(made, name=network)
     shapes = jax.eval_shape(lambda: made.init(0, image_shape))
     try:
-        variables = foreign.find(foreign.read(Path(path)), shapes, prefix=prefix)
+        variables = foreign.find(foreign.read(Path(path).expanduser()), shapes, prefix=prefix)
     except ValueError as error:
         raise ValueError(f"{path} as {made.name}: {error}") from None
     teacher = from_network(made, variables, image_shape=image_shape, mean=mean, std=std, name=name, data=data)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxkd import models, storage
 from jaxkd._paths import cache_folder
@@ -37,8 +38,8 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
       description: describes them.
 
     Raises:
-      ValueError: the folder holds something other than a teacher, which is kept; or the teacher is a
-        function.
+      ValueError: the folder holds something other than a teacher, which is kept; the teacher is a function;
+        or the variables are not those of the network that is described.
       OSError: it cannot be written.
     """
     if description.model == "function":
@@ -46,10 +47,36 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
             "a teacher made by from_function cannot be saved, since its code is not stored; build it from a "
             "Flax module with from_network"
         )
+    variables = dict(variables)
+    if not (description.own or description.method):
+        variables = {name: tree for name, tree in variables.items() if jax.tree.leaves(tree)}
+        _require_variables(variables, description)
     with storage.replacing(place(folder), record.is_teacher) as new:
-        digest = storage.save_tree(new / record.VARIABLES, dict(variables))
+        digest = storage.save_tree(new / record.VARIABLES, variables)
         files = storage.file_digests(new / record.VARIABLES)
         record.write(new, dataclasses.asdict(description), digest, files)
+
+
+def _require_variables(variables: Mapping[str, Any], description: Description) -> None:
+    """Raises ValueError unless the variables have the names and the shapes of the network's."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+
+    found = shapes(variables)
+    wanted = shapes(variable_shapes(description.create_model(), description.image_shape))
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"these are not the variables of {description.model} for {description.num_classes} classes "
+                f"and images {list(description.image_shape)}: {name} is {_shape(found.get(name))} and not "
+                f"{_shape(wanted.get(name))}; nothing was saved"
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
 
 
 def locate(path_or_name: str | Path) -> Path:
@@ -104,7 +131,8 @@ def _entry(folder: Path, there: Path) -> Entry:
     except ValueError as error:
         raise storage.DamagedError(f"{folder / record.DESCRIPTION} is damaged: {error}") from None
     # A run keeps its network in a folder `model`; the run's folder has the user's name.
-    name = folder.parent.name if folder.name == "model" else folder.name
+    whole = folder if is_remote(folder) else folder.absolute()  # "." and "model" have a name, too
+    name = whole.parent.name if whole.name == "model" else whole.name
     return Entry(name, folder, description, stored.digest, stored.files)
 
 
@@ -140,6 +168,10 @@ def load(path_or_name: str | Path, *, network: models.Like | None = None, method
         entry = _entry(folder, there)
         about = entry.description
         forward: Any = None
+        if network is not None and not about.own:
+            raise ValueError(
+                f"{folder} holds {about.model}, which is one of models.names(); load it without network="
+            )
         if about.own:
             if network is None:
                 raise ValueError(

@@ -174,7 +174,8 @@ class Teacher:
 
         Args:
           images: uint8 `[B, H, W, C]`, or normalised floats: `(pixel / 255 - mean) / std`.
-          normalized: confirms that floats in [0, 1] are normalised; otherwise they are refused.
+          normalized: confirms that floats are normalised.  Otherwise those that look like pixels are refused;
+            under `jit`, where values are not known, all are.
         """
         return self._outputs(images, normalized).logits
 
@@ -191,21 +192,27 @@ class Teacher:
         if not (images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
             raise TypeError(f"images must be uint8, or normalised floats, got {images.dtype}")
         changes = any(self.description.mean) or set(self.description.std) != {1.0}
-        if changes and not normalized and images.dtype != jnp.uint8 and _look_like_pixels(images):
-            raise ValueError(
-                "images are floats from 0 to 1, which look like pixels / 255, not like normalised ones; "
-                "pass uint8 pixels, or normalized=True"
-            )
         if changes and not normalized and images.dtype != jnp.uint8:
             self._require_normalized(images)
         return self._apply(self.frozen[1], images)
 
     def _require_normalized(self, images: jax.Array) -> None:
-        """Raises ValueError for floats that no normalised pixels reach; traced ones are not seen."""
+        """Raises ValueError for floats that look like pixels, and for those whose values are not known."""
+        if isinstance(images, jax.core.Tracer):
+            raise ValueError(
+                "images are floats inside of a traced function, where it cannot be seen whether they are "
+                "normalised; pass uint8 pixels, or normalized=True"
+            )
+        if not images.size:
+            return
+        low, high = float(images.min()), float(images.max())
+        if 0 <= low < high <= 1:
+            raise ValueError(
+                "images are floats from 0 to 1, which look like pixels / 255, not like normalised ones; "
+                "pass uint8 pixels, or normalized=True"
+            )
         mean, std = np.asarray(self.description.mean), np.asarray(self.description.std)
         bound = float(np.max(np.maximum(1 - mean, mean) / std))
-        if isinstance(images, jax.core.Tracer) or not images.size:
-            return
         if (largest := float(jnp.abs(images).max())) > 10 * bound:
             raise ValueError(
                 f"images are floats up to {largest:g}, and normalised pixels are at most {bound:.3g}; "
@@ -250,11 +257,3 @@ class _Resized:
 
 def _by(sides: Sequence[int]) -> str:
     return "x".join(map(str, sides))
-
-
-def _look_like_pixels(images: jax.Array) -> bool:
-    """Whether floats fill [0, 1]; False for traced arrays, whose values are unknown."""
-    if isinstance(images, jax.core.Tracer) or not images.size:
-        return False
-    low, high = float(images.min()), float(images.max())
-    return 0 <= low < high <= 1

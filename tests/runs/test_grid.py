@@ -11,6 +11,7 @@ import helpers
 import jax
 import pytest
 
+from jaxkd import methods
 from jaxkd.files import records
 from jaxkd.runs import grid
 from jaxkd.runs.record import CONFIG
@@ -146,6 +147,39 @@ def test_a_record_without_an_option_is_of_its_default(
     changed = {"kd": {"method": "kd", "method_options": {"standardize": True}}}
     with pytest.raises(ValueError, match=r"records another run; different: .*standardize"):
         grid(tmp_path / "all", records=folder, **{**options, "methods": changed})
+
+
+def test_a_row_without_a_method_has_that_of_its_name(
+    made: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    rows = {**options, "methods": {"kd": {}}}
+    grid(tmp_path / "all", records=made / "records", say=said.append, **rows)
+    assert f"{made / 'records' / 'kd-seed0'} is done already" in said
+    with pytest.raises(ValueError, match='unknown method "mine"'):
+        grid(tmp_path / "all", **{**options, "methods": {"mine": {}}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"methods": {"kd": {"optimizer": "adma"}}}, ValueError, 'unknown optimizer "adma"'),
+        ({"methods": {"kd": {"accumulate": 3}}}, ValueError, "16"),
+        (
+            {"methods": {"a": {"method": methods.create("kd"), "method_options": {"weight": 2.0}}}},
+            ValueError,
+            "method_options of row a would have no effect",
+        ),
+        ({"methods": ["kd"]}, TypeError, "methods must map names to options"),
+        ({"methods": {"kd": "kd"}}, TypeError, "methods must map names to options"),
+    ],
+)
+def test_rows_that_cannot_run_are_refused_before_anything_is_trained(
+    options: dict[str, Any], tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        grid(tmp_path / "all", **{**options, **changes})
+    assert not (tmp_path / "all").exists()
 
 
 def test_a_baseline_that_is_not_in_the_grid_is_refused_before_anything_is_trained(

@@ -16,6 +16,7 @@ from jaxkd import methods
 from jaxkd.runs import figures, tables
 from jaxkd.runs.report import report, runs_table
 from jaxkd.runs.summary import read, summarise
+from jaxkd.storage import DamagedError
 
 
 def write_run(
@@ -240,9 +241,24 @@ def test_a_report_beside_its_runs_hides_none_and_replaces_nobodys(tmp_path: Path
         read([tmp_path / "out"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.md").write_text("hello")
-    with pytest.raises(ValueError, match=r"report\.md is not an earlier report"):
+    with pytest.raises(ValueError, match=r"report\.md is not of an earlier report"):
         report(tmp_path / "runs", tmp_path / "mine")
     assert (tmp_path / "mine" / "report.md").read_text() == "hello"
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "table.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"table\.tex is not of an earlier report; name another folder"):
+        report(tmp_path / "runs", tmp_path / "paper")
+    assert (tmp_path / "paper" / "table.tex").read_text() == "mine"
+
+
+def test_a_damaged_run_can_be_left_out(tmp_path: Path) -> None:
+    write_grid(tmp_path / "runs", {"kd": [1.0, 2.0]})
+    run = next((tmp_path / "runs").glob("*/result.json"))
+    run.write_text(run.read_text()[:-9])
+    with pytest.raises(
+        DamagedError, match=rf"result\.json .*; leave {run.parent} out of the report, or restore"
+    ):
+        report(tmp_path / "runs", tmp_path / "out")
 
 
 def test_the_images_of_an_accuracy_are_told(tmp_path: Path) -> None:

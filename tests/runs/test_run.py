@@ -301,6 +301,7 @@ def test_a_call_is_no_longer_than_the_way_to_a_log_point(
         ("augmentation", 3, r"called as augmentation\(key, image\), got int"),
         ("on_log", 3, "on_log must be a function, got int"),
         ("say", "log.txt", "say must be a function, got str"),
+        ("say", None, "say must be a function, got NoneType"),
     ],
 )
 def test_an_object_of_another_type_is_refused_by_name(
@@ -325,6 +326,27 @@ def test_a_function_that_takes_something_else_is_told_what_it_gets(
     with pytest.raises(TypeError, match="positional argument") as caught:
         jaxkd.distill(**{"teacher": "digits-resnet20", "run": tmp_path / "run", argument: thing})
     assert re.search(message, "".join(caught.value.__notes__))
+
+
+def test_a_run_at_or_below_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(
+            OSError, match=rf"nothing can be written in {run} .*{tmp_path}/file is a file: move"
+        ):
+            jaxkd.train(config(run), helpers.tiny_dataset(), say=silent)
+
+
+def test_evaluation_takes_a_teacher_by_its_folder(tmp_path: Path) -> None:
+    dataset = helpers.tiny_dataset()
+    folder = helpers.untrained_teacher(tmp_path / "teacher", dataset)
+    assert (
+        evaluate(folder, dataset)
+        == evaluate(str(folder), dataset)
+        == evaluate(teachers.load(folder), dataset)
+    )
+    with pytest.raises(TypeError, match=r"must be a Dataset, as from data.load\(name\), got str"):
+        evaluate(folder, "digits")  # type: ignore[arg-type]
 
 
 def test_options_that_an_own_optimizer_does_not_have_are_refused() -> None:
