@@ -262,8 +262,8 @@ def fit(contents: Contents, like: State, name: str) -> State:
     if different := differing_keys(stored, wanted):
         some = dict(list(different.items())[:3])
         raise ValueError(
-            f"checkpoint {name} does not fit these networks, this method, or this version of jaxkd; "
-            f"{describe_differences(some)}. Choose another folder with --run"
+            f"checkpoint {name} is of another student, optimizer, --ema or method, or of another version of "
+            f"jaxkd; {describe_differences(some)}. Repeat them, or begin in another folder with --run"
         )
     state: State = flax.serialization.from_state_dict(like, contents.state)
     return state

@@ -27,7 +27,8 @@ class OutputOptions(Options):
     """Images per evaluation step, over all devices."""
     fork: Path | None = option(default=None, free=True)
     """Folder of another run: start from its newest checkpoint (networks, optimiser and step), with other
-    options. Student, data and --batch-size must be the same."""
+    options. Student, data and --batch-size must be the same, and so must be the optimizer, --ema and what
+    the method trains."""
     debug: bool = option(default=False, free=True)
     """Check every step; repeat a step that gives NaN or infinity, operation by operation, and show where it
     arises. Slower, with the same numbers."""

@@ -26,13 +26,23 @@ def steps_schedule(learning_rate: float, total_steps: int, warmup_steps: int = 0
     >>> [round(float(schedule(epoch * 782)), 6) for epoch in (149, 150, 180, 210)]
     [0.05, 0.005, 0.0005, 5e-05]
     """
-    drops = {round(fraction * total_steps): 0.1 for fraction in _MILESTONES}
+    drops: dict[int, float] = {}
+    for fraction in _MILESTONES:  # several may fall on one step
+        step = round(fraction * total_steps)
+        drops[step] = 0.1 * drops.get(step, 1.0)
     return _warmed_up(optax.piecewise_constant_schedule(learning_rate, drops), learning_rate, warmup_steps)
 
 
 def cosine_schedule(learning_rate: float, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """Half a cosine from the rate to 0."""
-    return _warmed_up(optax.cosine_decay_schedule(learning_rate, total_steps), learning_rate, warmup_steps)
+    """Half a cosine from the rate, which is reached at the end of the warm-up, to 0.
+
+    >>> schedule = cosine_schedule(1.0, 10, 2)
+    >>> [round(float(schedule(step)), 3) for step in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    decay = optax.cosine_decay_schedule(learning_rate, max(total_steps - warmup_steps, 1))
+    later = (lambda step: decay(step - warmup_steps)) if warmup_steps else decay
+    return _warmed_up(later, learning_rate, warmup_steps)
 
 
 def constant_schedule(learning_rate: float, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:

@@ -116,8 +116,14 @@ def train_step(
         # The first steps have a smaller decay, so that the initial values do not stay for long.
         decay = jnp.minimum(task.ema, (1 + state.step) / (10 + state.step))
         average = _moved(average, evaluated(task.method, params, network, method), 1 - decay)
-    # Covers the gradient, and statistics that overflow while the loss is still finite.
-    leaves = jax.tree.leaves((updates, network, method))
+    # Covers the gradient, and statistics that overflow while the loss is still finite.  What a network keeps
+    # may be infinite from the beginning.
+    moved = jax.tree.map(
+        lambda old, new: jnp.where(jnp.isfinite(old), new, 0.0) if _is_floating(new) else new,
+        state.network,
+        dict(network),
+    )
+    leaves = jax.tree.leaves((updates, moved, method))
     finite = jnp.isfinite(optax.tree.norm([leaf for leaf in leaves if _is_floating(leaf)]))
     return TrainState(
         step=state.step + 1,
@@ -156,7 +162,10 @@ def _averaged(tree: Any, share: jax.Array) -> Any:
     """The average over devices, weighted by each one's share of the examples; only for floats."""
 
     def average(leaf: jax.Array) -> jax.Array:
-        return jax.lax.psum(leaf * share, AXIS) if _is_floating(leaf) else leaf
+        if not _is_floating(leaf):
+            return leaf
+        # Infinity times 0 would be NaN: a device may have no example.
+        return jax.lax.psum(jnp.where(share > 0, leaf * share, 0.0), AXIS)
 
     return jax.tree.map(average, tree)
 

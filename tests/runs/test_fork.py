@@ -82,7 +82,11 @@ def test_what_cannot_be_forked_is_refused(tmp_path: Path, dataset: data.Dataset,
         ({"epochs": 2}, dataset, r"--fork would start at step 6, and the run ends at step 6: raise --epochs"),
         ({"epochs": 9, "batch_size": 8}, dataset, r"these differ: batch_size \(there 16, here 8\)"),
         ({"epochs": 9}, helpers.tiny_dataset(seed=1), r"these differ: data_digest"),
-        ({"epochs": 9, "model": "resnet14"}, dataset, r"does not fit these networks.*different: .*layer1_1"),
+        (
+            {"epochs": 9, "model": "resnet14"},
+            dataset,
+            r"is of another student, optimizer.*different: .*layer1_1",
+        ),
         ({"epochs": 9, "fork": tmp_path / "no"}, dataset, r"needs a run with a checkpoint, and it has none"),
         ({"epochs": 9, "fork": new}, dataset, r"is the run's own folder"),
     ):

@@ -200,6 +200,23 @@ def test_values_of_another_shape_are_refused() -> None:
         jaxkd.metrics.Mean.of(jnp.ones((4, 1)), jnp.ones(4, bool))
 
 
+class Masked(nn.Module):
+    """A network that keeps an infinite value."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mask = self.variable("buffers", "mask", lambda: jnp.array([0.0, -jnp.inf, 0.0]))
+        logits = nn.Dense(3)(x.reshape(len(x), -1))
+        return logits + jnp.exp(mask.value)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_network_may_keep_infinite_values(tmp_path: Path, devices: int) -> None:
+    """The last batch leaves three of four devices without an example."""
+    result = train(tmp_path / "run", model=Masked(), devices=devices, batch_size=36)
+    assert result["last_ce"] < 2
+
+
 sgd = optax.sgd(0.1)
 
 
