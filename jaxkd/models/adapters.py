@@ -42,6 +42,12 @@ MODES: dict[str, Callable[[bool], bool]] = {
 }
 
 
+_INITIAL = (
+    'initial values must not depend on the images; what is sown goes to the collection "intermediates", or is '
+    "returned as a feature: (logits, {name: value})"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class LinenForward:
     """A Linen module as the functions of a network; see `from_linen`."""
@@ -62,13 +68,14 @@ class LinenForward:
         """See `Forward`; without running the network."""
         method = functools.partial(self._run, train=False, where=None)
         try:
-            return initialize(self.module, seed=seed, image_shape=image_shape, method=method)
+            variables = initialize(self.module, seed=seed, image_shape=image_shape, method=method)
         except flax.errors.LazyInitError as error:
-            error.add_note(
-                "initial values must not depend on the images; what is sown goes to the collection "
-                '"intermediates", or is returned as a feature: (logits, {name: value})'
-            )
-            raise
+            raise ValueError(f"{type(self.module).__name__}: {_INITIAL}") from error
+        # What is sown is a tuple, which grows in every step.
+        leaves = jax.tree.leaves(variables, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        if any(isinstance(leaf, tuple) for leaf in leaves):
+            raise ValueError(f"{type(self.module).__name__}: {_INITIAL}")
+        return variables
 
     def __call__(
         self,

@@ -130,8 +130,8 @@ def _sources(thing: Any) -> Iterator[str]:
     if not (getattr(code, "__module__", None) or "").startswith(("jaxkd.", "jax.", "flax.")):
         with contextlib.suppress(OSError, TypeError):  # no source
             yield inspect.getsource(code)
-        cells = (cell.cell_contents for cell in getattr(code, "__closure__", None) or ())
-        yield from (describe_object(value) for value in cells if isinstance(value, str | int | float))
+        closed = inspect.getclosurevars(code).nonlocals.values() if inspect.isfunction(code) else ()
+        yield from (describe_object(value) for value in closed if isinstance(value, str | int | float))
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         for field in dataclasses.fields(thing):
             value = getattr(thing, field.name, None)
@@ -141,12 +141,26 @@ def _sources(thing: Any) -> Iterator[str]:
 
 
 def fingerprint(
-    task: Task, state: TrainState, frozen: Frozen, image_shape: tuple[int, int, int], *, own_teacher: bool
+    task: Task,
+    state: TrainState,
+    constants: Mapping[str, Any],
+    teacher: Any,
+    image_shape: tuple[int, int, int],
+    *,
+    own_teacher: bool,
 ) -> str:
     """A hash of what a run's functions compute, as they are traced now.
 
     Compiled programs are kept by their tasks.  Two tasks may be equal though a user's function has changed:
     it may read a global value, or call another function.
+
+    Args:
+      task: the run's constants.
+      state: the state at step 0; only its shapes matter.
+      constants: the method's, by name.
+      teacher: the teacher's variables.
+      image_shape: height, width, channels.
+      own_teacher: whether the teacher is a user's, and runs in the step.
 
     Raises:
       ValueError: the optimizer trains other parameters than those to evaluate.
@@ -161,8 +175,8 @@ def fingerprint(
     image = jax.ShapeDtypeStruct(image_shape, jnp.uint8)
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     student = {"params": state.params["student"], **state.network}
-    method = {"params": state.params["method"], **state.method, **frozen.collections}
-    inputs = task.example_inputs(student, frozen.teacher, image_shape)
+    method = {"params": state.params["method"], **state.method, **Frozen(constants=constants).collections}
+    inputs = task.example_inputs(student, teacher, image_shape)
     digest = hashlib.sha256()
 
     def add(function: Callable[..., Any], *arguments: Any) -> None:
@@ -186,7 +200,7 @@ def fingerprint(
         add(step_of_student, student, images, where, key)
         add(lambda v, x: task.student.apply(v, x), student, images)
     if own_teacher and task.teacher is not None:
-        add(task.teacher.apply, frozen.teacher, images)
+        add(task.teacher.apply, teacher, images)
     try:
         add(lambda *step: task.optimizer.update(*step), state.params, state.opt_state, state.params)
     except (TypeError, AttributeError) as error:

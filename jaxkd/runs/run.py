@@ -419,7 +419,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
                 record.also(parts.on_log)
         if parts.objects:
             own = teacher is not None and teacher.forward is not None and cached is None
-            code = fingerprint(task, state, frozen, dataset.image_shape, own_teacher=own)
+            code = fingerprint(task, state, constants, variables, dataset.image_shape, own_teacher=own)
             task = dataclasses.replace(task, code=code)
         if forked is not None:
             say(f"starting from step {checkpoints.save(forked)} of {config.fork}")

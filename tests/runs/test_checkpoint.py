@@ -270,7 +270,8 @@ def test_a_checkpoint_of_other_networks_is_refused_by_name(tmp_path: Path, state
     Checkpoints(tmp_path, IDENTITY).save(states[0])
     other = dataclasses.replace(states[0], network={"batch_stats": {"mean": np.zeros(3, np.float32)}})
     with pytest.raises(
-        ValueError, match=r"does not fit .*network/batch_stats/bn1/mean \(there float32\[4\], here None"
+        ValueError,
+        match=r"is of another student, .*network/batch_stats/bn1/mean \(there float32\[4\], here None",
     ):
         Checkpoints(tmp_path, IDENTITY).restore_latest(other)
 

@@ -240,3 +240,14 @@ def test_an_optimizer_that_cannot_do_its_work_is_refused(
 def test_a_method_without_parameters_needs_no_optimizer_for_them(tmp_path: Path) -> None:
     frozen = {"student": sgd, "method": sgd, "student/head": optax.set_to_zero()}
     distill(tmp_path / "run", optimizer=frozen)
+
+
+def test_own_objects_train_from_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the step has no teacher."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = {
+        "method": methods.from_function(lambda x: losses.kd(x.student_logits, x.teacher_logits), name="kd2")
+    }
+    live = distill(tmp_path / "live", **options)
+    cached = distill(tmp_path / "cached", cache="fill", **options)
+    assert cached["losses"]["kd2"] == pytest.approx(live["losses"]["kd2"], rel=1e-3)
