@@ -43,8 +43,8 @@ MODES: dict[str, Callable[[bool], bool]] = {
 
 
 _INITIAL = (
-    'initial values must not depend on the images; what is sown goes to the collection "intermediates", or is '
-    "returned as a feature: (logits, {name: value})"
+    'initial values must not depend on the images; what is sown goes to the collection "intermediates", or '
+    "is returned as a feature: (logits, {name: value})"
 )
 
 

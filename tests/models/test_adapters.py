@@ -453,6 +453,6 @@ def test_streams_may_have_any_name_and_what_is_sown_has_its_place() -> None:
         train(network, variables, IMAGES)[0].logits, network.apply(variables, IMAGES)[0].logits
     )
     with pytest.raises(
-        ValueError, match='Streams: initial values .* sown goes to the collection "intermediates"'
+        ValueError, match=r'Streams: initial values .* sown goes to the collection "intermediates"'
     ):
         models.from_linen(Streams(sown=True)).init(0, SHAPE)
