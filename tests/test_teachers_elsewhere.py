@@ -376,6 +376,9 @@ def test_a_teacher_sees_images_of_its_own_size(tmp_path: Path) -> None:
     assert teacher.digest != teachers.load(tmp_path / "t").digest != teacher.at_size(13).digest
     with pytest.raises(ValueError, match="at least 1, got 0"):
         teacher.at_size(0)
+    # What is saved is the network, not what resizes its images.
+    teachers.save(tmp_path / "again", teacher.variables, teacher.description)
+    assert teachers.load(tmp_path / "again").description == teachers.load(tmp_path / "t").description
 
 
 def test_teacher_and_student_may_differ_in_size_and_normalisation(

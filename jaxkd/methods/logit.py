@@ -63,7 +63,9 @@ class Logit(Method):
 
     def __post_init__(self) -> None:
         check_weights(self)
-        object.__setattr__(self, "options", nn.FrozenDict(self.options))  # programs are kept by it
+        # Programs are kept by them, and arrays have no hash.
+        plain = {name: v.item() if hasattr(v, "item") else v for name, v in self.options.items()}
+        object.__setattr__(self, "options", nn.FrozenDict(plain))
         if "temperature" in self.options:
             parse_temperature(self.options["temperature"])
         for name in self.options.keys() & _OF_LOSSES.keys():

@@ -145,7 +145,7 @@ def linear_head(teacher: Any, method: str) -> dict[str, Any]:
       ValueError: there is no such layer, or there are several candidates.
     """
     network, variables = teacher.frozen
-    shape = teacher.description.image_shape
+    shape = teacher.input_shape
     outputs = network.output_shapes(variables, shape)
     pooled = outputs.features.get("pooled", jax.ShapeDtypeStruct((1, 0), jnp.float32))
     flat = flatten_dict(dict(teacher.variables or {}))

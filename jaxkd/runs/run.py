@@ -399,7 +399,7 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
         size = dataset.num_classes, dataset.image_shape
         learned_from = ""
         if teacher is not None:
-            seen = teacher.description.image_shape if teacher.resize else dataset.image_shape
+            seen = teacher.input_shape if teacher.resize else dataset.image_shape
             learned_from = f" from {teacher.name}, {cost(teacher.description.model, size[0], seen)},"
         if cached is not None:
             learned_from += f" its logits from {cached.cache.folder} ({cached.cache.dtype}),"

@@ -110,6 +110,12 @@ class Teacher:
         """Number of logits."""
         return self.description.num_classes
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images that its network sees, if they have its own size."""
+        height, width, channels = self.description.image_shape
+        return (height, width, channels) if self.resize is None else (self.resize, self.resize, channels)
+
     def require_fit(self, dataset: Any) -> None:
         """Raises ValueError, naming the difference, unless the network fits a `jaxkd.data.Dataset`."""
         if self.num_classes != dataset.num_classes:
@@ -147,11 +153,8 @@ class Teacher:
         """
         if size < 1:
             raise ValueError(f"the size of a teacher's images must be at least 1, got {size}")
-        about = dataclasses.replace(
-            self.description, image_shape=(size, size, self.description.image_shape[-1])
-        )
         digest = storage.tree_digest({"network": np.frombuffer(self.digest.encode(), np.uint8), "size": size})
-        return dataclasses.replace(self, description=about, digest=digest, resize=size)
+        return dataclasses.replace(self, digest=digest, resize=size)
 
     @functools.cached_property
     def frozen(self) -> tuple[models.Network, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from reference import relative
 
-from jaxkd import methods, temperature
+from jaxkd import losses, methods, temperature
 from jaxkd.metrics import numbers
 from jaxkd.models import Outputs
 
@@ -112,6 +112,20 @@ def test_totals_are_the_authors(
 def test_terms_are_the_authors(name: str, epoch: int, options: dict, key: str) -> None:
     values, weight = terms(name, epoch, **options).losses["kd"]
     np.testing.assert_allclose(weight * jnp.mean(values), LOSSES[f"b8_k10/{key}/loss_f32"], rtol=2e-5)
+
+
+def test_options_may_be_arrays_of_one_number_and_nothing_else() -> None:
+    assert methods.create("kd", temperature=jnp.asarray(4.0)) == methods.create("kd", temperature=4.0)
+    for options, message in (
+        (
+            {"temperature": None},
+            "temperature must be a positive number, max_logit or max_logit_teacher, got None",
+        ),
+        ({"temperature": losses.kd}, "temperature must be a positive number, max_logit or"),
+        ({"weight": None}, "weight must be a number, got None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            methods.create("kd", **options)
 
 
 def test_ctkd_begins_at_its_temperature_and_is_reversed() -> None:
