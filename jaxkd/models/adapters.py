@@ -26,9 +26,8 @@ from jaxkd.models.registry import create, initialize
 if TYPE_CHECKING:
     from flax import nnx  # takes half a second to import
 
-Like: TypeAlias = (
-    "str | nn.Module | nnx.Module | Callable[[nnx.Rngs], nnx.Module] | Network"  # what `as_network` takes
-)
+# What `as_network` takes.
+Like: TypeAlias = "str | nn.Module | nnx.Module | Callable[[nnx.Rngs], nnx.Module] | Network"
 
 Call = Callable[..., Any]
 

@@ -131,9 +131,8 @@ class NNXForward:
             flaxs = type(part).__module__.startswith("flax.")
             for name, value in sorted(vars(part).items()):
                 # Not the modes, nor what is empty: Flax may add such attributes to its own modules.
-                if not value_of_option(value, flaxs) or name in MODES or name[0] == "_":
-                    continue
-                options.append(f"{path} {name}={describe_object(value)}")
+                if _is_option(value, flaxs) and name not in MODES and name[0] != "_":
+                    options.append(f"{path} {name}={describe_object(value)}")
         return {"module": "NNX", "options": hashlib.sha256("\n".join(options).encode()).hexdigest()[:16]}
 
     def _made(self, seed: int) -> nnx.Module:
@@ -157,7 +156,7 @@ class NNXForward:
             return graph, list(nnx.to_flat_state(state))
 
 
-def value_of_option(value: Any, flaxs: bool) -> bool:
+def _is_option(value: Any, flaxs: bool) -> bool:
     """Whether an attribute of a module says what it computes; `flaxs`: of one of Flax's own modules."""
     if isinstance(value, bool | int | float | str | tuple):
         return bool(value)
