@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd._names import describe_object, kind
+from jaxkd.differences import differing_keys
 from jaxkd.models.adapters import (
     MODES,
     Call,
@@ -92,8 +93,8 @@ class NNXForward:
         graph, flat = self._template
         values = {**variables.get("params", {}), **variables.get("state", {})}
         _require_same_shapes(
-            {_key(path): jnp.shape(_value(leaf)) for path, leaf in flat if _is_kept(leaf)},
-            {key: jnp.shape(value) for key, value in values.items()},
+            {_key(path): list(jnp.shape(_value(leaf))) for path, leaf in flat if _is_kept(leaf)},
+            {key: list(jnp.shape(value)) for key, value in values.items()},
         )
         # New variables, since NNX lets a trace change only its own.
         state = nnx.from_flat_state(
@@ -176,21 +177,19 @@ def _collections(state: Any) -> dict[str, Any]:
     return {"params": params, **({"state": rest} if rest else {})}
 
 
-def _require_same_shapes(known: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
+def _require_same_shapes(known: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> None:
     """Raises ValueError unless the variables are those of the module."""
-    if known == found:
-        return
-    problems = [f"without {key}" for key in sorted(known.keys() - found.keys())]
-    problems += [f"with {key}, which it does not have" for key in sorted(found.keys() - known.keys())]
-    problems += [
-        f"{key} {list(found[key])} where it has {list(shape)}"
-        for key, shape in sorted(known.items())
-        if found.get(key, shape) != shape
-    ]
-    raise ValueError(
-        f"the variables do not fit the NNX module: {', '.join(problems[:5])}; they must be what its "
-        "init(seed, image_shape) gives"
-    )
+    problems = [
+        f"without {key}" if given is None
+        else f"with {key}, which it does not have" if wanted is None
+        else f"{key} {given} where it has {wanted}"
+        for key, (given, wanted) in differing_keys(found, known).items()
+    ]  # fmt: skip
+    if problems:
+        raise ValueError(
+            f"the variables do not fit the NNX module: {', '.join(problems[:5])}; they must be what its "
+            "init(seed, image_shape) gives"
+        )
 
 
 def _is_kept(leaf: Any) -> bool:

@@ -11,17 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxkd import methods as known_methods
 from jaxkd import models, teachers
-from jaxkd.devices import choose_devices, share
 from jaxkd.files.places import place as placed
 from jaxkd.progress import Lasting, Say, print_line
 from jaxkd.runs.config import DistillConfig, TrainConfig
 from jaxkd.runs.kept import find_kept, keep
 from jaxkd.runs.report import report
-from jaxkd.runs.run import distill, train
+from jaxkd.runs.run import devices_of, distill, train
 from jaxkd.runs.summary import ALONE
 from jaxkd.teachers import hub
 
@@ -165,8 +162,7 @@ def _check(planned: Sequence[Planned], known: Mapping[str, teachers.Teacher]) ->
         if isinstance(config, DistillConfig) and method is None:
             known_methods.create(config.method, **config.method_options)
         config.recipe(1, 1).transformation()
-        devices = len(choose_devices(config.devices))
-        share(np.zeros(config.batch_size, np.int32), devices, config.accumulate)
+        devices_of(config)
     dataset = planned[0].config.load()
     for teacher in known.values():
         teacher.require_fit(dataset)

@@ -163,14 +163,8 @@ def fingerprint(
       own_teacher: whether the teacher is a user's, and runs in the step.
 
     Raises:
-      ValueError: the optimizer trains other parameters than those to evaluate.
       TypeError: the optimizer cannot be called as the step calls it.
     """
-    if any(type(leaf).__name__ == "ScheduleFreeState" for leaf in _nodes(state.opt_state)):
-        raise ValueError(
-            "the optimizer is schedule-free: the parameters that it trains are not those to evaluate, and "
-            "jaxkd evaluates the trained ones; use another, such as optax.adamw(1e-3) with ema=0.999"
-        )
     key, where = jax.random.key(0), jax.ShapeDtypeStruct((2,), jnp.bool_)
     image = jax.ShapeDtypeStruct(image_shape, jnp.uint8)
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
@@ -209,17 +203,6 @@ def fingerprint(
             f"arrays like those that init got; {type(error).__name__}: {error}"
         ) from error
     return digest.hexdigest()
-
-
-def _nodes(tree: Any) -> Iterator[Any]:
-    """A tree of tuples and mappings, and everything in it."""
-    yield tree
-    if isinstance(tree, Mapping):
-        tree = tree.values()
-    elif not isinstance(tree, tuple | list):
-        return
-    for child in tree:
-        yield from _nodes(child)
 
 
 def require_logits(network: models.Network, variables: Any, dataset: data.Dataset) -> None:

@@ -49,7 +49,8 @@ def report(
 
 def _require_own(out: Path) -> None:
     """Raises ValueError if the report would replace files that are no earlier report's."""
-    earlier, names = out / "report.md", ("table.tex", "table.csv", "accuracy.png", "accuracy.pdf")
+    earlier = out / "report.md"
+    names = ["table.tex", "table.csv", *(f"{name}.{kind}" for name in _CAPTIONS for kind in ("png", "pdf"))]
     if earlier.is_file():
         found = [] if "| run " in earlier.read_text(errors="replace") else [earlier]
     else:

@@ -285,7 +285,7 @@ def _run(
     """One run or several, after checking what all of them need."""
     for name, called in {"on_log": on_log, "say": say}.items():
         if not (callable(called) or (called is None and name == "on_log")):
-            raise TypeError(f"{name} must be a function, got {type(called).__name__}")
+            raise TypeError(f"{name} must be a function, got {kind(called)}")
     processes.join(config, say)
     if not processes.is_first():
         say = lambda _: None  # noqa: E731
@@ -293,8 +293,7 @@ def _run(
         # Before anything else, since it determines the messages that follow.  Also, Gloo waits for the very
         # first message for at most 30 seconds, and reading the data may take one process longer.
         processes.require_same({"command": type(config).__name__, "seeds": config.seeds})
-    devices = choose_devices(config.devices)
-    share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
+    devices = devices_of(config)
     if objects.get("optimizer") is None:
         config.recipe(1, 1).transformation()  # reports unknown names before the data are read
     elif unused := sorted(name for name in OF_RECIPE if getattr(config, name) != getattr(type(config), name)):
@@ -332,6 +331,17 @@ def _run(
     )
     runs = [_fit(each, parts, devices, say) for each in config.each_seed()]
     return runs[0] if config.seeds == 1 else _of_seeds(runs, say)
+
+
+def devices_of(config: RunConfig) -> list[jax.Device]:
+    """A run's devices.
+
+    Raises:
+      ValueError: they cannot share its batches equally.
+    """
+    devices = choose_devices(config.devices)
+    share(np.zeros(config.batch_size, np.int32), len(devices), config.accumulate)
+    return devices
 
 
 def _of_seeds(runs: list[Result], say: Say) -> Result:

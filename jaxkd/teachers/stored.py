@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd import models, storage
 from jaxkd._paths import cache_folder
+from jaxkd.differences import differing_keys
 from jaxkd.files.places import is_remote, place
 from jaxkd.files.whole import current, names_in
 from jaxkd.teachers import hub, record
@@ -60,23 +61,17 @@ def save(folder: str | Path, variables: Mapping[str, Any], description: Descript
 def _require_variables(variables: Mapping[str, Any], description: Description) -> None:
     """Raises ValueError unless the variables have the names and the shapes of the network's."""
 
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(tree: Any) -> dict[str, list[int]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+        return {jax.tree_util.keystr(path): list(jnp.shape(leaf)) for path, leaf in leaves}
 
-    found = shapes(variables)
-    wanted = shapes(variable_shapes(description.create_model(), description.image_shape))
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"these are not the variables of {description.model} for {description.num_classes} classes "
-                f"and images {list(description.image_shape)}: {name} is {_shape(found.get(name))} and not "
-                f"{_shape(wanted.get(name))}; nothing was saved"
-            )
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))
+    wanted = variable_shapes(description.create_model(), description.image_shape)
+    for name, pair in differing_keys(shapes(variables), shapes(wanted)).items():
+        found, expected = ("absent" if shape is None else shape for shape in pair)
+        raise ValueError(
+            f"these are not the variables of {description.model} for {description.num_classes} classes and "
+            f"images {list(description.image_shape)}: {name} is {found} and not {expected}; nothing was saved"
+        )
 
 
 def locate(path_or_name: str | Path) -> Path:

@@ -216,7 +216,7 @@ class Teacher:
             )
         mean, std = np.asarray(self.description.mean), np.asarray(self.description.std)
         bound = float(np.max(np.maximum(1 - mean, mean) / std))
-        if (largest := float(jnp.abs(images).max())) > 10 * bound:
+        if (largest := max(-low, high)) > 10 * bound:
             raise ValueError(
                 f"images are floats up to {largest:g}, and normalised pixels are at most {bound:.3g}; "
                 "pass uint8 pixels, or normalized=True"

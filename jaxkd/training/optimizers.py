@@ -163,6 +163,19 @@ def as_transformation(optimizer: Any) -> optax.GradientTransformation:
     return by_label(own) if isinstance(own, Mapping) else own
 
 
+def require_evaluable(opt_state: Any) -> None:
+    """Raises ValueError if an optimiser trains other parameters than those to evaluate."""
+
+    def schedule_free(node: Any) -> bool:
+        return type(node).__name__ == "ScheduleFreeState"
+
+    if any(map(schedule_free, jax.tree.leaves(opt_state, is_leaf=schedule_free))):
+        raise ValueError(
+            "the optimizer is schedule-free: the parameters that it trains are not those to evaluate, and "
+            "jaxkd evaluates the trained ones; use another, such as optax.adamw(1e-3) with ema=0.999"
+        )
+
+
 def by_label(transformations: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
     """One transformation for each part of the parameters.
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxkd import metrics
 from jaxkd._names import kind
 from jaxkd.methods import Method
+from jaxkd.training.optimizers import require_evaluable
 from jaxkd.training.task import Task
 
 
@@ -113,7 +114,7 @@ def initial_state(
 
     Raises:
       ValueError: a name is used by two of the method's terms and metrics, or by the step itself; or a term
-        has another shape than `[B]` or `[]`.
+        has another shape than `[B]` or `[]`; or the optimizer is schedule-free.
       TypeError: a metric is no `Metric`, or gives what is no number or no JSON.
     """
     student = dict(task.student.init(task.seed, image_shape))
@@ -142,12 +143,14 @@ def initial_state(
     own = {"loss": mean, "accuracy": metrics.Percentage(number, number)}  # type: ignore[arg-type]
     losses = {**own, **dict.fromkeys(terms.losses, mean)}
     params = {"student": student.pop("params", {}), "method": method.pop("params", {})}
+    opt_state = jax.jit(task.optimizer.init)(params)  # one program, not one for every shape
+    require_evaluable(opt_state)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         network=student,
         method=method,
-        opt_state=jax.jit(task.optimizer.init)(params),  # one program, not one for every shape
+        opt_state=opt_state,
         tally=empty_tally(losses, terms.metrics),
         average=None
         if task.ema is None
