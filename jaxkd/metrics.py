@@ -138,7 +138,7 @@ class Histogram:
         return f"{numbers['']:.2f} ({numbers['p5']:.2f}-{numbers['p95']:.2f})"
 
     def quantile(self, fraction: float) -> float:
-        """The quantile: the value below which this fraction of the examples is."""
+        """The quantile: the value below which this fraction of the examples is; at most the bins' edges."""
         edges = np.pad(self.bins.edges, 1, mode="edge")
         reached = np.concatenate([[0.0], np.cumsum(np.asarray(self.counts))])
         wanted = fraction * reached[-1]
@@ -147,16 +147,21 @@ class Histogram:
         return float(edges[index - 1] + inside * (edges[index] - edges[index - 1]))
 
     def describe(self) -> dict[str, Any]:
-        """Everything that a figure needs, ready for JSON; empty bins at both ends are left out."""
+        """Everything that a figure needs, ready for JSON; empty bins at both ends are left out.
+
+        `outside` is the share of the values that lie outside the bins, if any do.
+        """
         counts = np.asarray(self.counts)
         used = np.flatnonzero(counts[1:-1])
         bins = slice(used[0], used[-1] + 1) if used.size else slice(0, 0)
         numbers = self.compute()
+        outside = float(counts[0] + counts[-1])
         return {
             "mean": numbers.pop(""),
             **numbers,
             "counts": counts[1:-1][bins].tolist(),
             "edges": self.bins.edges[bins.start : bins.stop + 1].tolist(),
+            **({"outside": outside / float(counts.sum())} if outside else {}),
         }
 
 

@@ -417,6 +417,19 @@ def test_an_error_of_no_known_kind_does_not_wait_for_other_processes(
     assert left == ([1] if joint else [])
 
 
+def test_notes_of_an_error_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        error = ValueError("no such image")
+        error.add_note("in the run of seed 5")
+        raise error
+
+    monkeypatch.setattr(cli, "leave", lambda code: None)
+    cli.run(fails)
+    assert capsys.readouterr().err.startswith("jaxkd: no such image\nin the run of seed 5\n(JAXKD_TRACEBACK")
+
+
 def test_a_signal_to_the_workers_too_is_one_to_the_run(tmp_path: Path, tiny: Path, teacher: Path) -> None:
     """As `timeout`, SLURM and systemd send it."""
     arguments = [*distill_arguments(tiny, teacher, tmp_path / "run"), "--stream", "--workers", 2]

@@ -27,6 +27,7 @@ def test_what_lies_outside_of_the_bins_is_counted_there() -> None:
     histogram = Histogram.of(jnp.array([0.01, 2.0, 99.0]), jnp.ones(3, bool), Bins(1.0, 4.0, 2))
     assert histogram.counts.tolist() == [1, 1, 0, 1]
     assert histogram.describe()["counts"] == [1.0]
+    assert histogram.describe()["outside"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("kind", [Mean, Percentage, Histogram])

@@ -94,5 +94,6 @@ def keep_compiled_programs() -> None:
 def _failed(error: Exception) -> int:
     if os.environ.get("JAXKD_TRACEBACK"):
         raise error
-    print(f"jaxkd: {error}\n(JAXKD_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
+    text = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    print(f"jaxkd: {text}\n(JAXKD_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
     return EXIT_FAILED

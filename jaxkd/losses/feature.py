@@ -143,7 +143,7 @@ def vid(student: ArrayLike, teacher: ArrayLike, log_scale: ArrayLike) -> jax.Arr
       log_scale: r, `[C]`; it is learned.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: the shapes differ, or `log_scale` is not of the channels.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -154,7 +154,7 @@ def vid(student: ArrayLike, teacher: ArrayLike, log_scale: ArrayLike) -> jax.Arr
     Source: Ahn et al. 2019 (arXiv 1904.05835), as in RepDistiller's code.
     """
     s, t = _same(student, teacher)
-    variance = jax.nn.softplus(jnp.asarray(log_scale).astype(s.dtype)) + _VID_EPS
+    variance = jax.nn.softplus(_of_channels("log_scale", log_scale, s)) + _VID_EPS
     return _rest(0.5 * (jnp.square(s - t) / variance + jnp.log(variance)))
 
 
@@ -170,7 +170,7 @@ def ofd(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> jax.Array:
       margin: m, `[C]`, negative; see `ofd_margin`.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: the shapes differ, or `margin` is not of the channels.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -180,7 +180,7 @@ def ofd(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> jax.Array:
     Source: Heo et al. 2019 (arXiv 1904.01866), the partial L2 distance, as in mdistiller's code.
     """
     s, t = _same(student, teacher)
-    m = jax.lax.stop_gradient(jnp.asarray(margin)).astype(s.dtype)
+    m = jax.lax.stop_gradient(_of_channels("margin", margin, s))
     target = jnp.maximum(t, m)
     left_out = (t <= 0) & (s <= target)
     return jnp.sum(_rows(jnp.where(left_out, 0.0, jnp.square(s - target))), axis=-1)
@@ -547,6 +547,16 @@ def of_one_size(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.
     s, t = _pair(student, teacher, maps=True)
     size = min(s.shape[1], t.shape[1]), min(s.shape[2], t.shape[2])
     return adaptive_pool(s, size), adaptive_pool(t, size)
+
+
+def _of_channels(name: str, values: ArrayLike, maps: jax.Array) -> jax.Array:
+    """One number for each channel, in the maps' type; a scalar stands for all."""
+    values = jnp.asarray(values).astype(maps.dtype)
+    if values.shape not in ((), maps.shape[-1:]):
+        raise ValueError(
+            f"{name} must be one number for each of the {maps.shape[-1]} channels, got shape {values.shape}"
+        )
+    return values
 
 
 def _rest(values: jax.Array) -> jax.Array:

@@ -60,8 +60,9 @@ def misfits(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> str:
         if found.setdefault(path, name) != name:
             doubled.append(f"{found[path]} and {name}")
     shapes = {path: _in_flax_layout(path, weights[name]).shape for path, name in found.items()}
+    missing = [path for path in wanted if path not in found]
     problems = {
-        "missing": ["/".join(path) for path in wanted if path not in found],
+        "missing": ["/".join(path) for path in missing],
         "not in the model": [name for path, name in found.items() if path not in wanted],
         "twice": doubled,
         "other shape (in Flax's layout)": [
@@ -71,6 +72,10 @@ def misfits(weights: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> str:
         ],
     }
     listed = [f"{what}: {_listed(items)}" for what, items in problems.items() if items]
+    if missing and all(any(word.startswith(_PROJECTIONS) for word in path) for path in missing):
+        listed.append(
+            'a ResNet without weights in its shortcuts is imported with --shortcut A (shortcut="A")'
+        )
     return f"the weights do not fit the model; {'; '.join(listed)}" if listed else ""
 
 

@@ -66,7 +66,7 @@ class _Look(NamedTuple):
 def save_all(summary: Summary, out: Path) -> list[str]:
     """Writes every figure that the runs have data for, as PNG and PDF; returns their names."""
     named: dict[str, Figure | None] = {"accuracy": accuracy(summary), "differences": differences(summary)}
-    for name in _distributed(summary):
+    for name in summary.distributions:
         named[name] = distribution(summary, name)
     made = {name: figure for name, figure in named.items() if figure is not None}
     for name, figure in made.items():
@@ -250,18 +250,6 @@ def _described(cell: Cell, metric: str) -> list[Mapping[str, Any]]:
     """What the finished runs say of a metric that is a distribution."""
     found = [run.result.get("metrics", {}).get(metric, {}) for run in cell.runs]
     return [one for one in found if one.get("counts")]
-
-
-def _distributed(summary: Summary) -> list[str]:
-    """The names of all metrics that are distributions."""
-    names = {
-        name: None
-        for cell in summary.cells.values()
-        for run in cell.runs
-        for name, metric in run.result.get("metrics", {}).items()
-        if metric.get("counts")
-    }
-    return list(names)
 
 
 def _by_epoch(cell: Cell) -> dict[int, list[float]]:

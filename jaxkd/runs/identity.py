@@ -1,8 +1,8 @@
 """The identity of a run: everything that determines its result, with defaults resolved.
 
 A user's object is identified by its name, its options and the shapes of its variables, not by its code: a
-changed function with the same name counts as the same.  `sources` records a hash of the code, so that a
-change is at least reported.
+changed function, or an optimiser with another learning rate, counts as the same.  `sources` records a hash of
+the code, so that a change is at least reported.
 """
 
 from __future__ import annotations
@@ -98,9 +98,15 @@ def _describe_optimizer(optimizer: Any, task: Task, student: Any) -> dict[str, A
         return {"optimizer": optimizer.name}
     if isinstance(optimizer, Recipe):
         return {key: value for key, value in dataclasses.asdict(optimizer).items() if key != "total_steps"}
-    state = jax.eval_shape(task.optimizer.init, {"student": student.get("params", {}), "method": {}})
+    _, state = _shapes_for_optimizer(task, student)
     structure = hashlib.sha256(repr(jax.tree.structure(state)).encode()).hexdigest()[:16]
     return {"optimizer": "own", "optimizer.state": structure}
+
+
+def _shapes_for_optimizer(task: Task, student: Any) -> tuple[Any, Any]:
+    """The shapes of a student's parameters, and of the optimiser's state for them."""
+    params = {"student": student.get("params", {}), "method": {}}
+    return params, jax.eval_shape(task.optimizer.init, params)
 
 
 def as_json(value: Any) -> Any:
@@ -112,12 +118,21 @@ def as_json(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else describe_object(value)
 
 
-def sources(task: Task) -> dict[str, str]:
-    """Hashes of the source code of users' methods, networks and augmentations, if it can be read."""
+def sources(task: Task, student: Any, optimizer: Any) -> dict[str, str]:
+    """Hashes of the source code of users' methods, networks and augmentations, if it can be read.
+
+    An optimiser's code is optax, and its numbers are in closures: so its hash is of what it traces to.
+    """
     things: dict[str, Any] = {"method": task.method, "student": task.student.forward}
     things |= {f"augmentation of view {view}": shown for view, shown in task.augmentations}
-    texts = {name: "".join(_sources(thing)) for name, thing in things.items()}
-    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items() if text}
+    texts = {name: "".join(_sources(thing)).encode() for name, thing in things.items()}
+    if not isinstance(optimizer, Recipe):
+        # One that cannot be called so is refused later, with its reason.
+        with contextlib.suppress(TypeError, AttributeError, ValueError, KeyError):
+            params, state = _shapes_for_optimizer(task, student)
+            name = f"optimizer, as jax {jax.__version__} traces it,"
+            texts[name] = _traced(task.optimizer.update, params, state, params)
+    return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in texts.items() if text}
 
 
 def _sources(thing: Any) -> Iterator[str]:
@@ -174,12 +189,7 @@ def fingerprint(
     digest = hashlib.sha256()
 
     def add(function: Callable[..., Any], *arguments: Any) -> None:
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-        made = jax.make_jaxpr(function)(*shapes)
-        digest.update(describe_object(made.jaxpr).encode())
-        for constant in made.consts:
-            is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
-            digest.update(np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes())
+        digest.update(_traced(function, *arguments))
 
     def step_of_method(v: Any, x: Any, key: jax.Array) -> Any:
         return task.method.apply(v, x, mutable=list(state.method), rngs={"sample": key, "dropout": key})
@@ -203,6 +213,17 @@ def fingerprint(
             f"arrays like those that init got; {type(error).__name__}: {error}"
         ) from error
     return digest.hexdigest()
+
+
+def _traced(function: Callable[..., Any], *arguments: Any) -> bytes:
+    """What a function computes, as it is traced for arguments of these shapes: its text and its constants."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    made = jax.make_jaxpr(function)(*shapes)
+    parts = [describe_object(made.jaxpr).encode()]
+    for constant in made.consts:
+        is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+        parts.append(np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes())
+    return b"".join(parts)
 
 
 def require_logits(network: models.Network, variables: Any, dataset: data.Dataset) -> None:

@@ -40,17 +40,18 @@ def report(
         of one of the report's.
       FileNotFoundError: a folder is neither a run nor a teacher.
     """
-    _require_own(place(out))
     records = read(runs)
     summary = summarise(records, baseline, by_name=by_name)
+    _require_own(place(out), summary)
     with filling(place(out)) as folder:
         return _write(records, summary, folder)
 
 
-def _require_own(out: Path) -> None:
+def _require_own(out: Path, summary: Summary) -> None:
     """Raises ValueError if the report would replace files that are no earlier report's."""
     earlier = out / "report.md"
-    names = ["table.tex", "table.csv", *(f"{name}.{kind}" for name in _CAPTIONS for kind in ("png", "pdf"))]
+    pictures = [*_CAPTIONS, *summary.distributions]
+    names = ["table.tex", "table.csv", *(f"{name}.{kind}" for name in pictures for kind in ("png", "pdf"))]
     if earlier.is_file():
         found = [] if "| run " in earlier.read_text(errors="replace") else [earlier]
     else:
@@ -190,4 +191,5 @@ def _shown(metric: dict[str, Any] | None) -> str:
         return f"{metric['mean']:.3f}"
     if len(metric["counts"]) == 1:  # one value falls into one bin
         return f"{metric['mean']:.2f}"
-    return f"{metric['mean']:.2f} ({metric['p5']:.2f}-{metric['p95']:.2f})"
+    outside = f"; {metric['outside']:.0%} outside the histogram" if metric.get("outside") else ""
+    return f"{metric['mean']:.2f} ({metric['p5']:.2f}-{metric['p95']:.2f}{outside})"

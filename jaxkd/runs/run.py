@@ -329,7 +329,14 @@ def _run(
         on_log=on_log,
         objects=passed,
     )
-    runs = [_fit(each, parts, devices, say) for each in config.each_seed()]
+    runs = []
+    for each in config.each_seed():
+        try:
+            runs.append(_fit(each, parts, devices, say))
+        except Exception as error:
+            if config.seeds > 1:
+                error.add_note(f"in the run of seed {each.seed}, {each.folder}")
+            raise
     return runs[0] if config.seeds == 1 else _of_seeds(runs, say)
 
 
@@ -396,9 +403,8 @@ def _fit(config: RunConfig, parts: Parts, devices: list[jax.Device], say: Say) -
             identity["forked_from"], found = open_fork(config.fork, folder)
             if found is not None:
                 forked = graft(found, start(), identity, task)
-        notes = record.open(
-            config.as_dict(), identity, devices, objects=list(parts.objects), sources=sources(task)
-        )
+        codes = sources(task, student, recipe or parts.optimizer)
+        notes = record.open(config.as_dict(), identity, devices, objects=list(parts.objects), sources=codes)
         for note in notes:
             say(f"note: {note}")
         if (done := record.result()) is not None:

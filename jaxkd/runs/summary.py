@@ -227,6 +227,13 @@ class Summary:
         words = {"held-out" if run.config.get("holdout") else "test" for run in runs}
         return " or ".join(sorted(words)) or "test"
 
+    @property
+    def distributions(self) -> list[str]:
+        """The names of all metrics that are distributions."""
+        runs = (run for cell in self.cells.values() for run in cell.runs)
+        metrics = (metric for run in runs for metric in run.result.get("metrics", {}).items())
+        return list(dict.fromkeys(name for name, metric in metrics if metric.get("counts")))
+
     def difference(self, method: str, pair: Pair) -> Difference | None:
         """A method's accuracy minus the baseline's, over their common seeds; None if there are none."""
         if self.baseline is None or method == self.baseline:

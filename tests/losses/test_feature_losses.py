@@ -240,6 +240,15 @@ def test_what_is_refused(name: str) -> None:
             loss(s, t, where=np.ones((6, 1), bool))
 
 
+@pytest.mark.parametrize(("loss", "name"), [(losses.vid, "log_scale"), (losses.ofd, "margin")])
+def test_numbers_of_channels_are_one_for_each(loss, name):
+    s, t = np.ones((3, 2, 2, 3), np.float32), np.zeros((3, 2, 2, 3), np.float32)
+    np.testing.assert_array_equal(loss(s, t, np.full(3, -1.0)), loss(s, t, -1.0))
+    for shape in ((4,), (3, 1, 1, 1)):  # the second is broadcast over the examples
+        with pytest.raises(ValueError, match=f"{name} must be one number for each of the 3 channels"):
+            loss(s, t, np.full(shape, -1.0))
+
+
 def test_pooling_follows_torchs_areas() -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((2, 7, 6, 3)).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxkd.models.torch_names import to_flax, to_torch
+from jaxkd.models.torch_names import misfits, to_flax, to_torch
 
 WEIGHTS = {
     "layer1.0.conv1.weight": np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7),
@@ -41,6 +41,15 @@ def test_all_misfits_are_listed_at_once() -> None:
     assert "missing: params/layer1_0/bn1/scale" in message
     assert "not in the model: extra.weight" in message
     assert "linear.weight is (2, 4), the model needs (2, 3)" in message
+
+
+def test_a_resnet_without_weights_in_its_shortcuts_is_recognised() -> None:
+    like = {
+        **LIKE,
+        "params": {**LIKE["params"], "layer2_0": {"downsample_0": {"kernel": np.zeros((1, 1, 2, 2))}}},
+    }
+    assert "--shortcut A" in misfits(WEIGHTS, like)
+    assert "--shortcut" not in misfits({**WEIGHTS, "extra.weight": np.zeros((2, 2))}, LIKE)
 
 
 def test_the_other_direction() -> None:

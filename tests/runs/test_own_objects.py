@@ -139,6 +139,10 @@ def test_changed_code_of_the_same_name_is_told(tmp_path: Path) -> None:
     run("call", model=models.from_linen(Student(), call=lambda module, x, train: module(x)))
     changed = models.from_linen(Student(), call=lambda module, x, train: module(2 * x))
     assert "the code of your student has changed" in run("call", model=changed)
+    for name, made in {"one": optax.sgd, "by part": lambda rate: {"student": optax.sgd(rate)}}.items():
+        run(name, optimizer=made(0.1))
+        assert "the code of your" not in run(name, optimizer=made(0.1))
+        assert "the code of your optimizer, as jax" in run(name, optimizer=made(0.2))
 
 
 @flax.struct.dataclass

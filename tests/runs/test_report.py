@@ -249,6 +249,19 @@ def test_a_report_beside_its_runs_hides_none_and_replaces_nobodys(tmp_path: Path
     with pytest.raises(ValueError, match=r"table\.tex is not of an earlier report; name another folder"):
         report(tmp_path / "runs", tmp_path / "paper")
     assert (tmp_path / "paper" / "table.tex").read_text() == "mine"
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "temperature.png").write_text("mine")  # the name of one of the runs' metrics
+    with pytest.raises(ValueError, match=r"temperature\.png is not of an earlier report"):
+        report(write_run(tmp_path / "with a metric", [50.0], RESULT), tmp_path / "pictures")
+    assert (tmp_path / "pictures" / "temperature.png").read_text() == "mine"
+
+
+def test_a_table_says_how_much_its_histogram_leaves_out(tmp_path: Path) -> None:
+    for outside, text in ((0.0, "(5.00-8.25)"), (0.25, "(5.00-8.25; 25% outside the histogram)")):
+        metric = {**RESULT["metrics"]["temperature"], "outside": outside}
+        result = {**RESULT, "metrics": {"temperature": metric}}
+        run = write_run(tmp_path / f"run{outside}", [50.0], result)
+        assert any(text in cell for cell in table(report(run, tmp_path / f"report{outside}"))[0])
 
 
 def test_a_damaged_run_can_be_left_out(tmp_path: Path) -> None:

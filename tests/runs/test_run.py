@@ -481,6 +481,11 @@ def test_seeds_are_the_runs_that_each_would_be_alone(tmp_path: Path) -> None:
     assert [line for line in said if "many-seed3" in line and "is done already" in line]
     assert "resuming at step 9 of 9" in said
     assert again["last_accuracy"] == several["last_accuracy"]
+    # A failure says whose it is.
+    longer = config(tmp_path / "many", teacher, seed=3, seeds=3, log_every=1)
+    with pytest.raises(ZeroDivisionError) as failed:
+        jaxkd.distill(longer, dataset, say=silent, on_log=lambda values, step: 1 // 0)
+    assert failed.value.__notes__ == [f"in the run of seed 5, {tmp_path / 'many-seed5'}"]
 
 
 def test_options_that_objects_leave_without_effect_are_refused(tmp_path: Path) -> None:
