@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import flax.errors
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +41,7 @@ MODES: dict[str, Callable[[bool], bool]] = {
     "use_running_average": lambda train: not train,
 }
 
-
+_SEEN = "jaxkd_features"  # the collection of the outputs of submodules
 _INITIAL = (
     'initial values must not depend on the images; what is sown goes to the collection "intermediates", or '
     "is returned as a feature: (logits, {name: value})"
@@ -86,16 +87,20 @@ class LinenForward:
         rngs: Mapping[str, jax.Array] | None,
     ) -> tuple[Outputs, Mapping[str, Any]]:
         """See `Forward`."""
-        seen: dict[str, jax.Array] = {}
         method = functools.partial(self._run, train=train, where=where)
-        mutable = [name for name in variables if name != "params"] if train else False
-        with nn.intercept_methods(self._interceptor(seen, where if train else None, train)):
+        mutable = [name for name in variables if name != "params"] if train else []
+        with nn.intercept_methods(self._interceptor(where if train else None, train)):
             # Streams with other names take the key of "params".
             given = {"params": next(iter(rngs.values())), **rngs} if rngs else None
-            result: Any = self.module.apply(
-                dict(variables), images, method=method, mutable=mutable, rngs=given
+            output, updates = self.module.apply(
+                dict(variables), images, method=method, mutable=[*mutable, _SEEN], rngs=given
             )
-        output, updates = result if train else (result, {})
+        updates = dict(updates)
+        found = flax.traverse_util.flatten_dict(
+            updates.pop(_SEEN, {}), is_leaf=lambda path, _: path[-1:] == (_SEEN,)
+        )
+        by_path = {"/".join(path[:-1]): value for path, value in found.items()}
+        seen = {name: by_path[path] for name, path in self.features if path in by_path}
         for name, path in self.features:
             # A submodule that exists may have no part in this mode.
             if name not in seen and path not in _paths(variables.get("params", {})):
@@ -125,8 +130,8 @@ class LinenForward:
             options["where"] = where
         return module(images, **options)
 
-    def _interceptor(self, seen: dict[str, jax.Array], where: jax.Array | None, train: bool) -> Any:
-        wanted = {path: name for name, path in self.features}
+    def _interceptor(self, where: jax.Array | None, train: bool) -> Any:
+        wanted = {path for _, path in self.features}
 
         def intercept(
             following: Call, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
@@ -138,9 +143,9 @@ class LinenForward:
                 result = _linen_batch_norm(module, following, args, kwargs, where, self.axis_name)
             else:
                 result = following(*args, **kwargs)
-            path = "/".join(module.path)
-            if path in wanted:
-                seen[wanted[path]] = result
+            if "/".join(module.path) in wanted:
+                # As a variable, it leaves what Flax transforms, such as `nn.remat`.
+                module.sow(_SEEN, _SEEN, result, init_fn=lambda: None, reduce_fn=lambda _, last: last)
             return result
 
         return intercept

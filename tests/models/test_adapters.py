@@ -414,6 +414,33 @@ def test_batch_norm_of_several_rows_for_each_example_does_not_count_padding() ->
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+class Rematerialized(nn.Module):
+    """`Linen` without batch norm, whose convolution is computed again for the gradient."""
+
+    again: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = nn.remat(nn.Conv) if self.again else nn.Conv
+        return nn.Dense(3)(nn.relu(conv(4, (3, 3), name="conv")(x)).mean((1, 2)))
+
+
+def test_features_leave_what_is_computed_again() -> None:
+    def gradient(again: bool) -> Any:
+        network = models.from_linen(Rematerialized(again), features={"a": "conv", "b": "conv"})
+        variables = network.init(0, SHAPE)
+
+        def loss(variables: Any) -> jax.Array:
+            outputs, _ = network.apply(variables, IMAGES, train=True)
+            return jnp.sum(outputs.features["a"] ** 2) + jnp.sum(outputs.features["b"] * outputs.logits.sum())
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    again, usual = gradient(True), gradient(False)
+    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(again))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), again, usual)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
