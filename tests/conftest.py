@@ -21,6 +21,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes of pytest-xdi
     CACHE = tempfile.TemporaryDirectory(prefix="jaxkd-tests-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "1"  # of ten, nine are read by nobody
 # Most of the tests' time is compilation.  Code that is not optimised, not from MLIR's emitters and in one
 # piece takes a quarter of it.  Later versions have no other emitters, and XLA aborts at an unknown flag.
 FLAGS = ["--xla_backend_optimization_level=0"]
@@ -35,6 +36,12 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 # Programs and traces are many objects that live long: their collection took a twentieth of the tests' time.
 gc.set_threshold(200_000, 50, 1000)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection has to walk through it."""
+    gc.freeze()
+
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -58,7 +65,9 @@ SHARED = Path(os.environ.get("JAXKD_TEST_DATA", Path(__file__).parents[2] / "sha
 def compiled_programs_are_freed() -> Iterator[None]:
     """Each program takes memory maps, of which Linux gives a process 65,530; short of them, XLA crashes."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
