@@ -392,7 +392,12 @@ def positive(name: str, value: ArrayLike) -> ArrayLike:
 
 def nan_unless_positive(value: jax.Array) -> jax.Array:
     """The value, with NaN for the entries that are not positive and finite."""
-    return jnp.where((value > 0) & jnp.isfinite(value), value, jnp.nan)
+    return value * one_or_nan((value > 0) & jnp.isfinite(value))
+
+
+def one_or_nan(valid: jax.Array) -> jax.Array:
+    """1 where `valid`, else NaN: without a constant that `jax.debug_nans` would find where all is valid."""
+    return jnp.sqrt(jnp.where(valid, 1.0, -1.0))
 
 
 def _require_classes(logits: jax.Array, axis: int, axis_name: AxisName) -> None:

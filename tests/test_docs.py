@@ -69,7 +69,7 @@ def test_the_programs_of_the_readme_run(tmp_path, monkeypatch):
     assert scope["result"]["epochs"] == 1
 
 
-def test_the_programs_of_the_teachers_page_run(tmp_path, monkeypatch):
+def test_the_programs_of_the_teachers_page_run(tmp_path, monkeypatch, request):
     pytest.importorskip("flax")
     from jaxkd import data
 
@@ -84,5 +84,6 @@ def test_the_programs_of_the_teachers_page_run(tmp_path, monkeypatch):
     exec(compile(checkpoint, "teachers.md", "exec"), scope)
     assert scope["teacher"].num_classes == 10
     scope = {}
+    request.getfixturevalue("few_digits")  # it trains
     exec(compile(function, "teachers.md", "exec"), scope)
     assert scope["result"]["teacher"] == "mine"

@@ -221,7 +221,7 @@ def prepare_labelled(
     message = f"labels must lie in [0, {num_classes - 1}], the classes of the logits"
     if isinstance(inside, jax.core.Tracer):
         checkify.debug_check(jnp.all(inside), message + ", got {labels}", labels=jnp.asarray(y))
-        weights = jnp.where(inside, 1.0, jnp.nan).astype(x.student.dtype)
+        weights = _logits.one_or_nan(inside).astype(x.student.dtype)
         x = x._replace(weights=weights if x.weights is None else weights * x.weights)
     elif not np.all(inside):
         wrong = np.asarray(y)[~np.asarray(inside)]

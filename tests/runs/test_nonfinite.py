@@ -66,7 +66,6 @@ def test_debug_goes_to_the_step_that_diverged_and_shows_the_place(tmp_path: Path
     assert "\n".join(kept["where"]) == str(caught.value).split("nonfinite.json.\n")[1]
 
 
-@pytest.mark.slow  # every operation is compiled by itself
 def test_the_place_is_where_the_teacher_was_poisoned() -> None:
     dataset = helpers.tiny_dataset()
     made = task(dataset)
@@ -76,8 +75,8 @@ def test_the_place_is_where_the_teacher_was_poisoned() -> None:
     batch = Batch(ids=share(np.arange(16), 2))
     clean = nonfinite.where_it_arises(made, state, frozen, resident, batch)
     assert clean[0] == "NaN: none, one operation at a time"
-    norm = frozen.teacher["batch_stats"]["layer2_0"]["bn1"]
-    norm["var"] = np.full_like(norm["var"], -1.0)
+    norm = frozen.teacher["params"]["stage2_norm"]
+    norm["scale"] = np.full_like(norm["scale"], np.inf)
     poisoned = nonfinite.where_it_arises(made, state, frozen, resident, batch)
-    assert "invalid value (nan) encountered in rsqrt" in poisoned[0]
-    assert "task.teacher.apply" in poisoned[0] or "jaxkd/models" in poisoned[0]
+    assert "invalid value (nan) encountered in" in poisoned[0]
+    assert "jaxkd/models" in poisoned[0]
